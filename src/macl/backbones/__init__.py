@@ -1,0 +1,1 @@
+"""Networks, one file each; the file name is the name users give."""

@@ -1,0 +1,174 @@
+"""Typed, frozen settings: method's defaults < recipe < `--set`; what was resolved is saved with every run."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from macl.errors import MaclError
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PluginSettings(Settings):
+    """Base of the settings of a method or a backbone."""
+
+
+class PrepareSettings(Settings):
+    """How scans become slices. Saved in the store and in every run, so that `predict` does the same."""
+
+    plane: Literal["auto", "axial", "coronal", "sagittal"] = Field(
+        "auto",
+        description="slices lie in this plane; auto: across the coarsest spacing, axial where none stands out",
+    )
+    spacing_mm: float | None = Field(None, gt=0, description="in-plane spacing to resample to; none: as scanned")
+    normalisation: Literal["clip_zscore", "zscore"] | None = Field(None, description="none: as the reader says")
+    keep_identity: bool = Field(False, description="keep DICOM patient ids instead of hashing them")
+
+
+class TrainingSettings(Settings):
+    """The loop: how long, how large, how fast."""
+
+    epochs: int = Field(100, gt=0)
+    batch_size: int = Field(16, gt=0)
+    size: int = Field(256, gt=0, description="side of the square slices in pixels; cropped or zero-padded to it")
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = Field(0.1, gt=0)
+    learning_rate_floor: float = Field(0.0, ge=0, description="where the cosine ends")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear rise before the cosine")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    weight_decay: float = Field(1e-5, ge=0)
+    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="moving average of the weights")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    log_every_steps: int = Field(20, gt=0)
+    checkpoint_every_steps: int = Field(500, gt=0)
+
+
+class PretrainSettings(Settings):
+    """Everything a pre-training run depends on, besides its store, split, seed and device."""
+
+    method: str = "macl"
+    method_settings: dict[str, Any] = Field(default_factory=dict)
+    backbone: str = "unet"
+    backbone_settings: dict[str, Any] = Field(default_factory=dict)
+    training: TrainingSettings = TrainingSettings()
+
+
+class AugmentationSettings(Settings):
+    """Random changes of a labelled slice while fine-tuning; each probability is per slice."""
+
+    mirror: float = Field(0.5, ge=0, le=1, description="probability, for each mirror axis")
+    deform: float = Field(0.67, ge=0, le=1, description="probability of elastic deformation + rotation + scale")
+    rotation_degrees: float = Field(180.0, ge=0, le=180)
+    scale: tuple[float, float] = (0.7, 1.3)
+    elastic_alpha: tuple[float, float] = (100.0, 350.0)
+    elastic_sigma: tuple[float, float] = (14.0, 17.0)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    brightness: float = Field(0.0, ge=0, le=1)
+    contrast: float = Field(0.0, ge=0, le=1)
+    gamma: float = Field(0.0, ge=0, le=1)
+    noise: float = Field(0.0, ge=0, le=1)
+    blur: float = Field(0.0, ge=0, le=1)
+    low_resolution: float = Field(0.0, ge=0, le=1)
+
+
+class FinetuneSettings(Settings):
+    """Everything a fine-tuning run depends on, besides its store, split, labels, initial weights, seed and device."""
+
+    backbone: str = "unet"
+    backbone_settings: dict[str, Any] = Field(default_factory=dict)
+    loss: Literal["cross_entropy", "cross_entropy_dice"] = "cross_entropy_dice"
+    augmentation: AugmentationSettings = AugmentationSettings()
+    mirror_axes: Literal["auto"] | tuple[Literal["row", "column"], ...] = Field(
+        "auto",
+        description="axes mirrored in training and averaged over in prediction; auto: both, unless a class is left or right",
+    )
+    mirror_averaging: bool = Field(True, description="average the prediction over the mirror axes")
+    training: TrainingSettings = TrainingSettings()
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] = ()) -> S:
+    """Settings of a run: the defaults of `kind`, over them the recipe, over them `key.sub=value` overrides.
+
+    Raises:
+        MaclError: a name that does not exist or a value that does not fit, each named.
+    """
+    merged = json.loads(json.dumps(recipe))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise MaclError(f"--set takes key=value, such as training.epochs=50, not {override!r}.")
+        *path, last = key.strip().split(".")
+        place = merged
+        for step in path:
+            place = place.setdefault(step, {})
+            if not isinstance(place, dict):
+                raise MaclError(f"--set {override}: {step!r} is a value, not a group of settings.")
+        place[last] = _parse(text.strip())
+    return validate(kind, merged)
+
+
+def validate(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """`values` as settings of `kind`; MaclError names every wrong key, under the prefix `where`."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(filter(None, (where, *map(str, problem['loc']))))}: {problem['msg'].lower()}"
+            for problem in error.errors()
+        )
+        known = ", ".join(kind.model_fields)
+        raise MaclError(f"These settings do not fit: {problems} (known here: {known}).") from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Read a TOML file; MaclError where it is missing or broken, `what` naming it ("a recipe")."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MaclError(f"There is no {path}, which should be {what}: check the path.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
+
+
+def recipe_names(stage: Literal["pretrain", "finetune"]) -> tuple[str, ...]:
+    """Recipes that travel in the package for a stage."""
+    folder = files("macl") / "recipes" / stage
+    return tuple(sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")))
+
+
+def read_recipe(stage: Literal["pretrain", "finetune"], name: str | Path) -> dict[str, Any]:
+    """A recipe by name (in the package) or by path (any `.toml`).
+
+    Raises:
+        MaclError: there is no such recipe; the known ones are named.
+    """
+    if str(name).endswith(".toml"):
+        return read_toml(Path(name), "a recipe")
+    if name not in recipe_names(stage):
+        known = ", ".join(recipe_names(stage))
+        raise MaclError(
+            f"There is no {stage} recipe called {str(name)!r}; known: {known}, or the path of a .toml file."
+        )
+    return tomllib.loads((files("macl") / "recipes" / stage / f"{name}.toml").read_text(encoding="utf-8"))

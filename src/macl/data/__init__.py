@@ -1,0 +1,1 @@
+"""Scans in, stores, splits and batches."""

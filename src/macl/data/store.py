@@ -1,0 +1,183 @@
+"""The store: prepared slices on disk, one chunk per slice, with an index that says what each case is.
+
+`store.json` is the index; `cases/<name>.image.b2nd` holds (slices, channels, rows, columns) in the scan's own integers,
+`cases/<name>.label.b2nd` holds (slices, rows, columns) uint8. Where slices were resampled,
+`cases/<name>.truth.b2nd` keeps the label on the scan's own grid, so that evaluation happens there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from macl.config import PrepareSettings, Settings, validate
+from macl.errors import MaclError
+from macl.files import inside, read_json
+
+FORMAT = "macl-store"
+VERSION = 1
+INDEX = "store.json"
+
+ArrayKind = Literal["image", "label", "truth"]
+
+
+class Geometry(Settings):
+    """A scan's own grid, in ITK's convention: index order x, y, z; millimetres; left-posterior-superior axes."""
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: tuple[float, float, float, float, float, float, float, float, float]
+    spacing_known: bool = Field(description="False: the file told none, 1 stands in, and distances are in voxels")
+
+
+class Slicing(Settings):
+    """How a scan's grid became slices, exactly reversible up to resampling.
+
+    The scan's array in (z, y, x) order is transposed by `permutation`, then flipped along `flipped`, giving
+    (slice, row, column) in left-posterior-superior order: axial slices rise from inferior to superior, their rows run
+    from anterior to posterior, their columns from right to left. Slices of `scanned_size` rows and columns were then
+    resampled in plane to the store's rows and columns.
+    """
+
+    plane: Literal["axial", "coronal", "sagittal"]
+    permutation: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+    scanned_size: tuple[int, int]
+
+
+class Normalisation(Settings):
+    """Numbers per channel, in stored units: normalised = (clip(stored, low, high) − mean) / deviation."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+class StoredArray(Settings):
+    """An array file of a case, relative to the store, and what its bytes and shape must be."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+class StoredCase(Settings):
+    """One prepared case."""
+
+    name: str
+    patient: str
+    slices: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    size: tuple[int, int] = Field(description="rows, columns of a prepared slice")
+    spacing_mm: tuple[float, float, float] | None = Field(description="slice, row, column; None: unknown")
+    geometry: Geometry
+    slicing: Slicing
+    normalisation: Normalisation
+    rescale: tuple[float, float] = Field((1.0, 0.0), description="scan's value = stored × first + second")
+    arrays: Mapping[ArrayKind, StoredArray]
+    class_voxels: tuple[int, ...] | None = Field(None, description="voxels of every class in the label")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the case has a label."""
+        return "label" in self.arrays
+
+
+class Refused(Settings):
+    """A case that was not kept, and why."""
+
+    name: str
+    reason: str
+
+
+class StoreIndex(Settings):
+    """What `store.json` holds."""
+
+    format: Literal["macl-store"] = FORMAT
+    version: Literal[1] = VERSION
+    reader: str
+    modality: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...] = Field(description="names of labels 0…K; empty where nothing is labelled")
+    label_values: tuple[int, ...] = Field(description="the scans' own values of labels 0…K")
+    prepared: PrepareSettings = Field(description="resolved: normalisation is never None here")
+    cases: tuple[StoredCase, ...]
+    refused: tuple[Refused, ...] = ()
+    notes: tuple[str, ...] = ()
+    macl_version: str = ""
+
+
+class Store:
+    """A store opened for reading: an index in memory, slices read when asked for."""
+
+    def __init__(self, path: Path, index: StoreIndex) -> None:
+        self.path = path
+        self.index = index
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open the store in a folder.
+
+        Raises:
+            MaclError: there is no store there, or it was written by another version.
+        """
+        if not (path / INDEX).is_file():
+            what = "is not a store" if path.exists() else "does not exist"
+            raise MaclError(f"{path} {what}: name a folder that `macl prepare` has finished (it holds {INDEX}).")
+        raw = read_json(path / INDEX, "a store's index")
+        if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+            found = f"{raw.get('format')!r} version {raw.get('version')!r}"
+            raise MaclError(f"{path / INDEX} is {found}, not {FORMAT!r} version {VERSION}: prepare the scans again.")
+        return cls(path, validate(StoreIndex, raw, where=INDEX))
+
+    @cached_property
+    def cases(self) -> Mapping[str, StoredCase]:
+        """The cases by name."""
+        return {case.name: case for case in self.index.cases}
+
+    @cached_property
+    def checksum(self) -> str:
+        """One SHA-256 over all cases' contents and normalisation, the same wherever the store lies."""
+        digest = hashlib.sha256()
+        for case in self.index.cases:
+            parts: Sequence[Any] = [case.name, case.patient, case.normalisation.model_dump_json()]
+            parts = [*parts, *(f"{kind}:{array.sha256}" for kind, array in sorted(case.arrays.items()))]
+            digest.update("\n".join(parts).encode() + b"\0")
+        return digest.hexdigest()
+
+    def case(self, name: str) -> StoredCase:
+        """The case of that name; MaclError if there is none."""
+        try:
+            return self.cases[name]
+        except KeyError:
+            raise MaclError(f"The store {self.path} has no case called {name!r}.") from None
+
+    def read(self, name: str, kind: ArrayKind = "image", start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Slices `start`…`stop` of a case: image (n, C, rows, columns) as stored, label or truth (n, rows, columns).
+
+        Raises:
+            MaclError: the case has no such array, or its file is missing, broken or not what the index says.
+        """
+        import blosc2
+
+        case = self.case(name)
+        if kind not in case.arrays:
+            raise MaclError(f"The case {name!r} in {self.path} has no {kind}.")
+        entry = case.arrays[kind]
+        path = inside(self.path, entry.file)
+        try:
+            array: Any = blosc2.open(str(path), mode="r")
+            if tuple(array.shape) != entry.shape or str(array.dtype) != entry.dtype:
+                raise ValueError(f"holds {array.shape} {array.dtype}, not {entry.shape} {entry.dtype}")
+            return np.asarray(array[start : entry.shape[0] if stop is None else stop])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise MaclError(f"{path} of the case {name!r} cannot be read ({error}): prepare the store again.") from None

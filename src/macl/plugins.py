@@ -1,0 +1,203 @@
+"""The three contracts (Reader, Backbone, Method), what passes between them, and the catalogues.
+
+The folder is the catalogue: `find("methods", "macl")` imports exactly `macl/methods/macl.py` and returns its `PLUGIN`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+
+from macl.config import PluginSettings
+from macl.errors import MaclError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from macl.data.draws import Draws
+
+Kind = Literal["methods", "backbones", "readers"]
+
+
+# ---------------------------------------------------------------- scans, as readers yield them
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of a source, with its label if it has one.
+
+    Attributes:
+        name: unique within the source; names the case in stores, masks and tables.
+        images: one file (or folder of a DICOM series) per channel, or one file that holds all channels.
+        label: the label's file, with the image's geometry.
+        patient: who was scanned; cases of one patient never cross a split.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    patient: str
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found in a folder.
+
+    Attributes:
+        reader: the reader's name.
+        modality: "MR", "CT", "photograph" or "unknown".
+        channels: names of the image channels, in order.
+        classes: raw label value → class name, background first, in the order of the store's labels 0…K;
+            empty where the layout declares none: then the values found in the labels are taken, and said.
+        cases: every case the layout names, sorted by name.
+        refused: case name → why the layout itself rules it out (a label without an image, a duplicate name).
+        normalisation: "clip_zscore" (1st/99th percentile, then z-score of the case) or "zscore".
+        notes: what was assumed, in sentences for the user.
+    """
+
+    reader: str
+    modality: str
+    channels: tuple[str, ...]
+    classes: Mapping[int, str]
+    cases: tuple[Case, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    normalisation: Literal["clip_zscore", "zscore"] = "clip_zscore"
+    notes: tuple[str, ...] = ()
+
+
+class Reader(Protocol):
+    """A layout of scans on disk. Readers name files; they never open the scans, convert or augment."""
+
+    name: str
+
+    def evidence(self, source: Path) -> tuple[int, str] | None:
+        """How specific a sign of this layout `source` shows (higher wins), and the sign in words; None: not mine."""
+        ...
+
+    def read(self, source: Path) -> Source:
+        """List the cases of `source`; MaclError where the layout is broken beyond use."""
+        ...
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Slices on the device, normalised, cropped or zero-padded to one side.
+
+    Attributes:
+        images: (B, C, S, S) float32.
+        positions: (B,) float32, p = (index + 1) / slices of the slice's own volume.
+        labels: (B, S, S) int64 for fine-tuning, None for pre-training.
+        draws: the batch's random numbers.
+    """
+
+    images: Tensor
+    positions: Tensor
+    draws: Draws
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a task yields.
+
+    Attributes:
+        loss: scalar to minimise.
+        parts: named scalars for the log, the loss's parts first (still on the device, detached).
+    """
+
+    loss: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class BackboneModule(Protocol):
+    """A U-shaped network without its head, as `nn.Module`.
+
+    `encode` returns the feature maps from the finest to the bottleneck; `decode` runs the decoder blocks that the
+    module has (all of them, or the deepest N), each block doubling the height and width of the bottleneck.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    channels: tuple[int, ...]
+    """Channels of every encoder level, finest first; the last is the bottleneck."""
+
+    def encode(self, images: Tensor) -> list[Tensor]: ...
+    def decode(self, features: list[Tensor]) -> Tensor: ...
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class Backbone(Protocol):
+    """A network by name."""
+
+    name: str
+    Settings: type[PluginSettings]
+
+    def build(self, settings: Any, in_channels: int, decoder_blocks: int | None = None) -> BackboneModule:
+        """The network with all its decoder blocks, or only the deepest `decoder_blocks`."""
+        ...
+
+
+class MethodModule(Protocol):
+    """A pre-training method as `nn.Module`, holding its `backbone` and heads."""
+
+    backbone: BackboneModule
+
+    def step(self, batch: Batch) -> Step: ...
+
+    def handed_on(self) -> tuple[str, ...]:
+        """Prefixes of the backbone's tensors that are worth transplanting, such as ("encoder.", "decoder.")."""
+        ...
+
+
+class Method(Protocol):
+    """A way to pre-train, by name."""
+
+    name: str
+    Settings: type[PluginSettings]
+
+    def decoder_blocks(self, settings: Any) -> int:
+        """How many of the backbone's decoder blocks the method trains."""
+        ...
+
+    def side_multiple(self, settings: Any) -> int:
+        """Slice sides must be a multiple of this."""
+        ...
+
+    def build(self, settings: Any, backbone: BackboneModule) -> MethodModule: ...
+
+
+# ---------------------------------------------------------------- catalogues
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """The names in a catalogue, sorted: the modules of the folder `macl/<kind>`."""
+    package = importlib.import_module(f"macl.{kind}")
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__)))
+
+
+@overload
+def find(kind: Literal["methods"], name: str) -> Method: ...
+@overload
+def find(kind: Literal["backbones"], name: str) -> Backbone: ...
+@overload
+def find(kind: Literal["readers"], name: str) -> Reader: ...
+def find(kind: Kind, name: str) -> Any:
+    """The plug-in `name` of a catalogue: `PLUGIN` in `macl/<kind>/<name>.py`.
+
+    Raises:
+        MaclError: there is none of that name; the nearest right one is named.
+    """
+    known = names(kind)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? Known" if near else "known"
+        raise MaclError(f"There is no {kind[:-1]} called {name!r}; {hint}: {', '.join(known)}.")
+    return importlib.import_module(f"macl.{kind}.{name}").PLUGIN

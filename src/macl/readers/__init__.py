@@ -1,0 +1,1 @@
+"""Layouts of scans on disk, one file each; the file name is the name users give."""
