@@ -28,31 +28,35 @@ class PrepareSettings(Settings):
     """How scans become slices. Saved in the store and in every run, so that `predict` does the same."""
 
     plane: Literal["auto", "axial", "coronal", "sagittal"] = Field(
-        "auto",
+        default="auto",
         description="slices lie in this plane; auto: across the coarsest spacing, axial where none stands out",
     )
-    spacing_mm: float | None = Field(None, gt=0, description="in-plane spacing to resample to; none: as scanned")
-    normalisation: Literal["clip_zscore", "zscore"] | None = Field(None, description="none: as the reader says")
-    keep_identity: bool = Field(False, description="keep DICOM patient ids instead of hashing them")
+    spacing_mm: float | None = Field(
+        default=None, gt=0, description="in-plane spacing to resample to; none: as scanned"
+    )
+    normalisation: Literal["clip_zscore", "zscore"] | None = Field(default=None, description="none: as the reader says")
+    keep_identity: bool = Field(default=False, description="keep DICOM patient ids instead of hashing them")
 
 
 class TrainingSettings(Settings):
     """The loop: how long, how large, how fast."""
 
-    epochs: int = Field(100, gt=0)
-    batch_size: int = Field(16, gt=0)
-    size: int = Field(256, gt=0, description="side of the square slices in pixels; cropped or zero-padded to it")
+    epochs: int = Field(default=100, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    size: int = Field(
+        default=256, gt=0, description="side of the square slices in pixels; cropped or zero-padded to it"
+    )
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: float = Field(0.1, gt=0)
-    learning_rate_floor: float = Field(0.0, ge=0, description="where the cosine ends")
-    warmup_epochs: float = Field(0.0, ge=0, description="linear rise before the cosine")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
-    weight_decay: float = Field(1e-5, ge=0)
-    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="moving average of the weights")
+    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate_floor: float = Field(default=0.0, ge=0, description="where the cosine ends")
+    warmup_epochs: float = Field(default=0.0, ge=0, description="linear rise before the cosine")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
+    weight_decay: float = Field(default=1e-5, ge=0)
+    gradient_clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
+    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="moving average of the weights")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    log_every_steps: int = Field(20, gt=0)
-    checkpoint_every_steps: int = Field(500, gt=0)
+    log_every_steps: int = Field(default=20, gt=0)
+    checkpoint_every_steps: int = Field(default=500, gt=0)
 
 
 class PretrainSettings(Settings):
@@ -68,19 +72,19 @@ class PretrainSettings(Settings):
 class AugmentationSettings(Settings):
     """Random changes of a labelled slice while fine-tuning; each probability is per slice."""
 
-    mirror: float = Field(0.5, ge=0, le=1, description="probability, for each mirror axis")
-    deform: float = Field(0.67, ge=0, le=1, description="probability of elastic deformation + rotation + scale")
-    rotation_degrees: float = Field(180.0, ge=0, le=180)
+    mirror: float = Field(default=0.5, ge=0, le=1, description="probability, for each mirror axis")
+    deform: float = Field(default=0.67, ge=0, le=1, description="probability of elastic deformation + rotation + scale")
+    rotation_degrees: float = Field(default=180.0, ge=0, le=180)
     scale: tuple[float, float] = (0.7, 1.3)
     elastic_alpha: tuple[float, float] = (100.0, 350.0)
     elastic_sigma: tuple[float, float] = (14.0, 17.0)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    brightness: float = Field(0.0, ge=0, le=1)
-    contrast: float = Field(0.0, ge=0, le=1)
-    gamma: float = Field(0.0, ge=0, le=1)
-    noise: float = Field(0.0, ge=0, le=1)
-    blur: float = Field(0.0, ge=0, le=1)
-    low_resolution: float = Field(0.0, ge=0, le=1)
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    gamma: float = Field(default=0.0, ge=0, le=1)
+    noise: float = Field(default=0.0, ge=0, le=1)
+    blur: float = Field(default=0.0, ge=0, le=1)
+    low_resolution: float = Field(default=0.0, ge=0, le=1)
 
 
 class FinetuneSettings(Settings):
@@ -91,10 +95,10 @@ class FinetuneSettings(Settings):
     loss: Literal["cross_entropy", "cross_entropy_dice"] = "cross_entropy_dice"
     augmentation: AugmentationSettings = AugmentationSettings()
     mirror_axes: Literal["auto"] | tuple[Literal["row", "column"], ...] = Field(
-        "auto",
+        default="auto",
         description="axes mirrored in training and averaged over in prediction; auto: both, unless a class is left or right",
     )
-    mirror_averaging: bool = Field(True, description="average the prediction over the mirror axes")
+    mirror_averaging: bool = Field(default=True, description="average the prediction over the mirror axes")
     training: TrainingSettings = TrainingSettings()
 
 

@@ -52,19 +52,21 @@ class RunRecord(Settings):
     channels: tuple[str, ...]
     classes: tuple[str, ...] = ()
     label_values: tuple[int, ...] = ()
-    split: dict[str, Any] | None = Field(None, description="the split file's contents")
-    labels: str | None = Field(None, description="the label budget's name")
-    people: tuple[str, ...] = Field((), description="groups of the split whose scans were trained on")
-    patients: tuple[str, ...] = Field((), description="patients whose scans were trained on")
-    cases: tuple[str, ...] = Field((), description="cases that were trained on")
+    split: dict[str, Any] | None = Field(default=None, description="the split file's contents")
+    labels: str | None = Field(default=None, description="the label budget's name")
+    people: tuple[str, ...] = Field(default=(), description="groups of the split whose scans were trained on")
+    patients: tuple[str, ...] = Field(default=(), description="patients whose scans were trained on")
+    cases: tuple[str, ...] = Field(default=(), description="cases that were trained on")
     validation_cases: tuple[str, ...] = ()
-    test_cases: tuple[str, ...] = Field((), description="cases of the split's test people; nothing here saw them")
-    init: str | None = Field(None, description="fine-tuning: 'scratch', or the run or file it started from")
-    init_patients: tuple[str, ...] = Field((), description="patients seen in the pre-training it started from")
+    test_cases: tuple[str, ...] = Field(
+        default=(), description="cases of the split's test people; nothing here saw them"
+    )
+    init: str | None = Field(default=None, description="fine-tuning: 'scratch', or the run or file it started from")
+    init_patients: tuple[str, ...] = Field(default=(), description="patients seen in the pre-training it started from")
     overlap_allowed: bool = False
     mirror_axes: tuple[Literal["row", "column"], ...] = ()
     steps: int = 0
-    seconds: float = Field(0.0, description="spent in the loop, over all resumptions")
+    seconds: float = Field(default=0.0, description="spent in the loop, over all resumptions")
 
 
 def versions() -> dict[str, str]:

@@ -82,9 +82,9 @@ class StoredCase(Settings):
     geometry: Geometry
     slicing: Slicing
     normalisation: Normalisation
-    rescale: tuple[float, float] = Field((1.0, 0.0), description="scan's value = stored × first + second")
+    rescale: tuple[float, float] = Field(default=(1.0, 0.0), description="scan's value = stored × first + second")
     arrays: Mapping[ArrayKind, StoredArray]
-    class_voxels: tuple[int, ...] | None = Field(None, description="voxels of every class in the label")
+    class_voxels: tuple[int, ...] | None = Field(default=None, description="voxels of every class in the label")
 
     @property
     def labelled(self) -> bool:
