@@ -59,6 +59,31 @@ class TrainingSettings(Settings):
     checkpoint_every_steps: int = Field(default=500, gt=0)
 
 
+class SpatialSettings(Settings):
+    """Random geometry of a view; probabilities are per slice."""
+
+    mirror: float = Field(default=0.5, ge=0, le=1, description="probability, for each axis")
+    deform: float = Field(default=0.67, ge=0, le=1, description="probability of all that follows, together")
+    rotation_degrees: float = Field(default=180.0, ge=0, le=180, description="either way")
+    scale: tuple[float, float] = (0.7, 1.3)
+    shear_degrees: float = Field(default=0.0, ge=0, lt=90, description="either way, of each axis")
+    translation: float = Field(default=0.0, ge=0, le=1, description="either way, as a fraction of the side")
+    elastic_alpha: tuple[float, float] = Field(default=(100.0, 350.0), description="strength; 0, 0 turns it off")
+    elastic_sigma: tuple[float, float] = Field(default=(14.0, 17.0), description="smoothness in pixels")
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class IntensitySettings(Settings):
+    """Probabilities, per slice, of random changes of intensity."""
+
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    gamma: float = Field(default=0.0, ge=0, le=1)
+    noise: float = Field(default=0.0, ge=0, le=1)
+    blur: float = Field(default=0.0, ge=0, le=1)
+    low_resolution: float = Field(default=0.0, ge=0, le=1)
+
+
 class PretrainSettings(Settings):
     """Everything a pre-training run depends on, besides its store, split, seed and device."""
 
@@ -70,21 +95,10 @@ class PretrainSettings(Settings):
 
 
 class AugmentationSettings(Settings):
-    """Random changes of a labelled slice while fine-tuning; each probability is per slice."""
+    """Random changes of a labelled slice while fine-tuning."""
 
-    mirror: float = Field(default=0.5, ge=0, le=1, description="probability, for each mirror axis")
-    deform: float = Field(default=0.67, ge=0, le=1, description="probability of elastic deformation + rotation + scale")
-    rotation_degrees: float = Field(default=180.0, ge=0, le=180)
-    scale: tuple[float, float] = (0.7, 1.3)
-    elastic_alpha: tuple[float, float] = (100.0, 350.0)
-    elastic_sigma: tuple[float, float] = (14.0, 17.0)
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    brightness: float = Field(default=0.0, ge=0, le=1)
-    contrast: float = Field(default=0.0, ge=0, le=1)
-    gamma: float = Field(default=0.0, ge=0, le=1)
-    noise: float = Field(default=0.0, ge=0, le=1)
-    blur: float = Field(default=0.0, ge=0, le=1)
-    low_resolution: float = Field(default=0.0, ge=0, le=1)
+    spatial: SpatialSettings = SpatialSettings()
+    intensity: IntensitySettings = IntensitySettings()
 
 
 class FinetuneSettings(Settings):

@@ -1,0 +1,178 @@
+"""Views of slices: draw a geometry, then apply it; whole batches, on the batch's device.
+
+The spatial draw follows the release's augmentation: mirrors, then elastic deformation, rotation and scale together.
+Image and label share a draw, since the sampling grid is made once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from macl.config import IntensitySettings, SpatialSettings
+from macl.data.draws import Draws
+
+ELASTIC_STRIDE = 4
+"""The elastic field is smooth over some fifteen pixels, so it is drawn on a grid this much coarser."""
+
+
+def spatial_view(images: Tensor, draws: Draws, name: str, settings: SpatialSettings) -> Tensor:
+    """A random geometry of (B, C, H, W) images, zero outside; `name` tells one view from another."""
+    grid = sampling_grid(draws, name, settings, images.shape[-2], images.shape[-1])
+    return resample(images, grid, settings.interpolation)
+
+
+def resample(images: Tensor, grid: Tensor, interpolation: str) -> Tensor:
+    """Images (B, C, H, W) at the grid's places (B, H', W', 2), zero outside."""
+    return F.grid_sample(images, grid.to(images.dtype), mode=interpolation, padding_mode="zeros", align_corners=False)
+
+
+def resample_labels(labels: Tensor, grid: Tensor) -> Tensor:
+    """Labels (B, H, W) int64 at the grid's places, nearest, background outside."""
+    return resample(labels[:, None].float(), grid, "nearest")[:, 0].long()
+
+
+def sampling_grid(
+    draws: Draws,
+    name: str,
+    settings: SpatialSettings,
+    rows: int,
+    columns: int,
+    mirror_axes: tuple[str, ...] = ("row", "column"),
+) -> Tensor:
+    """Where every pixel of the view lies in the slice: (B, rows, columns, 2) as (x, y) in [−1, 1]."""
+    device = draws.samples.device
+    y = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) - rows / 2
+    x = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) - columns / 2
+    place = torch.stack((x.expand(rows, columns), y[:, None].expand(rows, columns)), dim=-1)
+    deform = draws.chance(f"{name}/deform", settings.deform)
+    identity = torch.eye(2, device=device)
+    matrix = torch.where(deform[:, None, None], _matrix(draws, name, settings), identity)
+    shift = draws.uniform(f"{name}/translation", (2,), -settings.translation, settings.translation)
+    shift = torch.where(deform[:, None], shift * torch.tensor([columns, rows], device=device), 0.0)
+    place = place[None]
+    if settings.elastic_alpha[1] > 0:
+        field = _elastic_field(draws, name, settings, rows, columns)
+        place = place + torch.where(deform[:, None, None, None], field, 0.0)
+    place = torch.einsum("bij,bhwj->bhwi", matrix, place.expand(len(deform), -1, -1, -1)) + shift[:, None, None]
+    sign = torch.stack([_sign(draws, name, axis, settings.mirror, mirror_axes) for axis in ("column", "row")], dim=-1)
+    half = torch.tensor([columns / 2, rows / 2], device=device)
+    return place * sign[:, None, None] / half
+
+
+def _sign(draws: Draws, name: str, axis: str, probability: float, mirror_axes: tuple[str, ...]) -> Tensor:
+    mirrored = draws.chance(f"{name}/mirror/{axis}", probability if axis in mirror_axes else 0.0)
+    return 1.0 - 2.0 * mirrored.float()
+
+
+def _matrix(draws: Draws, name: str, settings: SpatialSettings) -> Tensor:
+    """(B, 2, 2) rotation · shear · scale of places; a scale above 1 shows more of the slice, smaller."""
+    turn = math.radians(settings.rotation_degrees)
+    angle = draws.uniform(f"{name}/rotation", (), -turn, turn)
+    scale = draws.uniform(f"{name}/scale", (), *settings.scale)
+    lean = math.radians(settings.shear_degrees)
+    shear = torch.tan(draws.uniform(f"{name}/shear", (2,), -lean, lean))
+    cos, sin = angle.cos(), angle.sin()
+    rotation = torch.stack((torch.stack((cos, -sin), -1), torch.stack((sin, cos), -1)), -2)
+    one = torch.ones_like(angle)
+    leaning = torch.stack((torch.stack((one, shear[:, 0]), -1), torch.stack((shear[:, 1], one), -1)), -2)
+    return rotation @ leaning * scale[:, None, None]
+
+
+def _elastic_field(draws: Draws, name: str, settings: SpatialSettings, rows: int, columns: int) -> Tensor:
+    """(B, rows, columns, 2) displacements in pixels: uniform noise in [−1, 1], smoothed by σ, times α (Simard 2003)."""
+    coarse = [math.ceil(side / ELASTIC_STRIDE) for side in (rows, columns)]
+    noise = draws.uniform(f"{name}/elastic", (2, *coarse), -1.0, 1.0)
+    sigma = draws.uniform(f"{name}/sigma", (), *settings.elastic_sigma) / ELASTIC_STRIDE
+    # Smoothing averages 2σ√π · 2σ√π / 4 fewer numbers on the coarse grid, so the noise left is stride times larger.
+    alpha = draws.uniform(f"{name}/alpha", (), *settings.elastic_alpha) / ELASTIC_STRIDE
+    down, across = (_gaussian(sigma, side)[:, None] for side in coarse)
+    field = (down @ noise @ across.mT) * alpha[:, None, None, None]
+    return F.interpolate(field, size=(rows, columns), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+
+
+def _gaussian(sigma: Tensor, side: int) -> Tensor:
+    """(B, side, side) matrices that smooth along an axis with a Gaussian of σ (B,), zero outside."""
+    index = torch.arange(side, device=sigma.device, dtype=torch.float32)
+    distance = (index[:, None] - index[None, :]).square()
+    weight = torch.exp(-distance / (2.0 * sigma[:, None, None].square()))
+    return weight / (sigma[:, None, None] * math.sqrt(2.0 * math.pi))
+
+
+def change_intensity(images: Tensor, draws: Draws, settings: IntensitySettings) -> Tensor:
+    """Random intensity changes of (B, C, H, W) normalised images, each with its own probability (after nnU-Net's list)."""
+    changes = {
+        "noise": _noise, "blur": _blur, "brightness": _brightness,
+        "contrast": _contrast, "low_resolution": _low_resolution, "gamma": _gamma,
+    }  # fmt: skip
+    for name, change in changes.items():
+        probability = getattr(settings, name)
+        if probability > 0:
+            chosen = draws.chance(f"intensity/{name}", probability)[:, None, None, None]
+            images = torch.where(chosen, change(images, draws), images)
+    return images
+
+
+def _per_slice(draws: Draws, name: str, low: float, high: float) -> Tensor:
+    return draws.uniform(f"intensity/{name}/amount", (1, 1, 1), low, high)
+
+
+def _noise(images: Tensor, draws: Draws) -> Tensor:
+    deviation = _per_slice(draws, "noise", 0.0, 0.3)
+    return images + deviation * draws.normal("intensity/noise/pixels", tuple(images.shape[1:]))
+
+
+def _blur(images: Tensor, draws: Draws) -> Tensor:
+    sigma = _per_slice(draws, "blur", 0.5, 1.0).flatten()
+    down, across = (_gaussian(sigma, side)[:, None] for side in images.shape[-2:])
+    down, across = (matrix / matrix.sum(-1, keepdim=True) for matrix in (down, across))
+    return down @ images @ across.mT
+
+
+def _brightness(images: Tensor, draws: Draws) -> Tensor:
+    return images * _per_slice(draws, "brightness", 0.75, 1.25)
+
+
+def _contrast(images: Tensor, draws: Draws) -> Tensor:
+    mean = images.mean((2, 3), keepdim=True)
+    changed = (images - mean) * _per_slice(draws, "contrast", 0.75, 1.25) + mean
+    return changed.clamp(images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True))
+
+
+def _low_resolution(images: Tensor, draws: Draws) -> Tensor:
+    """Seen through a coarser grid: every pixel takes the value at the centre of its coarse cell, then linearly joined."""
+    zoom = _per_slice(draws, "low_resolution", 0.5, 1.0)
+    rows, columns = images.shape[-2:]
+    matrices = [_coarsen(zoom.flatten(), side, images.device)[:, None] for side in (rows, columns)]
+    return matrices[0] @ images @ matrices[1].mT
+
+
+def _coarsen(zoom: Tensor, side: int, device: torch.device) -> Tensor:
+    """(B, side, side): sample a line at `zoom` times as many places (nearest), then join them linearly."""
+    index = torch.arange(side, device=device, dtype=torch.float32)
+    place = (index[None] + 0.5) * zoom[:, None] - 0.5
+    low = place.floor()
+    share = place - low
+    last = (zoom[:, None] * side).floor() - 1
+
+    def seen(cell: Tensor) -> Tensor:
+        centre = ((cell.clamp(min=0).minimum(last) + 0.5) / zoom[:, None] - 0.5).round().clamp(0, side - 1)
+        return (index[None, None] == centre[..., None]).float()
+
+    return seen(low) * (1 - share)[..., None] + seen(low + 1) * share[..., None]
+
+
+def _gamma(images: Tensor, draws: Draws) -> Tensor:
+    """x^γ on the slice's own range, its mean and deviation kept (nnU-Net); half of the time on the inverted slice."""
+    gamma = _per_slice(draws, "gamma", 0.7, 1.5)
+    sign = 1.0 - 2.0 * draws.chance("intensity/gamma/inverted", 0.5).float()[:, None, None, None]
+    source = images * sign
+    low, high = source.amin((2, 3), keepdim=True), source.amax((2, 3), keepdim=True)
+    extent = (high - low).clamp(min=1e-7)
+    bent = ((source - low) / extent).clamp(1e-6, 1).pow(gamma) * extent + low
+    mean, deviation = source.mean((2, 3), keepdim=True), source.std((2, 3), keepdim=True)
+    bent_mean, bent_deviation = bent.mean((2, 3), keepdim=True), bent.std((2, 3), keepdim=True)
+    return ((bent - bent_mean) / bent_deviation.clamp(min=1e-7) * deviation + mean) * sign

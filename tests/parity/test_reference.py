@@ -1,0 +1,112 @@
+"""The released program's own numbers, in float64: outputs, losses and gradients to 1e-9 relative.
+
+Reads every `*.safetensors` in the folder `$MACL_PARITY_DIR`; sizes, threshold, temperature and λ's come from each
+file's metadata.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from macl.checkpoint import from_authors_names
+from macl.losses import contrastive, for_both_branches, positives_by_position
+from macl.methods.macl import Macl, Settings
+from macl.plugins import find
+
+FOLDER = os.environ.get("MACL_PARITY_DIR")
+FILES = sorted(Path(FOLDER).glob("*.safetensors")) if FOLDER else []
+HEADS = {
+    "target_pixel_projector": "auxiliary_pixel_projector",
+    "target_instance_projector": "auxiliary_global_projector",
+    "online_instance_projector": "dominant_global_projector",
+}
+OUTPUTS = {
+    "aux_bottleneck": "auxiliary_bottleneck",
+    "dom_bottleneck": "dominant_bottleneck",
+    "aux_dense": "auxiliary_dense",
+    "dom_dense": "dominant_dense",
+    "aux_global": "auxiliary_global",
+    "dom_global": "dominant_global",
+}
+
+pytestmark = pytest.mark.skipif(not FILES, reason="set MACL_PARITY_DIR to the folder of reference files")
+
+
+def assert_equal(ours: torch.Tensor, reference: torch.Tensor, what: str) -> None:
+    scale = reference.abs().max()
+    error = (ours - reference).abs().max() / scale
+    assert error < 1e-9, f"{what}: relative error {error:.2e}"
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def reference(request):
+    with safe_open(request.param, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, {name: ast.literal_eval(value) for name, value in file.metadata().items()}
+
+
+def build(tensors, sizes) -> Macl:
+    blocks = round(-torch.log2(torch.tensor(sizes["scale"])).item())
+    weights = sizes["lambdas"]
+    settings = Settings(
+        decoder_blocks=blocks,
+        threshold=sizes["threshold"],
+        temperature=sizes["temperature"],
+        weight_global=weights[0],
+        weight_dense=weights[1],
+        weight_regularisation=weights[2],
+        projection=round(sizes["classes"] * sizes["scale"]),
+    )
+    unet = find("backbones", "unet")
+    backbone = unet.build(unet.Settings(width=sizes["filters"]), tensors["i1"].shape[1], blocks)
+    method = Macl(settings, backbone).double()
+    released = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+    state = {f"backbone.{name}": tensor for name, tensor in from_authors_names(released, blocks).items()}
+    for name, tensor in released.items():
+        head, _, rest = name.partition(".")
+        if head in HEADS:
+            state[f"{HEADS[head]}.{rest}"] = tensor
+    method.load_state_dict(state)
+    return method
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_outputs_losses_and_gradients(reference, mode):
+    tensors, sizes = reference
+    method = build(tensors, sizes).train(mode == "train")
+    outputs = method(*(tensors[view] for view in ("i1", "i2", "v1", "v2")))
+    step = method.losses(outputs, tensors["positions"])
+    step.loss.backward()
+    for key, attribute in OUTPUTS.items():
+        assert_equal(getattr(outputs, attribute), tensors[f"{mode}.{key}"], key)
+    for key, part in {
+        "loss_global": "loss_global",
+        "loss_dense": "loss_dense",
+        "loss_er": "loss_regularisation",
+    }.items():
+        assert_equal(step.parts[part], tensors[f"{mode}.{key}"], key)
+    assert_equal(step.loss.detach(), tensors[f"{mode}.loss_total"], "loss_total")
+    first = method.backbone.encoder.levels[0][0].weight.grad
+    assert_equal(first, tensors[f"{mode}.grad_first_conv"], "gradient of the first convolution")
+    up = method.backbone.decoder.blocks[1].up.weight.grad
+    assert_equal(up, tensors[f"{mode}.grad_upscale4"], "gradient of the second upsampling")
+
+
+def test_supervised_contrastive_forms(reference):
+    tensors, sizes = reference
+    half = len(tensors["z"]) // 2
+    positives = {
+        "simclr": torch.eye(half, dtype=torch.bool),
+        "gcl": tensors["partition"][:, None] == tensors["partition"][None, :],
+        "pcl": positives_by_position(tensors["positions"], sizes["threshold"]),
+    }
+    factor = sizes["temperature"] / 0.07
+    for name, pairs in positives.items():
+        ours = factor * contrastive(tensors["z"], for_both_branches(pairs), sizes["temperature"])
+        assert_equal(ours, tensors[f"supcon.{name}"], name)
