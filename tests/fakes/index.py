@@ -1,0 +1,67 @@
+"""A store's index without its slices: enough for whatever only asks who is in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from macl.config import PrepareSettings
+from macl.data.store import ArrayKind, Geometry, Normalisation, Slicing, StoredArray, StoredCase, StoreIndex
+from macl.files import write_text
+
+
+def stored_case(name: str, patient: str, labelled: bool = True) -> StoredCase:
+    kinds: dict[ArrayKind, tuple[int, ...]] = {"image": (2, 1, 4, 4)}
+    if labelled:
+        kinds["label"] = (2, 4, 4)
+    return StoredCase(
+        name=name,
+        patient=patient,
+        slices=2,
+        channels=1,
+        size=(4, 4),
+        spacing_mm=None,
+        geometry=Geometry(
+            size=(4, 4, 2),
+            spacing=(1, 1, 1),
+            origin=(0, 0, 0),
+            direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
+            spacing_known=False,
+        ),
+        slicing=Slicing(
+            plane="axial", permutation=(0, 1, 2), flipped=(False, False, False), scanned_size=(4, 4)
+        ),
+        normalisation=Normalisation(low=(0.0,), high=(1.0,), mean=(0.0,), deviation=(1.0,)),
+        arrays={
+            kind: StoredArray(file=f"cases/{name}.{kind}.b2nd", shape=shape, dtype="uint8", sha256=name)
+            for kind, shape in kinds.items()
+        },
+    )  # fmt: skip
+
+
+def write(store: Path, cases: Iterable[StoredCase]) -> Path:
+    """Write the index of a store that holds `cases`, and nothing else of it."""
+    index = StoreIndex(
+        reader="folder",
+        modality="MR",
+        channels=("image",),
+        classes=("background", "organ"),
+        label_values=(0, 1),
+        prepared=PrepareSettings(normalisation="zscore"),
+        cases=tuple(cases),
+    )
+    store.mkdir(parents=True, exist_ok=True)
+    write_text(store / "store.json", index.model_dump_json())
+    return store
+
+
+def hearts(store: Path, patients: int = 100) -> Path:
+    """ACDC's people: two labelled cases each."""
+    return write(
+        store,
+        (
+            stored_case(f"patient{number:03d}_frame{frame}", f"patient{number:03d}")
+            for number in range(1, patients + 1)
+            for frame in ("01", "12")
+        ),
+    )
