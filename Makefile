@@ -1,0 +1,35 @@
+# Two commands set up everything they need in .venv: `make demo` and `make test`.
+#   TORCH_INDEX   where to take PyTorch from; on Linux without a GPU, https://download.pytorch.org/whl/cpu saves gigabytes
+#   PYTHON, VENV  which Python (3.11 or later) builds the environment, and where
+#   OUT           where the demo writes
+#   PYTEST_ARGS   what pytest is told, e.g. PYTEST_ARGS="tests/test_metrics.py -x"
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+OUT ?= demo
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: demo test check clean
+.SECONDARY:
+
+demo: $(VENV)/.demo-ready
+	$(BIN)/macl demo --out $(OUT)
+
+test: $(VENV)/.dev-ready
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev-ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(VENV)/.%-ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
