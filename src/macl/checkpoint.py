@@ -31,6 +31,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     """Write tensors and a JSON-able description to one file, atomically."""
     ready = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as aside:
+        aside.touch()  # so that the file is readable to whom the user's umask says, not to its owner alone
         save_file(ready, aside, metadata={"macl": json.dumps(about, allow_nan=False)})
 
 

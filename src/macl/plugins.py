@@ -152,6 +152,10 @@ class MethodModule(Protocol):
 
     def step(self, batch: Batch) -> Step: ...
 
+    def uniform_loss(self, batch_size: int) -> tuple[str, float] | None:
+        """The logged part that shows collapse and its value where all features are equal; None: nothing shows it."""
+        ...
+
     def handed_on(self) -> tuple[str, ...]:
         """Prefixes of the backbone's tensors that are worth transplanting, such as ("encoder.", "decoder.")."""
         ...

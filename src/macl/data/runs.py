@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from pydantic import Field
 
 import macl
 from macl.config import PrepareSettings, Settings, validate
+from macl.data.store import Store
 from macl.errors import MaclError
 from macl.files import read_json, write_text
 
@@ -76,6 +77,21 @@ def versions() -> dict[str, str]:
         "macl": macl.__version__,
         **{name: version(name) for name in ("torch", "lightning-fabric", "numpy", "blosc2")},
     }
+
+
+def about_store(store: Store, folder: Path) -> dict[str, Any]:
+    """What a record says of the store it was trained on, as fields of `RunRecord`."""
+    index = store.index
+    return {
+        "store": str(folder), "store_checksum": store.checksum, "reader": index.reader, "modality": index.modality,
+        "prepared": index.prepared, "channels": index.channels, "classes": index.classes,
+        "label_values": index.label_values,
+    }  # fmt: skip
+
+
+def patients_of(store: Store, cases: Iterable[str]) -> tuple[str, ...]:
+    """The patients of some cases, sorted."""
+    return tuple(sorted({store.case(name).patient for name in cases}))
 
 
 def read_record(run: Path) -> RunRecord:

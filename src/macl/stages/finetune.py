@@ -1,0 +1,193 @@
+"""store + few labels → segmenter, from pre-trained weights or from scratch, and the table of what was transplanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from macl import checkpoint
+from macl.checkpoint import Checkpoint
+from macl.config import FinetuneSettings, read_recipe, resolve
+from macl.data import runs, splits
+from macl.data.batches import Batches, SliceBank
+from macl.data.runs import RunRecord
+from macl.data.slicing import normalise
+from macl.data.splits import ResolvedSplit
+from macl.data.store import Store
+from macl.errors import MaclError
+from macl.files import require_disk_space, sha256, write_json
+from macl.inference import predict_slices
+from macl.plugins import find
+from macl.progress import say
+from macl.segmentation import SegmentationTask, Segmenter, build_segmenter, mirror_axes, weights_to_write
+from macl.training import Validation, fit, make_fabric
+from macl.transfer import check, transplant
+
+SCRATCH = "scratch"
+SIDE_MULTIPLE = 16
+
+
+def finetune(
+    store: Path,
+    out: Path,
+    *,
+    init: str,
+    split: str,
+    labels: str,
+    recipe: str = "strong",
+    overrides: Iterable[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    allow_overlap: bool = False,
+    encoder_only: bool = False,
+    init_decoder_blocks: int = 2,
+) -> RunRecord:
+    """Fine-tune a segmenter on the labelled slices of a budget.
+
+    Args:
+        store: folder made by `prepare`.
+        out: the run's folder.
+        init: "scratch", a pre-training run, or a weights file (ours, or the authors' `.pth`).
+        split: split file or name.
+        labels: name of a label budget of the split.
+        recipe: recipe by name or path.
+        overrides: `key=value` settings over the recipe's.
+        device: "auto", "cpu", "cuda" or "mps".
+        seed: of the weights, the order and the views.
+        resume: go on with an unfinished run.
+        allow_overlap: accept weights that were pre-trained on test people; recorded.
+        encoder_only: accept an init without decoder blocks.
+        init_decoder_blocks: decoder blocks that the authors' files trained; they do not say.
+
+    Raises:
+        MaclError: a setting, the store, the split, the init or the folder does not fit; the sentence says what to do.
+    """
+    opened = Store.open(store)
+    settings = _settings(resolve(FinetuneSettings, read_recipe("finetune", recipe), overrides))
+    chosen = splits.read_split(split)
+    resolved = splits.resolve(chosen, opened, allow_overlap=allow_overlap)
+    cases = resolved.labelled_cases(labels)
+    source, init_name, init_patients = _read_init(init, resolved, allow_overlap, init_decoder_blocks)
+    plane = opened.case(cases[0]).slicing.plane
+    record = RunRecord(
+        kind="finetune", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=device,
+        versions=runs.versions(), **runs.about_store(opened, store), cases=cases, split=chosen.model_dump(mode="json"),
+        labels=labels, people=resolved.people(cases), patients=runs.patients_of(opened, cases),
+        validation_cases=resolved.validation_cases, test_cases=resolved.test_cases, init=init_name,
+        init_patients=init_patients, overlap_allowed=allow_overlap,
+        mirror_axes=mirror_axes(settings, opened.index.classes, plane),
+    )  # fmt: skip
+    task = SegmentationTask(_segmenter(record, settings), settings, record.mirror_axes)
+    transfer = transplant(init_name, source.tensors if source else {}, task.segmenter.named_state())
+    if source:
+        check(transfer, encoder_only)
+    record = runs.open_run(out, record, resume)
+    if record.finished:
+        say(f"{out} is finished already.")
+        return record
+    write_json(out / runs.TRANSFER, transfer.about())
+    say(transfer.table())
+    return _train(opened, out, record, settings, task)
+
+
+def _settings(settings: FinetuneSettings) -> FinetuneSettings:
+    size = math.ceil(settings.training.size / SIDE_MULTIPLE) * SIDE_MULTIPLE
+    if size == settings.training.size:
+        return settings
+    say(f"Slices of {settings.training.size}² are padded to {size}²: the network takes multiples of {SIDE_MULTIPLE}.")
+    return settings.model_copy(update={"training": settings.training.model_copy(update={"size": size})})
+
+
+def _read_init(
+    init: str, resolved: ResolvedSplit, allow_overlap: bool, decoder_blocks: int
+) -> tuple[Checkpoint | None, str, tuple[str, ...]]:
+    """The weights to start from, how the record names them, and whose scans they were trained on."""
+    if init == SCRATCH:
+        return None, SCRATCH, ()
+    path = Path(init)
+    if not path.exists():
+        raise MaclError(f"--init {init} does not exist: name a pre-training run, a weights file, or {SCRATCH!r}.")
+    if path.is_dir():
+        earlier = runs.read_record(path)
+        if not earlier.finished:
+            raise MaclError(f"The run in {init} is not finished: go on with it (--resume) before fine-tuning from it.")
+        leaked = splits.overlap((*earlier.patients, *earlier.init_patients), resolved)
+        if leaked and not allow_overlap:
+            raise MaclError(
+                f"{len(leaked)} test people ({splits.listed(leaked)}) were in the training data of {init}: pre-train with the "
+                "same --split, or add --allow-overlap (recorded) if these are other people of the same names."
+            )
+        weights = path / runs.WEIGHTS
+        patients = tuple(sorted({*earlier.patients, *earlier.init_patients}))
+        return checkpoint.read(weights), f"{init} ({sha256(weights)[:12]})", patients
+    ours = path.suffix == ".safetensors"
+    source = checkpoint.read(path) if ours else checkpoint.read_authors(path, decoder_blocks)
+    say(f"{init} does not say whose scans it was trained on: that none of the test people are among them is assumed.")
+    return source, f"{init} ({sha256(path)[:12]})", ()
+
+
+def _segmenter(record: RunRecord, settings: FinetuneSettings) -> Segmenter:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(record.seed)
+        backbone = find("backbones", settings.backbone)
+        return build_segmenter(settings, backbone, len(record.channels), len(record.classes))
+
+
+def _train(store: Store, out: Path, record: RunRecord, settings: FinetuneSettings, task: SegmentationTask) -> RunRecord:
+    fabric = make_fabric(record.device, settings.training.precision)
+    bank = SliceBank(store, record.cases, labelled=True, device=fabric.device)
+    batches = Batches(bank, settings.training.batch_size, settings.training.size, record.seed)
+    count = sum(parameter.numel() for parameter in task.parameters())
+    require_disk_space(out, 6 * count * 4, "The run")
+    steps = settings.training.epochs * batches.steps_per_epoch
+    say(f"Segmenter: {count / 1e6:.3f} M parameters, {steps} steps on {fabric.device}.")
+    validation = None
+    if record.validation_cases:
+        scorer = _ValidationScore(store, record, settings, task.segmenter, fabric.device)
+        validation = Validation(scorer)
+    tensors, seconds = fit(task, batches, settings.training, out, fabric, validation=validation)
+    about = {"kind": "finetune", "channels": list(record.channels), "classes": list(record.classes)}
+    checkpoint.write(out / runs.WEIGHTS, weights_to_write(tensors), about)
+    record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})
+    runs.write_record(out, record)
+    (out / runs.STATE).unlink(missing_ok=True)
+    say(f"The segmenter is in {out}; next: macl predict {out} SCANS --out {out / runs.PREDICTIONS}")
+    return record
+
+
+class _ValidationScore:
+    """Mean Dice of the validation cases, over cases and the classes that either mask holds."""
+
+    def __init__(
+        self, store: Store, record: RunRecord, settings: FinetuneSettings, segmenter: Segmenter, device: torch.device
+    ) -> None:
+        self.segmenter, self.record, self.settings, self.device = segmenter, record, settings, device
+        self.images, self.labels = [], []
+        for name in record.validation_cases:
+            values = normalise(store.read(name), store.case(name).normalisation)
+            self.images.append(torch.from_numpy(values))
+            self.labels.append(torch.from_numpy(store.read(name, "label")).long())
+
+    def __call__(self) -> float:
+        training = self.settings.training
+        axes = self.record.mirror_axes if self.settings.mirror_averaging else ()
+        scores = []
+        for images, labels in zip(self.images, self.labels, strict=True):
+            probabilities = predict_slices(
+                self.segmenter, images, size=training.size, mirror_axes=axes, batch_size=training.batch_size
+            )
+            scores.append(_mean_dice(probabilities.argmax(1).cpu(), labels, len(self.record.classes)))
+        return sum(scores) / len(scores)
+
+
+def _mean_dice(predicted: torch.Tensor, truth: torch.Tensor, classes: int) -> float:
+    """Of a case, over the classes but background that either mask holds; 1 where both are empty throughout."""
+    size = classes * classes
+    table = torch.bincount((truth * classes + predicted).flatten(), minlength=size).reshape(classes, classes).double()
+    totals = (table.sum(0) + table.sum(1))[1:]
+    held = totals > 0
+    return float((2 * table.diagonal()[1:] / totals)[held].mean()) if held.any() else 1.0

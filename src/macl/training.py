@@ -1,0 +1,290 @@
+"""The one loop: fit(task, batches) for any task with step(batch) → Step, resumed exactly wherever it was killed.
+
+Learning rates, orders and views are pure functions of the step, so the state to save is the weights, the optimiser's
+moments, the moving average and the step. The loop waits for the device only where it logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from macl import checkpoint
+from macl.config import TrainingSettings
+from macl.data.batches import Batches
+from macl.data.runs import LOG, STATE, read_log
+from macl.errors import MaclError
+from macl.files import write_text
+from macl.optimisation import (
+    MovingAverage,
+    learning_rate,
+    load_optimiser_tensors,
+    make_optimiser,
+    optimiser_tensors,
+)
+from macl.plugins import Batch, Step
+from macl.progress import progress, say
+
+VALIDATIONS_A_RUN = 50
+
+
+class Task(Protocol):
+    """What can be trained: an `nn.Module` with a step."""
+
+    def step(self, batch: Batch) -> Step: ...
+
+
+Watch = Callable[[int, Mapping[str, float]], None]
+"""Called with step and logged values wherever the loop writes its log."""
+
+
+@dataclass
+class Validation:
+    """Chooses the weights to keep by a score on validation people, higher being better."""
+
+    score: Callable[[], float]
+    best_score: float = -math.inf
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """Lightning Fabric on one device.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "auto" (bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere), "fp32", "bf16" or "fp16".
+
+    Raises:
+        MaclError: the device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, there in available.items() if there)
+    if not available[device]:
+        raise MaclError(f"PyTorch finds no {device} device on this machine: try --device cpu.")
+    if precision == "auto":
+        half = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+        precision = half if device == "cuda" else "fp32"
+    mode: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
+    return Fabric(accelerator=device, devices=1, precision=mode)
+
+
+def fit(
+    task: Task,
+    batches: Batches,
+    settings: TrainingSettings,
+    run: Path,
+    fabric: Fabric,
+    watch: Watch | None = None,
+    validation: Validation | None = None,
+) -> tuple[dict[str, Tensor], float]:
+    """Train from wherever the run's state stands to the end.
+
+    Args:
+        task: what to train; changed in place.
+        batches: what to train on.
+        settings: for how long and how.
+        run: the run's folder, where log and state are written.
+        fabric: device and precision.
+        watch: told of what is logged.
+        validation: chooses the weights, where validation people were set aside; else the last ones are kept.
+
+    Returns:
+        The task's tensors to keep (averaged where the settings ask for it), and seconds spent over all resumptions.
+
+    Raises:
+        MaclError: the loss is not finite, or the device's memory does not suffice.
+    """
+    steps = settings.epochs * batches.steps_per_epoch
+    state = _State(cast(nn.Module, task), settings, fabric, validation)
+    state.resume(run / STATE)
+    log = _StepLog(run / LOG, state.step)
+    module, started, seconds_before = state.module, time.perf_counter(), state.seconds
+    first = state.step
+    with progress(run.name, steps, first) as advance:
+        for batch in batches.between(first, steps):
+            rate = learning_rate(settings, state.step, steps, batches.steps_per_epoch)
+            with _memory_advice(module, batch):
+                step = state.train_step(batch, rate)
+            log.add(state.step, state.step / batches.steps_per_epoch, rate, step)
+            last = state.step == steps
+            saving = last or state.step % settings.checkpoint_every_steps == 0
+            if saving or state.step % settings.log_every_steps == 0:
+                taken = time.perf_counter() - started
+                count, values = log.flush((state.step - first) * batches.batch_size / taken)
+                advance(count, f"loss {values['loss']:.3f}")
+                if watch:
+                    watch(state.step, values)
+            if validation and (last or state.step % max(1, steps // VALIDATIONS_A_RUN) == 0):
+                state.validate(validation)
+            if saving:
+                state.seconds = seconds_before + time.perf_counter() - started
+                state.save(run / STATE)
+    return state.tensors_to_keep(), state.seconds
+
+
+class _State:
+    """Everything an exact resume needs, and the step that moves it."""
+
+    def __init__(
+        self, task: nn.Module, settings: TrainingSettings, fabric: Fabric, validation: Validation | None
+    ) -> None:
+        self.task, self.settings, self.fabric, self.validation = task, settings, fabric, validation
+        self.step, self.seconds = 0, 0.0
+        optimiser = make_optimiser(settings, task)
+        if fabric.device.type == "cuda":
+            task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.module, self.optimiser = fabric.setup(task, optimiser)
+        self.module.mark_forward_method("step")
+        self.average = MovingAverage(task, settings.ema_decay) if settings.ema_decay else None
+        self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
+        task.train()
+
+    def train_step(self, batch: Batch, rate: float) -> Step:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        step: Step = self.module.step(batch)
+        self.fabric.backward(step.loss)
+        if self.settings.gradient_clip:
+            self.fabric.clip_gradients(
+                self.module, self.optimiser, max_norm=self.settings.gradient_clip, error_if_nonfinite=False
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        if self.average:
+            self.average.update(self.step)
+        return step
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
+    def validate(self, validation: Validation) -> None:
+        with self.averaged():
+            self.task.eval()
+            score = validation.score()
+            self.task.train()
+            if score > validation.best_score:
+                validation.best_score = score
+                validation.best_tensors = {k: v.detach().clone() for k, v in self.task.state_dict().items()}
+
+    def tensors_to_keep(self) -> dict[str, Tensor]:
+        if self.validation:
+            return self.validation.best_tensors
+        with self.averaged():
+            return {name: tensor.detach().clone() for name, tensor in self.task.state_dict().items()}
+
+    def save(self, path: Path) -> None:
+        groups = {
+            "task": self.task.state_dict(),
+            "optimiser": optimiser_tensors(self.optimiser.optimizer),
+            "average": self.average.average if self.average else {},
+            "best": self.validation.best_tensors if self.validation else {},
+        }
+        tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+        about = {"step": self.step, "seconds": self.seconds, "scaler": self.scaler.state_dict() if self.scaler else {}}
+        if self.validation and self.validation.best_tensors:
+            about["best_score"] = self.validation.best_score
+        checkpoint.write(path, tensors, about)
+
+    def resume(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        saved = checkpoint.read(path)
+        groups: dict[str, dict[str, Tensor]] = {"task": {}, "optimiser": {}, "average": {}, "best": {}}
+        for name, tensor in saved.tensors.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = tensor.to(self.fabric.device)
+        self.task.load_state_dict(groups["task"])
+        load_optimiser_tensors(self.optimiser.optimizer, groups["optimiser"])
+        if self.average:
+            for name, tensor in self.average.average.items():
+                tensor.copy_(groups["average"][name])
+        if self.validation and groups["best"]:
+            self.validation.best_score = saved.about["best_score"]
+            self.validation.best_tensors = groups["best"]
+        if self.scaler:
+            self.scaler.load_state_dict(saved.about["scaler"])
+        self.step, self.seconds = saved.about["step"], saved.about["seconds"]
+        say(f"Going on after step {self.step}.")
+
+
+class _StepLog:
+    """`log.jsonl`: every step once. Values stay on the device until they are written."""
+
+    def __init__(self, path: Path, after_step: int) -> None:
+        self.path = path
+        self.waiting: list[tuple[dict[str, float], Mapping[str, Tensor]]] = []
+        kept = [line for line in read_log(path.parent) if line["step"] <= after_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, step: int, epoch: float, rate: float, outcome: Step) -> None:
+        parts = {"loss": outcome.loss.detach(), **outcome.parts}
+        self.waiting.append(({"step": step, "epoch": round(epoch, 4), "learning_rate": rate}, parts))
+
+    def flush(self, slices_per_second: float) -> tuple[int, dict[str, float]]:
+        """Write what waits; the last line also says the throughput. Returns the number of lines and the last one."""
+        names = list(self.waiting[0][1])
+        table = torch.stack([torch.stack([parts[name].float() for name in names]) for _, parts in self.waiting])
+        lines = [
+            {**where, **dict(zip(names, values, strict=True))}
+            for (where, _), values in zip(self.waiting, table.tolist(), strict=True)
+        ]
+        for line in lines:
+            if not math.isfinite(line["loss"]):
+                raise MaclError(
+                    f"The loss became {line['loss']} at step {line['step']}: resume with a lower training.learning_rate "
+                    "from a new --out, or use training.precision=fp32."
+                )
+        lines[-1]["slices_per_second"] = round(slices_per_second, 2)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        self.waiting.clear()
+        return len(lines), lines[-1]
+
+
+@contextlib.contextmanager
+def _memory_advice(module: nn.Module, batch: Batch) -> Iterator[None]:
+    """Answer running out of memory with the batch size that would fit, found by trying."""
+    try:
+        yield
+        return
+    except torch.OutOfMemoryError:
+        pass
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+    count = len(batch.images)
+    raise MaclError(
+        f"A batch of {count} slices of {batch.images.shape[-1]}² does not fit into the device's memory: "
+        f"{_fitting_batch(module, batch)}."
+    )
+
+
+def _fitting_batch(module: nn.Module, batch: Batch) -> str:
+    size = len(batch.images) // 2
+    while size >= 2:
+        module.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):
+            cast(Any, module).step(_first(batch, size)).loss.backward()
+            return f"{size} would, so add --set training.batch_size={size}"
+        size //= 2
+    return "not even 2 would, so add --set training.size=… with a smaller side"
+
+
+def _first(batch: Batch, size: int) -> Batch:
+    draws = replace(batch.draws, samples=batch.draws.samples[:size])
+    labels = None if batch.labels is None else batch.labels[:size]
+    return Batch(batch.images[:size], batch.positions[:size], draws, labels)

@@ -1,0 +1,101 @@
+"""A store of small synthetic cases, written directly: a bright disc and a ring whose sizes follow the slice's height."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import blosc2
+import numpy as np
+
+from macl.config import PrepareSettings
+from macl.data.store import Geometry, Normalisation, Slicing, Store, StoredArray, StoredCase, StoreIndex
+
+CLASSES = ("background", "ring", "disc")
+
+
+def write_toy_store(
+    folder: Path,
+    *,
+    patients: int = 6,
+    slices: int = 6,
+    side: int = 64,
+    channels: int = 1,
+    unlabelled: int = 0,
+    seed: int = 0,
+) -> Store:
+    """Write and open a store of `patients` cases, the last `unlabelled` of them without label."""
+    (folder / "cases").mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    cases = []
+    for number in range(patients):
+        # Cases differ in size, so that cropping and padding are exercised.
+        rows, columns = side + 4 * (number % 3), side - 6 * (number % 2)
+        image, label = _case(random, slices, rows, columns, channels)
+        arrays = {"image": image} if number >= patients - unlabelled else {"image": image, "label": label}
+        cases.append(_stored(folder, f"patient{number + 1:03d}", arrays))
+    index = StoreIndex(
+        reader="folder",
+        modality="MR",
+        channels=tuple(f"channel{c}" for c in range(channels)),
+        classes=CLASSES,
+        label_values=(0, 1, 2),
+        prepared=PrepareSettings(normalisation="zscore"),
+        cases=tuple(cases),
+    )
+    (folder / "store.json").write_text(index.model_dump_json(indent=1))
+    return Store.open(folder)
+
+
+def _case(random, slices: int, rows: int, columns: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[:rows, :columns]
+    centre = np.array([rows, columns]) / 2 + random.uniform(-6, 6, 2)
+    radius = random.uniform(0.20, 0.28) * min(rows, columns)
+    label = np.zeros((slices, rows, columns), np.uint8)
+    for index in range(slices):
+        size = radius * np.sin(np.pi * (index + 1) / (slices + 1))
+        distance = np.hypot(y - centre[0], x - centre[1])
+        label[index][distance < size] = 1
+        label[index][distance < 0.6 * size] = 2
+    brightness = np.array([60.0, 160.0, 110.0])[label]
+    texture = 15 * np.sin(x / 5 + random.uniform(0, 6)) + 10 * np.cos(y / 7)
+    image = brightness[:, None] + texture + random.normal(0, 8, (slices, channels, rows, columns))
+    return image.clip(0, 255).round().astype(np.int16), label
+
+
+def _stored(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> StoredCase:
+    entries = {}
+    for kind, array in arrays.items():
+        file = f"cases/{name}.{kind}.b2nd"
+        blosc2.asarray(array, urlpath=str(folder / file), chunks=(1, *array.shape[1:]), mode="w")
+        digest = hashlib.sha256(array.tobytes()).hexdigest()
+        entries[kind] = StoredArray(file=file, shape=array.shape, dtype=str(array.dtype), sha256=digest)
+    image = arrays["image"]
+    slices, channels, rows, columns = image.shape
+    axes = (0, 2, 3)
+    floats = image.astype(float)
+    return StoredCase(
+        name=name,
+        patient=name,
+        slices=slices,
+        channels=channels,
+        size=(rows, columns),
+        spacing_mm=(5.0, 1.0, 1.0),
+        geometry=Geometry(
+            size=(columns, rows, slices),
+            spacing=(1.0, 1.0, 5.0),
+            origin=(0.0, 0.0, 0.0),
+            direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+            spacing_known=True,
+        ),
+        slicing=Slicing(
+            plane="axial", permutation=(0, 1, 2), flipped=(False, False, False), scanned_size=(rows, columns)
+        ),
+        normalisation=Normalisation(
+            low=tuple(floats.min(axes)),
+            high=tuple(floats.max(axes)),
+            mean=tuple(floats.mean(axes)),
+            deviation=tuple(floats.std(axes)),
+        ),
+        arrays=entries,
+    )
