@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from macl.errors import MaclError
@@ -31,8 +31,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     """Write tensors and a JSON-able description to one file, atomically."""
     ready = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as aside:
-        aside.touch()  # so that the file is readable to whom the user's umask says, not to its owner alone
-        save_file(ready, aside, metadata={"macl": json.dumps(about, allow_nan=False)})
+        aside.write_bytes(save(ready, metadata={"macl": json.dumps(about, allow_nan=False)}))
 
 
 def read(path: Path) -> Checkpoint:

@@ -126,7 +126,9 @@ def pretrain(
         str | None, typer.Option(help="Way to pre-train; `macl` unless the recipe says otherwise.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split file or name; its test people are left out.")] = None,
-    recipe: Annotated[str, typer.Option(help="Recipe by name or path (.toml).")] = "default",
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe by name or path (.toml); the method's own by default.")
+    ] = None,
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
     seed: SeedOption = 0,

@@ -96,12 +96,14 @@ class Batch:
         positions: (B,) float32, p = (index + 1) / slices of the slice's own volume.
         labels: (B, S, S) int64 for fine-tuning, None for pre-training.
         draws: the batch's random numbers.
+        done: share of the run's steps that came before this one, for schedules.
     """
 
     images: Tensor
     positions: Tensor
     draws: Draws
     labels: Tensor | None = None
+    done: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -287,4 +287,4 @@ def _fitting_batch(module: nn.Module, batch: Batch) -> str:
 def _first(batch: Batch, size: int) -> Batch:
     draws = replace(batch.draws, samples=batch.draws.samples[:size])
     labels = None if batch.labels is None else batch.labels[:size]
-    return Batch(batch.images[:size], batch.positions[:size], draws, labels)
+    return replace(batch, images=batch.images[:size], positions=batch.positions[:size], draws=draws, labels=labels)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -235,17 +235,17 @@ class Batches:
         whole = self._order[place * self.batch_size : (place + 1) * self.batch_size]
         return np.ascontiguousarray(whole[self.rank :: self.ranks])
 
-    def make(self, step: int, pixels: Pixels, numbers: np.ndarray) -> Batch:
+    def make(self, step: int, pixels: Pixels, numbers: np.ndarray, done: float) -> Batch:
         """The batch of a step from its fetched pixels."""
         samples = torch.from_numpy(numbers).to(self.bank.device, non_blocking=True)
-        return self.bank.gather(pixels, Draws(self.seed, step, samples), self.size)
+        return replace(self.bank.gather(pixels, Draws(self.seed, step, samples), self.size), done=done)
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` … `stop` − 1; pixels that are not on the device are fetched one step ahead."""
+        """The batches of steps `start` … `stop` − 1, `stop` being the run's number of steps; pixels that are not on the device are fetched one step ahead."""
         if self.bank.residence == "device":
             for step in range(start, stop):
                 numbers = self.numbers(step)
-                yield self.make(step, self.bank.fetch(numbers), numbers)
+                yield self.make(step, self.bank.fetch(numbers), numbers, step / stop)
             return
         with ThreadPoolExecutor(1) as ahead:
             waiting = ahead.submit(self._fetch, start)
@@ -253,7 +253,7 @@ class Batches:
                 pixels, numbers = waiting.result()
                 if step + 1 < stop:
                     waiting = ahead.submit(self._fetch, step + 1)
-                yield self.make(step, pixels, numbers)
+                yield self.make(step, pixels, numbers, step / stop)
 
     def _fetch(self, step: int) -> tuple[Pixels, np.ndarray]:
         numbers = self.numbers(step)

@@ -21,6 +21,7 @@ from macl.plugins import Method, MethodModule, find
 from macl.progress import say
 from macl.training import fit, make_fabric
 
+DEFAULT_METHOD = "macl"
 NEAR_UNIFORM = 0.98
 """Share of the uniform solution's loss from which on a run is said to stand near it."""
 
@@ -31,7 +32,7 @@ def pretrain(
     *,
     method: str | None = None,
     split: str | None = None,
-    recipe: str = "default",
+    recipe: str | None = None,
     overrides: Iterable[str] = (),
     device: str = "auto",
     seed: int = 0,
@@ -43,9 +44,9 @@ def pretrain(
     Args:
         store: folder made by `prepare`.
         out: the run's folder.
-        method: way to pre-train; None: as the recipe says.
+        method: way to pre-train; None: as the recipe says, or MACL.
         split: split file or name; None: every case is used.
-        recipe: recipe by name or path.
+        recipe: recipe by name or path; None: the method's own.
         overrides: `key=value` settings over the recipe's.
         device: "auto", "cpu", "cuda" or "mps".
         seed: of the weights, the order and the views.
@@ -62,7 +63,7 @@ def pretrain(
     everyone = tuple(case.name for case in opened.index.cases)
     cases = resolved.pretraining_cases if resolved and not allow_overlap else everyone
     record = RunRecord(
-        kind="pretrain", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=device,
+        kind="pretrain", settings=settings.model_dump(mode="json"), recipe=recipe or settings.method, seed=seed, device=device,
         versions=runs.versions(), **runs.about_store(opened, store), cases=cases,
         split=chosen.model_dump(mode="json") if chosen else None, overlap_allowed=allow_overlap,
         people=resolved.people(cases) if resolved else runs.patients_of(opened, cases),
@@ -76,10 +77,10 @@ def pretrain(
 
 
 def _settings(
-    method: str | None, recipe: str, overrides: Iterable[str]
+    method: str | None, recipe: str | None, overrides: Iterable[str]
 ) -> tuple[PretrainSettings, Method, PluginSettings]:
     """Settings with the method's own resolved, and slice sides that its network can take."""
-    values = read_recipe("pretrain", recipe)
+    values = read_recipe("pretrain", recipe or find("methods", method or DEFAULT_METHOD).name)
     settings = resolve(PretrainSettings, {**values, "method": method} if method else values, overrides)
     plugin = find("methods", settings.method)
     own = validate(plugin.Settings, settings.method_settings, where="method_settings")
