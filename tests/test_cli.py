@@ -1,0 +1,143 @@
+"""The command line as a user calls it: what it exits with, and what stands on which stream."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes.index import hearts
+from macl import cli
+
+STAGES = ["demo", "inspect", "prepare", "split", "pretrain", "finetune", "predict", "evaluate", "benchmark", "report"]
+
+
+class Answer:
+    """Exit code and streams of one call."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def macl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Call the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["macl", *words])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Answer(code, *capsys.readouterr())
+
+    return call
+
+
+def test_help_lists_the_path_in_order(macl) -> None:
+    answer = macl("--help")
+    places = [answer.out.index(f" {stage} ") for stage in STAGES]
+    assert answer.code == 0
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_explains_itself(macl, stage: str) -> None:
+    answer = macl(stage, "--help")
+    assert answer.code == 0
+    assert f"Usage: macl {stage}" in answer.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["segment"],
+        ["split"],
+        ["split", "a.store"],
+        ["split", "a.store", "--out", "a.json", "--seed", "many"],
+        ["finetune", "a.store", "--out", "run"],
+        ["evaluate", "a", "b", "--out", "c.csv", "--convention", "kind"],
+        ["pretrain", "a.store", "--out", "run", "--device", "tpu"],
+        ["prepare", "a", "b", "--plane", "oblique"],
+        ["report", "--theme", "dark"],
+    ],
+)
+def test_wrong_usage_exits_2(macl, words: list[str]) -> None:
+    answer = macl(*words)
+    assert answer.code == 2
+    assert "Usage: macl" in answer.err
+    assert answer.out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "nowhere"],
+        ["prepare", "nowhere", "a.store"],
+        ["prepare", "empty", "a.store"],
+        ["prepare", "empty", "a.store", "--reader", "acdd"],
+        ["split", "nowhere", "--out", "a.json"],
+        ["split", "empty", "--out", "a.json"],
+        ["split", "acdc.store", "--out", "a.json", "--test", "100"],
+        ["split", "acdc.store", "--out", "acdc.store"],
+        ["pretrain", "nowhere", "--out", "run"],
+        ["pretrain", "acdc.store", "--out", "run", "--method", "mcal"],
+        ["pretrain", "acdc.store", "--out", "run", "--recipe", "defualt"],
+        ["pretrain", "acdc.store", "--out", "run", "--set", "training.epohcs=3"],
+        ["pretrain", "acdc.store", "--out", "run", "--set", "epochs"],
+        ["pretrain", "acdc.store", "--out", "run", "--split", "paper/adcd"],
+        ["pretrain", "acdc.store", "--out", "full"],
+        ["finetune", "acdc.store", "--out", "run", "--init", "nowhere", "--split", "paper/acdc", "--labels", "8"],
+        ["finetune", "acdc.store", "--out", "run", "--init", "scratch", "--split", "paper/acdc", "--labels", "9"],
+        ["finetune", "acdc.store", "--out", "run", "--init", "scratch", "--split", "none.json", "--labels", "8"],
+        ["finetune", "acdc.store", "--out", "full", "--init", "scratch", "--split", "paper/acdc", "--labels", "8"],
+        ["predict", "nowhere", "--out", "masks"],
+        ["predict", "empty", "scan.nii.gz", "--out", "masks"],
+        ["evaluate", "nowhere", "acdc.store", "--out", "a.csv"],
+        ["evaluate", "empty", "nowhere", "--out", "a.csv"],
+        ["benchmark", "nowhere.toml", "--out", "bench"],
+        ["report", "nowhere", "--out", "a.html"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_exits_1_with_one_sentence_and_nothing_written(macl, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("…")
+    hearts(tmp_path / "acdc.store", patients=100)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    answer = macl(*words)
+    lines = answer.err.strip().splitlines()
+    assert answer.code == 1, answer.err
+    assert lines[-1].startswith("macl: ")
+    assert lines[-1].endswith((".", "?"))
+    assert "Traceback" not in answer.err
+    assert answer.out == ""
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_interruption_says_how_to_go_on(macl, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    answer = macl("pretrain")
+    assert answer.code == 130
+    assert "--resume" in answer.err
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "macl", "split", str(tmp_path / "a.store"), "--out", "a.json"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("macl: ")
+    assert "does not exist" in done.stderr
