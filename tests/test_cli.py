@@ -34,7 +34,8 @@ def macl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
-        return Answer(code, *capsys.readouterr())
+        streams = capsys.readouterr()
+        return Answer(code, streams.out, streams.err)
 
     return call
 

@@ -10,12 +10,17 @@ from macl import files
 from macl.errors import MaclError
 
 
+def write_half(path: Path) -> None:
+    with files.atomic_path(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError("killed")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "index.json"
     files.write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), files.atomic_path(path) as aside:
-        aside.write_text("half")
-        raise RuntimeError("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        write_half(path)
     assert files.read_json(path, "an index") == {"old": 1}
     assert [item.name for item in tmp_path.iterdir()] == ["index.json"]
 
