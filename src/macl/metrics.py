@@ -90,6 +90,12 @@ def jaccard(truth_voxels: int, predicted_voxels: int, shared_voxels: int) -> flo
     return shared_voxels / union if union else math.nan
 
 
+def empty_score(convention: Convention) -> Score:
+    """A class that stands in neither mask."""
+    distance = math.nan if convention == "strict" else 0.0
+    return Score(0, 0, 0, distance, distance)
+
+
 # ---------------------------------------------------------------- a whole case
 
 
@@ -111,8 +117,7 @@ def score_classes(
     for label, pair in enumerate(boxes, start=1):
         present = [box for box in pair if box is not None]
         if not present:
-            empty = math.nan if convention == "strict" else 0.0
-            scores.append(Score(0, 0, 0, empty, empty))
+            scores.append(empty_score(convention))
             continue
         box = union(present)
         masks = truth[box] == label, prediction[box] == label
