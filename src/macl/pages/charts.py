@@ -1,0 +1,168 @@
+"""Charts as numbers: what the template draws as SVG lines and as dots on a track, without a script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WIDTH, HEIGHT = 320.0, 168.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 312.0, 10.0, 142.0
+MOST_POINTS = 300
+SMOOTHED_FRACTION = 1 / 30
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """One measure over the steps, in the coordinates of an SVG of `WIDTH` × `HEIGHT`.
+
+    Attributes:
+        raw: every logged value (binned where there are very many), as an SVG path.
+        smooth: their moving average, as an SVG path; empty where the log is too short to need it.
+        end: x, y of the last point drawn.
+        window: logged values that one point of the moving average covers.
+        first, last: the first and last logged values.
+    """
+
+    name: str
+    raw: str
+    smooth: str
+    end: tuple[float, float]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    window: int
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One case on a track, in per cent of the track's width."""
+
+    at: float
+    case: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Track:
+    """One run's cases on one line.
+
+    Attributes:
+        mean_at: the mean's place in per cent of the track's width.
+        pretrained: whether the run started from pre-trained weights, which are drawn in another colour.
+    """
+
+    label: str
+    dots: tuple[Dot, ...]
+    mean_at: float
+    mean: float
+    pretrained: bool
+
+
+@dataclass(frozen=True)
+class DotChart:
+    """One class: a track for every run, all on one axis."""
+
+    title: str
+    tracks: tuple[Track, ...]
+    ticks: tuple[Tick, ...]
+
+
+def line_chart(name: str, points: Sequence[tuple[int, float]]) -> LineChart:
+    """A chart of (step, value) points, of which there is at least one."""
+    steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+    window = max(1, round(len(values) * SMOOTHED_FRACTION))
+    smoothed = _moving_average(values, window)
+    x_low, x_high = float(steps[0]), float(max(steps[-1], steps[0] + 1))
+    y_low, y_high = _padded(float(values.min()), float(values.max()))
+    x = LEFT + (steps - x_low) / (x_high - x_low) * (RIGHT - LEFT)
+
+    def place(height: np.ndarray) -> np.ndarray:
+        return BOTTOM - (height - y_low) / (y_high - y_low) * (BOTTOM - TOP)
+
+    raw, smooth = _binned(x, place(values)), _binned(x, place(smoothed))
+    return LineChart(
+        name=name,
+        raw=_path(raw),
+        smooth=_path(smooth) if window > 1 else "",
+        end=(float(smooth[-1, 0]), float(smooth[-1, 1])),
+        x_ticks=tuple(
+            Tick(LEFT + (at - x_low) / (x_high - x_low) * (RIGHT - LEFT), label)
+            for at, label in ticks(x_low, x_high, 4)
+        ),
+        y_ticks=tuple(Tick(float(place(np.array([at]))[0]), label) for at, label in ticks(y_low, y_high, 4)),
+        window=window,
+        first=float(values[0]),
+        last=float(values[-1]),
+    )
+
+
+def dot_charts(
+    values: Mapping[str, Sequence[tuple[str, bool, Mapping[str, float]]]], top: float = 1.0
+) -> tuple[DotChart, ...]:
+    """Charts on one common axis that ends at `top` and starts below the lowest value.
+
+    Args:
+        values: chart's title → tracks of (label, pretrained, case → value); a track without a case is left out.
+    """
+    everything = [value for tracks in values.values() for _, _, cases in tracks for value in cases.values()]
+    if not everything:
+        return ()
+    low = min(everything)
+    low = max(0.0, low - 0.08 * (top - low + 0.02))
+    axis = tuple(Tick(100 * (at - low) / (top - low), label) for at, label in ticks(low, top, 5))
+
+    def track(label: str, pretrained: bool, cases: Mapping[str, float]) -> Track:
+        dots = tuple(Dot(100 * (value - low) / (top - low), case, value) for case, value in cases.items())
+        mean = sum(cases.values()) / len(cases)
+        return Track(label, dots, 100 * (mean - low) / (top - low), mean, pretrained)
+
+    return tuple(
+        DotChart(title, tuple(track(*entry) for entry in tracks if entry[2]), axis) for title, tracks in values.items()
+    )
+
+
+def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
+    """At most `most` + 1 round numbers from `low` to `high`, with labels of one precision."""
+    from matplotlib.ticker import MaxNLocator
+
+    places = [float(at) for at in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    places = [at for at in places if low - 1e-9 <= at <= high + 1e-9]
+    step = min(np.diff(places), default=1.0)
+    decimals = next((digits for digits in range(6) if abs(round(step, digits) - step) < 1e-3 * step), 6)
+    return [(at, f"{at:,.{decimals}f}".replace(",", "\N{THIN SPACE}").replace("-", "−")) for at in places]
+
+
+def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over `window` values, over fewer at the ends."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    index = np.arange(len(values))
+    start, stop = np.maximum(index - window // 2, 0), np.minimum(index - window // 2 + window, len(values))
+    return (sums[stop] - sums[start]) / (stop - start)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    floor = low - margin
+    return (0.0 if low >= 0 and floor < 0.25 * high else floor), high + margin
+
+
+def _binned(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(points, 2): neighbouring points averaged, so that at most `MOST_POINTS` are left."""
+    bins = min(len(x), MOST_POINTS)
+    columns = [[part.mean() for part in np.array_split(column, bins)] for column in (x, y)]
+    return np.array(columns).T
+
+
+def _path(points: np.ndarray) -> str:
+    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)

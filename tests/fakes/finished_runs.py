@@ -1,0 +1,122 @@
+"""Runs as the stages leave them, without training: a store of discs, its split, logs, weights' tables and shifted masks."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fakes.toy_store import write_toy_store
+from macl.config import FinetuneSettings, PretrainSettings
+from macl.data import runs
+from macl.data.runs import RunRecord, write_record
+from macl.data.slicing import to_scan
+from macl.data.store import Store
+from macl.data.volumes import write_volume
+from macl.stages.evaluate import evaluate
+
+TEST_CASES = ("patient004", "patient005", "patient006")
+
+
+@dataclass(frozen=True)
+class FakeRuns:
+    """A store and the runs made from it: pre-training, then fine-tuning from scratch and from it."""
+
+    store: Path
+    pretrained: Path
+    scratch: Path
+    transferred: Path
+
+
+def write_runs(folder: Path) -> FakeRuns:
+    """All of it below `folder`."""
+    store = write_toy_store(folder / "store")
+    fake = FakeRuns(folder / "store", folder / "pretrained", folder / "scratch", folder / "transferred")
+    write_pretrained(fake.pretrained, store)
+    write_finetuned(fake.scratch, store, init="scratch", shift=6)
+    write_finetuned(fake.transferred, store, init=f"{fake.pretrained} (0123456789ab)", shift=2)
+    return fake
+
+
+def write_pretrained(path: Path, store: Store, *, steps: int = 400, finished: bool = True) -> None:
+    """A pre-training run whose losses fall and whose features spread."""
+    settings = PretrainSettings(method="macl", method_settings={"decoder_blocks": 2, "threshold": 0.1})
+    cases = tuple(case for case in store.cases if case not in TEST_CASES)
+    record = _record(store, "pretrain", settings.model_dump(mode="json"), cases, steps if finished else 0)
+    path.mkdir(parents=True)
+    write_record(path, record)
+    random = np.random.default_rng(0)
+    lines = []
+    for step in range(1, steps + 1):
+        fall = math.exp(-step / 90)
+        parts = {
+            "loss_global": 4.2 + 2.6 * fall, "loss_dense": 5.0 + 1.6 * fall, "loss_regularisation": 0.1 + 0.5 * fall,
+            "positives_per_anchor": 7.0, "feature_spread": 0.9 - 0.7 * fall, "bottleneck_size": 0.4 + 0.3 * fall,
+        }  # fmt: skip
+        parts = {name: value * random.normal(1, 0.05) for name, value in parts.items()}
+        loss = parts["loss_global"] + 0.5 * parts["loss_dense"] + parts["loss_regularisation"]
+        lines.append(_line(step, steps, {"loss": loss, **parts}))
+    _write_log(path, lines)
+
+
+def write_finetuned(
+    path: Path, store: Store, *, init: str, shift: int, labels: str = "2", seed: int = 0, steps: int = 60
+) -> None:
+    """A fine-tuned run with its masks of the test cases, each off by up to `shift` columns, scored by `evaluate`."""
+    write_unscored(path, store, init=init, labels=labels, seed=seed, steps=steps)
+    for number, case in enumerate(TEST_CASES):
+        stored = store.case(case)
+        mask = np.roll(store.read(case, "label"), shift * (number + 1) // 2, axis=2)
+        write_volume(path / runs.PREDICTIONS / f"{case}.nii.gz", to_scan(mask, stored.slicing), stored.geometry)
+    evaluate(path / runs.PREDICTIONS, store.path, path / runs.CASES)
+
+
+def write_unscored(
+    path: Path, store: Store, *, init: str, labels: str = "2", seed: int = 0, steps: int = 60, finished: bool = True
+) -> None:
+    """A fine-tuned run that nobody has predicted with."""
+    path.mkdir(parents=True)
+    cases = tuple(store.cases)[: int(labels)]
+    record = _record(store, "finetune", FinetuneSettings().model_dump(mode="json"), cases, steps if finished else 0)
+    record = record.model_copy(update={"init": init, "labels": labels, "recipe": "strong", "seed": seed})
+    write_record(path, record)
+    lines = [
+        _line(step, steps, {"loss": 2.5 / step, "loss_cross_entropy": 1.5 / step, "loss_dice": 1.0 / step})
+        for step in range(1, steps + 1)
+    ]
+    _write_log(path, lines)
+    (path / runs.TRANSFER).write_text(json.dumps(_transfer(init)))
+
+
+def _record(store: Store, kind: runs.Kind, settings: dict, cases: tuple[str, ...], steps: int) -> RunRecord:
+    return RunRecord(
+        kind=kind, finished=steps > 0, settings=settings, recipe="default", seed=0, device="cpu",
+        versions=runs.versions(), **runs.about_store(store, store.path), cases=cases, people=cases, patients=cases,
+        test_cases=TEST_CASES, steps=steps, seconds=83.2 if steps else 0.0,
+    )  # fmt: skip
+
+
+def _line(step: int, steps: int, values: dict[str, float]) -> dict[str, float]:
+    rate = 0.05 * (1 + math.cos(math.pi * step / steps))
+    line = {"step": step, "epoch": round(step / 8, 4), "learning_rate": rate, **values}
+    return line | ({"slices_per_second": 60.0 + step % 7} if step % 20 == 0 else {})
+
+
+def _write_log(path: Path, lines: list[dict[str, float]]) -> None:
+    (path / runs.LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _transfer(init: str) -> dict:
+    loaded = init != "scratch"
+    shapes = {"encoder.levels.0.0.weight": [8, 1, 3, 3], "decoder.blocks.0.up.weight": [128, 64, 2, 2], "head.weight": [3, 8, 1, 1]}
+    tensors = []
+    for name, shape in shapes.items():
+        outcome = "loaded" if loaded and not name.startswith("head") else "fresh"
+        came_from, why = (name, "same shape") if outcome == "loaded" else (None, "not in the source")
+        tensors.append({"name": name, "shape": shape, "outcome": outcome, "why": why, "from": came_from})
+    found = [tensor["outcome"] for tensor in tensors]
+    counts = {outcome: found.count(outcome) for outcome in dict.fromkeys(found)}
+    return {"source": init, "tensors": tensors, "counts": counts, "elements": {}, "unused": []}
