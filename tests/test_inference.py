@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from macl.data.slicing import plan
 from macl.data.store import Geometry, Normalisation
 from macl.errors import MaclError
-from macl.inference import average, predict_case, predict_slices, window_starts
+from macl.inference import Member, predict_case, predict_slices, window_starts
 
 
 def small_network(seed: int, channels: int = 2, classes: int = 3) -> nn.Module:
@@ -95,20 +95,6 @@ def test_windows_reach_from_edge_to_edge_and_overlap_by_half(side: int, size: in
     assert all(0 < step <= max(1, size // 2) for step in np.diff(starts))
 
 
-def test_an_ensemble_averages_the_softmax() -> None:
-    networks = [small_network(seed) for seed in range(3)]
-    images = torch.randn(2, 2, 16, 16)
-    expected = torch.stack([network(images).softmax(1) for network in networks]).mean(0).detach()
-    torch.testing.assert_close(predict_slices(average(networks), images, size=16), expected)
-    assert average(networks[:1]) is networks[0]
-
-
-def test_a_confident_ensemble_stays_finite() -> None:
-    network = Pointwise(8)
-    images = torch.full((1, 1, 8, 8), 1e4)
-    assert predict_slices(average([network, network]), images, size=8).isfinite().all()
-
-
 def test_a_network_in_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="eval"):
         predict_slices(small_network(0).train(), torch.zeros(1, 2, 16, 16), size=16)
@@ -138,20 +124,33 @@ def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory() -> Non
         predict_slices(small_network(0), torch.zeros(1, 5, 16, 16), size=16)
 
 
+GEOMETRY = Geometry(
+    size=(30, 22, 7), spacing=(1.0, 1.0, 4.0), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), spacing_known=True
+)  # fmt: skip
+NORMALISATION = Normalisation(low=(-50, -60), high=(800, 700), mean=(300, 310), deviation=(120, 130))
+
+
+def stored_slices(rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(-100, 900, size=(7, 2, rows, columns)).astype(np.int16)
+
+
 def test_a_case_in_pieces_equals_the_case_at_once() -> None:
-    network = small_network(4)
-    geometry = Geometry(
-        size=(30, 22, 7), spacing=(1.0, 1.0, 4.0), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
-        spacing_known=True,
-    )  # fmt: skip
-    stored = np.random.default_rng(0).integers(-100, 900, size=(7, 2, 11, 15)).astype(np.int16)
-    normalisation = Normalisation(low=(-50, -60), high=(800, 700), mean=(300, 310), deviation=(120, 130))
-    pieces = list(
-        predict_case(network, stored, normalisation, plan(geometry), size=16, mirror_axes=("column",), batch_size=3)
-    )
+    ensemble = [Member(small_network(4), 16, ("column",))]
+    case = (stored_slices(11, 15), NORMALISATION, plan(GEOMETRY))
+    pieces = list(predict_case(ensemble, *case, batch_size=3))
     assert [piece.shape for piece in pieces] == [(3, 3, 22, 30), (3, 3, 22, 30), (1, 3, 22, 30)]
-    whole = list(
-        predict_case(network, stored, normalisation, plan(geometry), size=16, mirror_axes=("column",), batch_size=7)
-    )
-    np.testing.assert_allclose(np.concatenate(pieces), whole[0], atol=1e-6)
-    np.testing.assert_allclose(whole[0].sum(axis=1), 1.0, atol=1e-5)
+    (whole,) = predict_case(ensemble, *case, batch_size=7)
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-6)
+    np.testing.assert_allclose(whole.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_an_ensemble_averages_probabilities_whatever_its_members_windows() -> None:
+    members = [
+        Member(small_network(0), 32, ()),
+        Member(small_network(1), 16, ("row",)),
+        Member(small_network(2), 24, ()),
+    ]
+    case = (stored_slices(22, 30), NORMALISATION, plan(GEOMETRY))
+    (together,) = predict_case(members, *case, batch_size=7)
+    alone = [next(predict_case([member], *case, batch_size=7)) for member in members]
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Literal
 
@@ -20,47 +21,47 @@ MirrorAxis = Literal["row", "column"]
 DIMENSIONS = {"row": -2, "column": -1}
 
 
-class Average(nn.Module):
-    """Several segmenters as one: its softmax is the mean of theirs."""
+@dataclass(frozen=True)
+class Member:
+    """A segmenter as one member of an ensemble, which may have a single member.
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
+    Attributes:
+        network: in eval mode, (B, C, size, size) → (B, K, size, size) logits.
+        size: side of its windows in pixels.
+        mirror_axes: axes whose mirror images its prediction is averaged over.
+    """
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, K, H, W) logits."""
-        return sum(network(images).float().softmax(1) for network in self.networks).log()  # type: ignore[union-attr]
-
-
-def average(networks: Sequence[nn.Module]) -> nn.Module:
-    """The ensemble of segmenters with the same channels and classes, in eval mode."""
-    return networks[0] if len(networks) == 1 else Average(networks).eval()
+    network: nn.Module
+    size: int
+    mirror_axes: tuple[MirrorAxis, ...]
 
 
 def predict_case(
-    network: nn.Module,
+    ensemble: Sequence[Member],
     slices: np.ndarray,
     normalisation: Normalisation,
     slicing: Slicing,
     *,
-    size: int,
-    mirror_axes: Sequence[MirrorAxis],
     batch_size: int,
 ) -> Iterator[np.ndarray]:
     """Predict a case in pieces of a few slices, so that memory does not grow with the scan.
 
     Args:
-        network: in eval mode, (B, C, H, W) → (B, K, H, W) logits.
+        ensemble: segmenters of the same classes; their probabilities are averaged.
         slices: (n, C, rows, columns) in the units of `normalisation`.
         slicing: how the slices came from the scan.
+        batch_size: windows at a time, and slices of a piece.
 
     Yields:
         (m, K, *slicing.scanned_size) float32 probabilities, the m summing to n in the order of the slices.
     """
     for start in range(0, len(slices), batch_size):
         images = torch.from_numpy(normalise(slices[start : start + batch_size], normalisation))
-        probabilities = predict_slices(network, images, size=size, mirror_axes=mirror_axes, batch_size=batch_size)
-        yield to_scan_plane(probabilities.numpy(), slicing)
+        predicted = [
+            predict_slices(one.network, images, size=one.size, mirror_axes=one.mirror_axes, batch_size=batch_size)
+            for one in ensemble
+        ]
+        yield to_scan_plane(torch.stack(predicted).mean(0).numpy(), slicing)
 
 
 def predict_slices(
