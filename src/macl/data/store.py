@@ -18,11 +18,12 @@ from pydantic import Field
 
 from macl.config import PrepareSettings, Settings, validate
 from macl.errors import MaclError
-from macl.files import inside, read_json
+from macl.files import atomic_path, inside, read_json, write_text
 
 FORMAT = "macl-store"
 VERSION = 1
 INDEX = "store.json"
+CASES = "cases"
 
 ArrayKind = Literal["image", "label", "truth"]
 
@@ -62,7 +63,7 @@ class Normalisation(Settings):
 
 
 class StoredArray(Settings):
-    """An array file of a case, relative to the store, and what its bytes and shape must be."""
+    """An array file of a case, relative to the store; `sha256` is over the array's own bytes, in C order."""
 
     file: str
     shape: tuple[int, ...]
@@ -82,7 +83,9 @@ class StoredCase(Settings):
     geometry: Geometry
     slicing: Slicing
     normalisation: Normalisation
-    rescale: tuple[float, float] = Field(default=(1.0, 0.0), description="scan's value = stored × first + second")
+    rescale: tuple[tuple[float, float], ...] = Field(
+        default=(), description="per channel: the scan's value = stored × first + second; empty: as stored"
+    )
     arrays: Mapping[ArrayKind, StoredArray]
     class_voxels: tuple[int, ...] | None = Field(default=None, description="voxels of every class in the label")
 
@@ -114,6 +117,7 @@ class StoreIndex(Settings):
     refused: tuple[Refused, ...] = ()
     notes: tuple[str, ...] = ()
     macl_version: str = ""
+    fingerprint: str = Field(default="", description="of the settings and the source's files; the same: nothing to do")
 
 
 class Store:
@@ -181,3 +185,34 @@ class Store:
             return np.asarray(array[start : entry.shape[0] if stop is None else stop])
         except (OSError, RuntimeError, ValueError) as error:
             raise MaclError(f"{path} of the case {name!r} cannot be read ({error}): prepare the store again.") from None
+
+
+def write_array(store: Path, name: str, kind: ArrayKind, array: np.ndarray) -> StoredArray:
+    """Write one array of a case, a chunk per slice, atomically; the same array gives the same file.
+
+    Args:
+        store: the store's folder.
+        name: the case's name, a safe file name.
+        kind: what the array is.
+        array: (slices, …).
+    """
+    import blosc2
+
+    relative = f"{CASES}/{name}.{kind}.b2nd"
+    array = np.ascontiguousarray(array)
+    with atomic_path(store / relative) as aside:
+        blosc2.asarray(
+            array,
+            urlpath=str(aside),
+            mode="w",
+            contiguous=True,
+            chunks=(1, *array.shape[1:]),
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+        )
+    digest = hashlib.sha256(array.data).hexdigest()
+    return StoredArray(file=relative, shape=array.shape, dtype=str(array.dtype), sha256=digest)
+
+
+def write_index(store: Path, index: StoreIndex) -> None:
+    """Write `store.json` atomically: from now on the folder is a store."""
+    write_text(store / INDEX, index.model_dump_json(indent=1) + "\n")

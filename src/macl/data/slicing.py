@@ -1,0 +1,219 @@
+"""A scan's grid ↔ slices: orientation, resampling in plane, and the numbers that normalise a case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from macl.config import PrepareSettings
+from macl.data.grids import Volume, direction_matrix, nearest_axes
+from macl.data.store import Geometry, Normalisation, Slicing
+from macl.errors import RefusedCaseError
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+ACROSS: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""The anatomical axis (0 left, 1 posterior, 2 superior) that the slices of a plane are stacked along."""
+
+PLANES: dict[int, Plane] = {axis: plane for plane, axis in ACROSS.items()}
+
+STANDS_OUT = 1.5
+"""Slices lie across the coarsest spacing where it is this many times the next coarsest."""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A scan as slices.
+
+    Attributes:
+        array: (n, C, rows, columns), numbers as in the scan's file.
+        slicing: how to come back.
+        spacing_mm: slice, row, column; None where the scan's file tells none.
+    """
+
+    array: np.ndarray
+    slicing: Slicing
+    spacing_mm: tuple[float, float, float] | None
+
+
+# ---------------------------------------------------------------- orientation
+
+
+def choose_plane(geometry: Geometry, plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto") -> Plane:
+    """The plane of the slices: as asked, or across the only axis of one voxel, the coarsest spacing, or else axial."""
+    if plane != "auto":
+        return plane
+    axes = nearest_axes(geometry)
+    single = [index for index, count in enumerate(geometry.size) if count == 1]
+    if len(single) == 1:
+        return PLANES[axes[single[0]]]
+    if geometry.spacing_known:
+        finest_first = sorted(range(3), key=lambda index: geometry.spacing[index])
+        if geometry.spacing[finest_first[2]] >= STANDS_OUT * geometry.spacing[finest_first[1]]:
+            return PLANES[axes[finest_first[2]]]
+    return "axial"
+
+
+def plan(geometry: Geometry, plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto") -> Slicing:
+    """How a grid becomes slices."""
+    chosen = choose_plane(geometry, plane)
+    axes = nearest_axes(geometry)
+    matrix = direction_matrix(geometry)
+    wanted = [ACROSS[chosen], *(axis for axis in (2, 1, 0) if axis != ACROSS[chosen])]
+    grid_axes = [axes.index(axis) for axis in wanted]
+    flipped = [bool(matrix[axis, index] < 0) for axis, index in zip(wanted, grid_axes, strict=True)]
+    slices, rows, columns = grid_axes
+    return Slicing(
+        plane=chosen,
+        permutation=(2 - slices, 2 - rows, 2 - columns),
+        flipped=(flipped[0], flipped[1], flipped[2]),
+        scanned_size=(geometry.size[rows], geometry.size[columns]),
+    )
+
+
+def orient(array: np.ndarray, slicing: Slicing) -> np.ndarray:
+    """(…, z, y, x) → (…, slices, rows, columns) on the scan's own grid, as a view."""
+    lead = array.ndim - 3
+    turned = np.transpose(array, (*range(lead), *(lead + axis for axis in slicing.permutation)))
+    return np.flip(turned, tuple(lead + axis for axis in range(3) if slicing.flipped[axis]))
+
+
+def to_scan(slices: np.ndarray, slicing: Slicing) -> np.ndarray:
+    """(n, rows, columns) at `scanned_size` → (z, y, x): the exact inverse of the orientation."""
+    turned = np.flip(slices, tuple(axis for axis in range(3) if slicing.flipped[axis]))
+    return np.ascontiguousarray(np.transpose(turned, np.argsort(slicing.permutation)))
+
+
+def spacing_of(geometry: Geometry, slicing: Slicing) -> tuple[float, float, float]:
+    """The scan's spacing across slices, rows and columns."""
+    slices, rows, columns = (geometry.spacing[2 - axis] for axis in slicing.permutation)
+    return slices, rows, columns
+
+
+# ---------------------------------------------------------------- scan → slices
+
+
+def to_slices(volume: Volume, settings: PrepareSettings) -> Slices:
+    """A scan as slices in left-posterior-superior order, resampled in plane (cubic) where the settings ask for it.
+
+    Resampled values stay within the scan's range; integers stay integers.
+
+    Raises:
+        RefusedCaseError: resampling is asked for and the scan's spacing is unknown.
+    """
+    geometry = volume.geometry
+    slicing = plan(geometry, settings.plane)
+    array = np.moveaxis(orient(volume.array, slicing), 0, 1)
+    spacing = spacing_of(geometry, slicing) if geometry.spacing_known else None
+    if settings.spacing_mm is not None:
+        if spacing is None:
+            raise RefusedCaseError(
+                f"its file tells no spacing, so it cannot be resampled to {settings.spacing_mm:g} mm: "
+                "prepare without --spacing-mm"
+            )
+        size = tuple(
+            max(1, round(count * step / settings.spacing_mm))
+            for count, step in zip(slicing.scanned_size, spacing[1:], strict=True)
+        )
+        rows, columns = size[0], size[1]
+        array = _resample(array, (rows, columns))
+        extents = np.asarray(slicing.scanned_size) * np.asarray(spacing[1:])
+        spacing = (spacing[0], float(extents[0] / rows), float(extents[1] / columns))
+    return Slices(np.ascontiguousarray(array), slicing, spacing)
+
+
+def label_to_slices(label: np.ndarray, slicing: Slicing, size: tuple[int, int]) -> np.ndarray:
+    """(z, y, x) labels 0…K → (n, *size) uint8.
+
+    Resampling interpolates every class's share linearly and takes the largest, so no class appears between two others.
+    """
+    slices = orient(label, slicing)
+    if size == slicing.scanned_size:
+        return np.ascontiguousarray(slices, dtype=np.uint8)
+    classes = np.arange(int(label.max(initial=0)) + 1, dtype=np.uint8)[:, None, None]
+    resampled = np.empty((len(slices), *size), dtype=np.uint8)
+    for index, one in enumerate(slices):
+        resampled[index] = _apply(one == classes, size, order=1).argmax(axis=0)
+    return resampled
+
+
+def to_scan_plane(probabilities: np.ndarray, slicing: Slicing) -> np.ndarray:
+    """(n, K, rows, columns) → (n, K, *scanned_size) float32, linearly interpolated to the scan's in-plane grid."""
+    if probabilities.shape[2:] == slicing.scanned_size:
+        return np.asarray(probabilities, dtype=np.float32)
+    scanned = np.empty((*probabilities.shape[:2], *slicing.scanned_size), dtype=np.float32)
+    for index, one in enumerate(probabilities):
+        scanned[index] = _apply(one, slicing.scanned_size, order=1)
+    return scanned
+
+
+def _resample(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if array.shape[2:] == size:
+        return array
+    low, high = array.min(), array.max()
+    whole = np.issubdtype(array.dtype, np.integer)
+    resampled = np.empty((*array.shape[:2], *size), dtype=array.dtype)
+    for index, one in enumerate(array):
+        fine = _apply(one, size, order=3)
+        resampled[index] = np.clip(np.rint(fine) if whole else fine, low, high)
+    return resampled
+
+
+def _apply(planes: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:
+    rows = _interpolation(planes.shape[-2], size[0], order)
+    columns = _interpolation(planes.shape[-1], size[1], order)
+    return rows @ planes.astype(np.float64) @ columns.T
+
+
+@lru_cache(maxsize=64)
+def _interpolation(old: int, new: int, order: int) -> np.ndarray:
+    """(new, old): B-spline interpolation along one axis, the outer edges of the pixels kept in place."""
+    from scipy.ndimage import zoom
+
+    return np.asarray(zoom(np.eye(old), (new / old, 1.0), order=order, mode="nearest", grid_mode=True))
+
+
+# ---------------------------------------------------------------- normalisation
+
+
+def measure(array: np.ndarray, kind: Literal["clip_zscore", "zscore"]) -> Normalisation:
+    """What normalises a case (n, C, rows, columns), per channel, in the array's own units.
+
+    "clip_zscore" clips to the 1st and 99th percentile before mean and deviation are taken; a channel that is constant
+    between the two (a few bright voxels on a flat ground) is not clipped. "zscore" clips nothing: low and high are the
+    channel's own.
+    """
+    channels = [_measure_channel(array[:, channel], kind) for channel in range(array.shape[1])]
+    low, high, mean, deviation = zip(*channels, strict=True)
+    return Normalisation(low=low, high=high, mean=mean, deviation=deviation)
+
+
+def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
+    """(…, C, rows, columns) in stored units → float32: (clip(stored, low, high) − mean) / deviation."""
+    low, high, mean, deviation = (
+        np.asarray(values, dtype=np.float32)[:, None, None]
+        for values in (normalisation.low, normalisation.high, normalisation.mean, normalisation.deviation)
+    )
+    return (np.clip(array.astype(np.float32), low, high) - mean) / deviation
+
+
+def _measure_channel(channel: np.ndarray, kind: str) -> tuple[float, float, float, float]:
+    channel = channel.astype(np.float32) if channel.dtype == np.float16 else channel
+    lowest, highest = float(channel.min()), float(channel.max())
+    low, high = lowest, highest
+    if kind == "clip_zscore":
+        low, high = (float(value) for value in np.percentile(channel, (1.0, 99.0)))
+        if low == high:
+            low, high = lowest, highest
+    mean = _mean(np.clip(one.astype(np.float64), low, high) for one in channel)
+    variance = _mean((np.clip(one.astype(np.float64), low, high) - mean) ** 2 for one in channel)
+    return low, high, mean, float(np.sqrt(variance)) or 1.0
+
+
+def _mean(planes: Iterable[np.ndarray]) -> float:
+    """The mean over slices of equal size, one slice in memory at a time."""
+    return float(np.mean([plane.mean() for plane in planes]))

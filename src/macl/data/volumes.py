@@ -1,0 +1,195 @@
+"""One scan or label, read whole or not at all, and written so that it comes back as it was."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from macl.data import dicom, itk, nifti
+from macl.data.grids import Volume as Volume
+from macl.data.grids import grid_difference as grid_difference
+from macl.data.store import Geometry
+from macl.errors import MaclError, RefusedCaseError
+from macl.files import atomic_path
+
+SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *dicom.SUFFIXES)
+"""What the name of a scan's file ends with; a folder may hold a DICOM series."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a scan's file announces before its voxels are read.
+
+    Attributes:
+        format: "NIfTI", "NRRD", "MetaImage", "PNG" or "DICOM".
+        geometry: the grid.
+        channels: components of a voxel, or volumes along a fourth axis.
+        dtype: of the stored numbers, as the file's library names it.
+        modality: "MR", "CT" or "unknown".
+    """
+
+    format: str
+    geometry: Geometry
+    channels: int
+    dtype: str
+    modality: str = "unknown"
+
+
+def suffix_of(path: Path) -> str | None:
+    """The suffix by which a file is known as a scan, in lower case (".nii.gz"); None: it is none."""
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def stem_of(path: Path) -> str:
+    """A scan's file name without its suffix."""
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix and path.is_file() else path.name
+
+
+def safe_name(text: str) -> str:
+    """`text` as a file name on any system: letters, digits, `.`, `-` and `_`, not starting with a dot."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".").rstrip(".")[:150]
+    return name or "scan"
+
+
+def read_header(path: Path) -> Header:
+    """What the file or DICOM folder announces.
+
+    Raises:
+        RefusedCaseError: it is missing, empty, no image, or announces more than is read.
+    """
+    try:
+        if path.is_dir() or _is_dicom(path):
+            return Header("DICOM", *dicom.read_header(path))
+        suffix = _known_suffix(path)
+        if suffix in nifti.SUFFIXES:
+            header = nifti.read_header(path)
+            return Header("NIfTI", header.geometry, header.stacked, header.dtype.name)
+        itk_header = itk.read_header(path)
+        name = {".png": "PNG", ".nrrd": "NRRD", ".nhdr": "NRRD"}.get(suffix, "MetaImage")
+        return Header(name, itk_header.geometry, itk_header.components * itk_header.stacked, itk_header.dtype)
+    except OSError as error:
+        raise RefusedCaseError(f"it cannot be read ({error.strerror or error})") from None
+
+
+def read_scan(images: tuple[Path, ...], channels: int | None = None) -> Volume:
+    """One scan: one file (or DICOM folder) per channel, or one file that holds all channels.
+
+    Args:
+        images: the files.
+        channels: how many there must be; None: as many as the file has components, and no fourth axis.
+
+    Returns:
+        (channels, z, y, x) in the files' own numbers.
+
+    Raises:
+        RefusedCaseError: a file is missing, cut off, damaged, of another kind, has the wrong number of channels, holds
+            NaN or infinity, is constant, or the channels lie on different grids.
+    """
+    volumes = [_read_file(path, channels if len(images) == 1 else 1) for path in images]
+    first = volumes[0]
+    for number, volume in enumerate(volumes[1:], start=2):
+        if difference := grid_difference(first.geometry, volume.geometry):
+            raise RefusedCaseError(f"its channels 1 and {number} lie on different grids: {difference}")
+    if len(volumes) > 1:
+        if channels is not None and len(volumes) != channels:
+            raise RefusedCaseError(f"it has {len(volumes)} channels where {channels} are meant")
+        rescale = tuple(pair for volume in volumes for pair in volume.rescale or ((1.0, 0.0),))
+        notes = tuple(dict.fromkeys(note for volume in volumes for note in volume.notes))
+        plain = all(pair == (1.0, 0.0) for pair in rescale)
+        array = np.concatenate([volume.array for volume in volumes])
+        first = Volume(array, first.geometry, () if plain else rescale, notes)
+    _require_contents(first.array)
+    return first
+
+
+def read_label(path: Path) -> Volume:
+    """One label: (1, z, y, x) whole numbers.
+
+    Raises:
+        RefusedCaseError: as for a scan, or its values are not whole numbers.
+    """
+    volume = _read_file(path, None)
+    array = volume.array
+    if len(array) > 1:
+        if path.suffix.lower() != ".png" or not (array == array[:1]).all():
+            raise RefusedCaseError(f"its label has {len(array)} channels: save class numbers as one grey channel")
+        array = array[:1]
+    if volume.rescale:
+        slope, intercept = volume.rescale[0]
+        array = array * slope + intercept
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or np.abs(array).max() >= 2**31 or (array != np.rint(array)).any():
+            raise RefusedCaseError("its label holds values that are not whole numbers")
+        array = array.astype(np.int32)
+    return Volume(array, volume.geometry, notes=volume.notes)
+
+
+def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write (z, y, x) or (C, z, y, x) atomically; the suffix chooses .nii.gz, .nii, .nrrd, .mha or .png (one slice).
+
+    Raises:
+        MaclError: another suffix, or an array that does not fit the geometry.
+    """
+    if tuple(reversed(array.shape[-3:])) != geometry.size or array.ndim not in (3, 4):
+        raise MaclError(f"An array of shape {array.shape} does not fit the grid {geometry.size} of {path}.")
+    suffix = suffix_of(path)
+    if suffix not in (*nifti.SUFFIXES, ".nrrd", ".mha", ".png"):
+        raise MaclError(f"{path} cannot be written: name a .nii.gz, .nii, .nrrd, .mha or .png file.")
+    if suffix == ".png" and (geometry.size[2] != 1 or array.dtype not in (np.uint8, np.uint16, np.bool_)):
+        raise MaclError(f"{path} cannot be written: a .png holds one slice of 8 or 16 bit; name a .nii.gz file.")
+    writer = nifti if suffix in nifti.SUFFIXES else itk
+    with atomic_path(path) as aside:
+        writer.write(aside, array, geometry)
+
+
+def _read_file(path: Path, channels: int | None) -> Volume:
+    try:
+        if path.is_dir() or _is_dicom(path):
+            volume, stacked = dicom.read(path), False
+        elif _known_suffix(path) in nifti.SUFFIXES:
+            volume = nifti.read(path)
+            stacked = len(volume.array) > 1
+        else:
+            header = itk.read_header(path)
+            volume, stacked = itk.read(path), header.stacked > 1
+    except OSError as error:
+        raise RefusedCaseError(f"it cannot be read ({error.strerror or error})") from None
+    count = len(volume.array)
+    if stacked and channels != count:
+        raise RefusedCaseError(f"it is 4D ({count} volumes) where {_meant(channels)} meant: save one volume per file")
+    if channels is not None and count != channels:
+        raise RefusedCaseError(f"it has {count} channels where {_meant(channels)} meant")
+    return volume
+
+
+def _meant(channels: int | None) -> str:
+    return f"{channels} are" if channels and channels > 1 else "one is"
+
+
+def _require_contents(array: np.ndarray) -> None:
+    for number, channel in enumerate(array, start=1):
+        if channel.dtype.kind == "f" and (broken := int(channel.size - np.isfinite(channel).sum())):
+            raise RefusedCaseError(f"{broken} of its {channel.size} voxels are NaN or infinite")
+        if channel.min() == channel.max():
+            which = f"channel {number} of it" if len(array) > 1 else "it"
+            raise RefusedCaseError(f"{which} is constant: every voxel is {float(channel.flat[0]):g}")
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.is_file() and (path.name.lower().endswith(dicom.SUFFIXES) or (dicom.is_dicom(path)))
+
+
+def _known_suffix(path: Path) -> str:
+    if not path.exists():
+        raise RefusedCaseError(f"{path.name} is missing")
+    if path.stat().st_size == 0:
+        raise RefusedCaseError("the file is empty")
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise RefusedCaseError(f"{path.name} is of no format that is read ({', '.join(SUFFIXES)} or a DICOM folder)")
+    return suffix
