@@ -117,6 +117,7 @@ class FinetuneSettings(Settings):
 
 
 S = TypeVar("S", bound=Settings)
+PROBLEMS_NAMED = 4
 
 
 def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] = ()) -> S:
@@ -145,10 +146,13 @@ def validate(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
+        found = error.errors()
         problems = "; ".join(
             f"{'.'.join(filter(None, (where, *map(str, problem['loc']))))}: {problem['msg'].lower()}"
-            for problem in error.errors()
+            for problem in found[:PROBLEMS_NAMED]
         )
+        if len(found) > PROBLEMS_NAMED:
+            problems += f"; and {len(found) - PROBLEMS_NAMED} more"
         known = ", ".join(kind.model_fields)
         raise MaclError(f"These settings do not fit: {problems} (known here: {known}).") from None
 
