@@ -200,9 +200,10 @@ def write_array(store: Path, name: str, kind: ArrayKind, array: np.ndarray) -> S
 
     relative = f"{CASES}/{name}.{kind}.b2nd"
     array = np.ascontiguousarray(array)
+    values: Any = array
     with atomic_path(store / relative) as aside:
         blosc2.asarray(
-            array,
+            values,
             urlpath=str(aside),
             mode="w",
             contiguous=True,

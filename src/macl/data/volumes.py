@@ -47,7 +47,7 @@ def suffix_of(path: Path) -> str | None:
 def stem_of(path: Path) -> str:
     """A scan's file name without its suffix."""
     suffix = suffix_of(path)
-    return path.name[: -len(suffix)] if suffix and path.is_file() else path.name
+    return path.name[: -len(suffix)] if suffix and not path.is_dir() else path.name
 
 
 def safe_name(text: str) -> str:

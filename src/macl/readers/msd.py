@@ -1,0 +1,106 @@
+"""Medical Segmentation Decathlon: `imagesTr`, `labelsTr`, `imagesTs`, and `dataset.json` that lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from macl.data.layouts import (
+    DESCRIPTION,
+    description,
+    modality_of,
+    one_of_each_name,
+    passed_over,
+    required,
+    visible_files,
+)
+from macl.data.volumes import stem_of
+from macl.errors import MaclError
+from macl.files import inside
+from macl.plugins import Case, Source
+
+
+class Msd:
+    """One task's folder. The Decathlon names no patients, so every case counts as one."""
+
+    name = "msd"
+
+    def evidence(self, source: Path) -> tuple[int, str] | None:
+        """`dataset.json` with a modality and a list of training pairs."""
+        found = description(source)
+        if not found or not {"modality", "training", "labels"} <= found.keys():
+            return None
+        return 90, f"{DESCRIPTION} with modality, labels and a list of training pairs"
+
+    def read(self, source: Path) -> Source:
+        """Training pairs as labelled cases, test scans as unlabelled ones.
+
+        Raises:
+            MaclError: `dataset.json` is missing or unusable.
+        """
+        found = description(source)
+        if found is None:
+            raise MaclError(
+                f"{source} has no readable {DESCRIPTION}, as the Decathlon's layout wants: check the folder."
+            )
+        named = required(found, "modality", dict, source)
+        channels = tuple(str(named[key]) for key in sorted(named, key=str))
+        pairs = [_pair(source, entry) for entry in required(found, "training", list, source)]
+        pairs += [_pair(source, entry) for entry in found.get("test", [])]
+        cases: list[Case] = []
+        refused: dict[str, str] = {}
+        for image, label in pairs:
+            name = stem_of(Path(image))
+            problem = _problem(source, image) or (label and _problem(source, label))
+            if problem:
+                refused[name] = problem
+            else:
+                cases.append(Case(name, (source / image,), name, source / label if label else None))
+        kept, duplicates = one_of_each_name(cases)
+        listed = {(source / path).resolve() for pair in pairs for path in pair if path}
+        folders = (source, *(source / name for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")))
+        there = [path for folder in folders for path in visible_files(folder) if path.name != DESCRIPTION]
+        notes = ("The Decathlon names no patients: every case counts as a patient of its own.",)
+        return Source(
+            reader=self.name,
+            modality=modality_of(channels),
+            channels=channels,
+            classes=_classes(source, required(found, "labels", dict, source)),
+            cases=kept,
+            refused=refused | duplicates,
+            notes=notes
+            + passed_over((p for p in there if p.resolve() not in listed), source, f"not listed in {DESCRIPTION}"),
+        )
+
+
+def _pair(source: Path, entry: Any) -> tuple[str, str | None]:
+    image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, Mapping) else (entry, None)
+    if not isinstance(image, str) or not isinstance(label, str | None):
+        raise MaclError(f"{source / DESCRIPTION} lists something that is no path: mend its training and test lists.")
+    return image, label
+
+
+def _problem(source: Path, relative: str) -> str | None:
+    try:
+        path = inside(source, relative)
+    except MaclError:
+        return f"{DESCRIPTION} points out of the data set's folder"
+    if path.is_file():
+        return None
+    first_channel = path.with_name(f"{path.name.removesuffix('.nii.gz')}_0000.nii.gz")
+    hint = ", but its channels are, as in nnU-Net's older layout" if first_channel.is_file() else ""
+    return f"{path.name}, listed in {DESCRIPTION}, is not there{hint}"
+
+
+def _classes(source: Path, labels: Mapping[str, Any]) -> dict[int, str]:
+    try:
+        classes = {int(value): str(name) for value, name in labels.items()}
+    except ValueError:
+        raise MaclError(f"{source / DESCRIPTION} declares a label that is no whole number: mend it.") from None
+    if 0 not in classes:
+        raise MaclError(f"{source / DESCRIPTION} declares no label 0 for the background: mend it.")
+    return dict(sorted(classes.items()))
+
+
+PLUGIN = Msd()
