@@ -44,7 +44,7 @@ def test_resuming_what_has_not_begun_begins_it(tmp_path: Path) -> None:
 
 
 def test_resuming_returns_what_the_earlier_run_knew(tmp_path: Path) -> None:
-    earlier = record(seconds=12.5, device="cuda:0", store="elsewhere/a.store")
+    earlier = record(finished=True, steps=40, seconds=12.5, device="cuda:0", store="elsewhere/a.store")
     runs.write_record(tmp_path, earlier)
     assert runs.open_run(tmp_path, record(), resume=True) == earlier
 

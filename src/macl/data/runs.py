@@ -132,7 +132,7 @@ def open_run(run: Path, record: RunRecord, resume: bool) -> RunRecord:
     earlier = read_record(run)
     if not resume:
         raise MaclError(f"--out {run} already holds a run: add --resume to go on with it, or choose another folder.")
-    free = {"finished", "device", "versions", "store", "seconds"}
+    free = {"finished", "device", "versions", "store", "steps", "seconds"}
     before, now = earlier.model_dump(exclude=free), record.model_dump(exclude=free)
     changed = sorted(_leaves(before).items() ^ _leaves(now).items())
     if changed:

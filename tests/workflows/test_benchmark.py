@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes.toy_store import write_toy_store
+from macl import cli
+from macl.data.store import Store
+from macl.errors import MaclError
+from macl.stages.split import split
+from macl.workflows import benchmark as workflow
+from macl.workflows.benchmark import benchmark
+from macl.workflows.grid import cells, read_grid, specify
+from macl.workflows.results import rows, spread
+
+SMALL = '"training.epochs=1", "training.size=64", "training.batch_size=4", "backbone_settings.width=2"'
+GRID = f"""
+store = "toy.store"
+split = "toy.json"
+seeds = [0]
+labels = [1, "2"]
+recipes = ["paper"]
+
+[[start]]
+name = "scratch"
+
+[[start]]
+name = "macl"
+method = "macl"
+set = [{SMALL}]
+
+[finetune]
+set = [{SMALL}]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    write_toy_store(tmp_path / "toy.store", patients=5, slices=3)
+    split(tmp_path / "toy.store", tmp_path / "toy.json", test="2", budgets="1,2")
+    (tmp_path / "grid.toml").write_text(GRID)
+    return tmp_path / "grid.toml"
+
+
+def edit(grid: Path, old: str, new: str) -> None:
+    assert old in grid.read_text()
+    grid.write_text(grid.read_text().replace(old, new))
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def hide_an_array_of_the_larger_budget(grid: Path) -> Path:
+    """Make fine-tuning with two patients, and nothing else, impossible."""
+    from macl.data.splits import read_split
+
+    budgets = read_split(grid.with_name("toy.json")).budgets
+    (patient,) = set(budgets["2"]) - set(budgets["1"])
+    path = grid.with_name("toy.store") / "cases" / f"{patient}.label.b2nd"
+    return path.rename(path.with_suffix(".hidden"))
+
+
+# ---------------------------------------------------------------- the grid
+
+
+def test_cells_run_seed_by_seed(grid: Path) -> None:
+    edit(grid, "seeds = [0]", "seeds = [3, 0]")
+    assert [cell.name for cell in cells(read_grid(grid))] == [
+        f"{start}__{labels}__paper__seed{seed}" for seed in (3, 0) for start in ("scratch", "macl") for labels in (1, 2)
+    ]
+
+
+def test_paths_are_relative_to_the_grid(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.toml").write_text("[training]\nepochs = 3\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    edit(grid, 'recipes = ["paper"]', 'recipes = ["paper", "mine.toml"]')
+    read = read_grid(Path("..") / "grid.toml")
+    assert Store.open(read.store).path.samefile(tmp_path / "toy.store")
+    assert [cell.name for cell in cells(read)][1] == "scratch__1__mine__seed0"
+    settings = specify(read)["scratch__1__mine__seed0"]["finetuning"]
+    assert settings["training"]["epochs"] == 1, "set wins over the recipe"
+
+
+def test_percentages_make_folders_of_their_own(grid: Path) -> None:
+    edit(grid, '[1, "2"]', '[10, "10%"]')
+    names = [cell.name for cell in cells(read_grid(grid))]
+    assert names[:2] == ["scratch__10__paper__seed0", "scratch__10percent__paper__seed0"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('name = "macl"', 'name = "scratch"', "stand twice: scratch__1__paper__seed0"),
+        ('name = "macl"', 'name = "../macl"', r"start\.1\.name"),
+        ('method = "macl"', "", "belong to a method"),
+        ('method = "macl"', 'method = "mcal"', "did you mean 'macl'"),
+        ('[1, "2"]', "[1, 3]", "no label budget '3'; it has 1, 2"),
+        ('["paper"]', '["papr"]', "no finetune recipe called 'papr'"),
+        ("seeds", "sedes", "sedes: extra inputs are not permitted"),
+        ("seeds = [0]", "seeds = []", "seeds"),
+        ('"toy.json"', '"paper/acdc"', "names 10, 14,"),
+        ('"toy.store"', '"tyo.store"', "does not exist"),
+        ('"training.size=64"', '"training.sise=64"', r"training\.sise"),
+        (SMALL, '"method_settings.temprature=1"', "temprature"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_runs(grid: Path, old: str, new: str, sentence: str) -> None:
+    edit(grid, old, new)
+    with pytest.raises(MaclError, match=sentence):
+        benchmark(grid, grid.with_name("bench"))
+    assert not grid.with_name("bench").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(grid: Path, tmp_path: Path) -> None:
+    with pytest.raises(MaclError, match="not a benchmark"):
+        benchmark(grid, tmp_path / "toy.store")
+    assert not (tmp_path / "toy.store" / "grid.toml").exists()
+
+
+# ---------------------------------------------------------------- running it
+
+
+def test_every_cell_is_run_scored_and_tabled_once(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench"
+    assert benchmark(grid, out, device="cpu")
+    assert "Cell 4 of 4: macl__2__paper__seed0" in capsys.readouterr().err
+    found = [(row["start"], row["labels"], row["convention"], row["class"]) for row in table(out)]
+    assert len(found) == len(set(found)) == 4 * 2 * 3
+    assert ("macl", "2", "paper", "mean") in found
+    assert all(0 <= float(row["dice"]) <= 1 for row in table(out))
+    assert sorted(path.name for path in (out / "pretrained").iterdir()) == ["macl__seed0"]
+    cell = out / "cells" / "macl__1__paper__seed0"
+    assert len(list((cell / "predictions").glob("*.nii.gz"))) == 2
+    assert (cell / "cases.paper.csv").is_file()
+
+    before = contents(out)
+    assert benchmark(grid, out, device="cpu")
+    assert contents(out) == before, "finished cells are kept as they are"
+
+    edit(grid, "seeds = [0]", "seeds = [0, 1]")
+    assert benchmark(grid, out, device="cpu")
+    after = contents(out)
+    changed = {str(out / name) for name in ("results.csv", "results.md", "grid.toml")}
+    assert {name: content for name, content in before.items() if name not in changed}.items() <= after.items()
+    assert len(table(out)) == 2 * len(found)
+    summary = (out / "results.md").read_text()
+    assert "| 1 | paper | scratch | 2 |" in summary
+    assert summary in capsys.readouterr().out
+
+
+def test_a_killed_benchmark_goes_on(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "bench"
+    assert benchmark(grid, whole, device="cpu")
+    predict, calls = workflow.predict, []
+
+    def killed(*arguments: object, **options: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(*arguments, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(workflow, "predict", killed)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(grid, out, device="cpu")
+    monkeypatch.undo()
+    assert len(table(out)) == 2 * 6
+    first = contents(out / "cells" / "scratch__1__paper__seed0")
+    assert benchmark(grid, out, device="cpu")
+    assert contents(out / "cells" / "scratch__1__paper__seed0") == first
+    times = {"pretraining_seconds", "finetuning_seconds"}
+    for one, other in zip(table(out), table(whole), strict=True):
+        assert {key: one[key] for key in one.keys() - times} == {key: other[key] for key in other.keys() - times}
+
+
+def test_a_failed_cell_is_reported_and_the_rest_goes_on(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = hide_an_array_of_the_larger_budget(grid)
+    monkeypatch.setattr(
+        sys, "argv", ["macl", "benchmark", str(grid), "--out", str(tmp_path / "bench"), "--device", "cpu"]
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    streams = capsys.readouterr()
+    assert "Failed: scratch__2__paper__seed0: " in streams.err
+    assert "2 of 4 cells are finished" in streams.err
+    assert "Traceback" not in streams.err
+    assert {(row["start"], row["labels"]) for row in table(tmp_path / "bench")} == {("scratch", "1"), ("macl", "1")}
+    assert "- macl__2__paper__seed0: " in (tmp_path / "bench" / "results.md").read_text()
+
+    hidden.rename(hidden.with_suffix(".b2nd"))
+    assert benchmark(grid, tmp_path / "bench", device="cpu"), "once the cause is mended, the same command finishes it"
+    assert "Failed" not in (tmp_path / "bench" / "results.md").read_text()
+
+
+def test_pretraining_that_fails_is_tried_once(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def broken(*_: object, **__: object) -> None:
+        calls.append(1)
+        raise RuntimeError("the device fell off")
+
+    monkeypatch.setattr(workflow, "pretrain", broken)
+    assert not benchmark(grid, tmp_path / "bench", device="cpu")
+    assert len(calls) == 1
+    summary = (tmp_path / "bench" / "results.md").read_text()
+    assert summary.count("Its pre-training failed: RuntimeError: the device fell off") == 2
+
+
+def test_a_cell_is_not_mixed_with_one_of_other_settings(grid: Path, tmp_path: Path) -> None:
+    edit(grid, 'labels = [1, "2"]', "labels = [1]")
+    edit(grid, '[[start]]\nname = "macl"', '[[start]]\nname = "also-macl"')
+    out = tmp_path / "bench"
+    assert benchmark(grid, out, device="cpu")
+    before = contents(out / "cells")
+    edit(grid, "[finetune]\nset = [", '[finetune]\nset = ["training.learning_rate=0.1", ')
+    assert not benchmark(grid, out, device="cpu")
+    assert contents(out / "cells") == before
+    assert "was made with other settings" in (out / "results.md").read_text()
+    assert table(out) == []
+
+
+def test_a_convention_added_later_is_scored_without_training_again(grid: Path, tmp_path: Path) -> None:
+    edit(grid, "seeds = [0]", 'seeds = [0]\nconventions = ["strict"]')
+    out = tmp_path / "bench"
+    assert benchmark(grid, out, device="cpu")
+    assert {row["convention"] for row in table(out)} == {"strict"}
+    weights = {path: path.read_bytes() for path in out.rglob("weights.safetensors")}
+    edit(grid, '["strict"]', '["strict", "paper"]')
+    assert benchmark(grid, out, device="cpu")
+    assert {row["convention"] for row in table(out)} == {"strict", "paper"}
+    assert {path: path.read_bytes() for path in weights} == weights
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def test_means_over_seeds() -> None:
+    assert spread([0.8, 0.9], 100) == "85.00 ± 7.07"
+    assert spread([0.8, None], 100) == "80.00"
+    assert spread([None]) == "–"
+
+
+def test_rows_of_a_cell_agree_with_its_summary(grid: Path, tmp_path: Path) -> None:
+    from macl.workflows.results import read_cell
+
+    assert benchmark(grid, tmp_path / "bench", device="cpu")
+    cell = read_cell(tmp_path / "bench" / "cells" / "scratch__1__paper__seed0")
+    assert cell is not None
+    mean = next(row for row in rows(cell) if (row["convention"], row["class"]) == ("strict", "mean"))
+    assert mean["dice"] == cell.summaries["strict"]["mean"]["dice"]["mean"]
+    assert mean["missed"] == sum(one["missed"] for one in cell.summaries["strict"]["classes"])
