@@ -184,6 +184,6 @@ def test_finetuning_recipes_fit_their_settings(name: str) -> None:
     validate(plugins.find("backbones", settings.backbone).Settings, settings.backbone_settings)
 
 
-def test_the_recipes_that_the_documentation_names_are_there() -> None:
-    assert "default" in recipe_names("pretrain")
-    assert {"strong", "paper"} <= set(recipe_names("finetune"))
+def test_every_method_has_a_recipe_of_its_name_and_fine_tuning_has_both() -> None:
+    assert {*plugins.names("methods")} <= {*recipe_names("pretrain")}
+    assert {"strong", "paper"} <= {*recipe_names("finetune")}
