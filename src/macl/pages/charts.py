@@ -10,7 +10,9 @@ import numpy as np
 WIDTH, HEIGHT = 320.0, 168.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 312.0, 10.0, 142.0
 MOST_POINTS = 300
-SMOOTHED_FRACTION = 1 / 30
+SMOOTHED_FRACTION = 1 / 40
+SMOOTHED_FROM = 100
+"""Shorter logs are drawn as they are."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class DotChart:
 def line_chart(name: str, points: Sequence[tuple[int, float]]) -> LineChart:
     """A chart of (step, value) points, of which there is at least one."""
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-    window = max(1, round(len(values) * SMOOTHED_FRACTION))
+    window = round(len(values) * SMOOTHED_FRACTION) if len(values) >= SMOOTHED_FROM else 1
     smoothed = _moving_average(values, window)
     x_low, x_high = float(steps[0]), float(max(steps[-1], steps[0] + 1))
     y_low, y_high = _padded(float(values.min()), float(values.max()))

@@ -121,8 +121,7 @@ class Run:
         """What tells this run from others: its task, start, labels and recipe."""
         if self.record.kind == "pretrain":
             return f"Pre-training with {self.record.settings.get('method', 'an unnamed method')}"
-        start = "scratch" if self.start == "scratch" else f"{self.start} pre-training"
-        return f"From {start}, {self.record.labels} labelled"
+        return f"From {self.start}, {self.record.labels} labelled"
 
     @property
     def predictions(self) -> Path:

@@ -6,11 +6,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from macl.data.store import Store
 from macl.errors import MaclError, RefusedCaseError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#f0a030", "#4aa8e8", "#3fc08d", "#e8649a", "#e9e15a", "#a98bf0", "#ee6a50", "#7fdde0", "#b7c26a", "#c9a27c")
 """Of classes 1, 2, …, in turn: far apart for most eyes, and on grey."""
@@ -19,12 +23,17 @@ PANEL_INCHES = 3.2
 DOTS_PER_INCH = 120
 FILL_OPACITY = 0.45
 MARGIN_FRACTION = 0.35
-SMALLEST_CROP = 48
+SMALLEST_WINDOW = 48
+CAPTION_INCHES = 0.28
+
+Kind: TypeAlias = Literal["scan", "truth", "prediction"]
+Window: TypeAlias = tuple[slice, slice]
+KINDS: tuple[Kind, ...] = ("scan", "truth", "prediction")
 
 
 @dataclass(frozen=True)
 class View:
-    """One slice of a case on the store's grid, cropped to what there is to see.
+    """One slice of a case on the store's grid.
 
     Attributes:
         case: its name.
@@ -86,14 +95,13 @@ def view_of(store: Store, case: str, mask: Path, label_values: Sequence[int]) ->
     shown = truth if truth.any() else prediction
     number = int((shown > 0).sum(axis=(1, 2)).argmax())
     _, row_mm, column_mm = stored.spacing_mm or spacing_of(stored.geometry, stored.slicing)
-    window = crop(truth[number], prediction[number])
     return View(
         case=case,
         number=number + 1,
         slices=stored.slices,
-        image=_grey(store.read(case, "image", number, number + 1)[0, 0])[window],
-        truth=truth[number][window],
-        prediction=prediction[number][window],
+        image=_grey(store.read(case, "image", number, number + 1)[0, 0]),
+        truth=truth[number],
+        prediction=prediction[number],
         aspect=row_mm / column_mm,
     )
 
@@ -104,61 +112,59 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.clip((image.astype(np.float32) - low) / ((high - low) or 1.0), 0.0, 1.0)
 
 
-def panels(view: View) -> dict[str, bytes]:
-    """PNG files of the scan, of the truth over it, and of the prediction over it with the truth outlined."""
-    return {name: draw([(name, view)]) for name in ("scan", "truth", "prediction")}
+def window_of(views: Sequence[View]) -> Window:
+    """Rows and columns around everything labelled in views of one slice, with a margin, and never a tiny window."""
+    labelled = np.any([(view.truth > 0) | (view.prediction > 0) for view in views], axis=0)
+    sides = []
+    for axis, length in enumerate(labelled.shape):
+        found = np.flatnonzero(labelled.any(axis=1 - axis))
+        low, high = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, length)
+        wanted = min(length, max(SMALLEST_WINDOW, round((high - low) * (1 + 2 * MARGIN_FRACTION))))
+        start = min(max(0, (low + high - wanted) // 2), length - wanted)
+        sides.append(slice(start, start + wanted))
+    return sides[0], sides[1]
 
 
-def draw(shown: Sequence[tuple[str, View]], captions: Sequence[str] = ()) -> bytes:
-    """One PNG with a panel for each (kind, view); `kind` is "scan", "truth" or "prediction"."""
+def draw(shown: Sequence[tuple[Kind, View]], window: Window, captions: Sequence[str] = ()) -> bytes:
+    """One PNG, panel beside panel, each a view within the window, with its caption above it if there are captions.
+
+    "scan" shows the scan alone, "truth" fills the true structures, "prediction" the predicted ones; both outline the truth.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = shown[0][1].image.shape
-    height = PANEL_INCHES * min(2.0, rows * shown[0][1].aspect / columns)
-    band = 0.28 if captions else 0.0
+    rows, columns = (side.stop - side.start for side in window)
+    height = PANEL_INCHES * rows * shown[0][1].aspect / columns
+    band = CAPTION_INCHES if captions else 0.0
     figure = Figure(figsize=(PANEL_INCHES * len(shown), height + band), dpi=DOTS_PER_INCH, facecolor="black")
     FigureCanvasAgg(figure)
     for number, (kind, view) in enumerate(shown):
-        share = height / (height + band)
-        axes = figure.add_axes((number / len(shown), 0.0, 1 / len(shown), share))
+        axes = figure.add_axes((number / len(shown), 0.0, 1 / len(shown), height / (height + band)))
         axes.set_axis_off()
-        axes.imshow(view.image, cmap="gray", vmin=0, vmax=1, aspect=view.aspect, interpolation="lanczos")
+        axes.imshow(view.image, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="lanczos")
         if kind != "scan":
             _fill(axes, view.truth if kind == "truth" else view.prediction)
             _outline(axes, view.truth)
+        axes.set_xlim(window[1].start - 0.5, window[1].stop - 0.5)
+        axes.set_ylim(window[0].stop - 0.5, window[0].start - 0.5)
         if captions:
-            axes.set_title(captions[number], color="white", fontsize=9, pad=4)
+            axes.set_title(captions[number], color="white", fontsize=8, pad=4)
     file = io.BytesIO()
     figure.savefig(file, format="png", facecolor="black")
     return file.getvalue()
 
 
-def _fill(axes, labels: np.ndarray) -> None:
+def _fill(axes: Axes, labels: np.ndarray) -> None:
     from matplotlib.colors import to_rgb
 
     layer = np.zeros((*labels.shape, 4))
     for label in np.unique(labels[labels > 0]):
         layer[labels == label] = (*to_rgb(colour_of(int(label))), FILL_OPACITY)
-    axes.imshow(layer, aspect=axes.get_aspect(), interpolation="nearest")
+    axes.imshow(layer, aspect="auto", interpolation="nearest")
 
 
-def _outline(axes, labels: np.ndarray) -> None:
+def _outline(axes: Axes, labels: np.ndarray) -> None:
+    across, down = np.arange(-1, labels.shape[1] + 1), np.arange(-1, labels.shape[0] + 1)
     for label in np.unique(labels[labels > 0]):
         inside = np.pad(labels == label, 1).astype(float)
-        across, down = np.arange(-1, labels.shape[1] + 1), np.arange(-1, labels.shape[0] + 1)
-        axes.contour(across, down, inside, levels=[0.5], colors=[colour_of(int(label))], linewidths=1.1)
-    axes.set_xlim(-0.5, labels.shape[1] - 0.5)
-    axes.set_ylim(labels.shape[0] - 0.5, -0.5)
-
-
-def crop(truth: np.ndarray, prediction: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns around everything labelled, with a margin, and never a tiny window."""
-    sides = []
-    for axis, length in enumerate(truth.shape):
-        found = np.flatnonzero(((truth > 0) | (prediction > 0)).any(axis=1 - axis))
-        low, high = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, length)
-        wanted = min(length, max(SMALLEST_CROP, round((high - low) * (1 + 2 * MARGIN_FRACTION))))
-        start = min(max(0, (low + high - wanted) // 2), length - wanted)
-        sides.append(slice(start, start + wanted))
-    return sides[0], sides[1]
+        axes.contour(across, down, inside, levels=[0.5], colors=[colour_of(int(label))], linewidths=1.2)
