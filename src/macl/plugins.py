@@ -95,6 +95,8 @@ class Batch:
         images: (B, C, S, S) float32.
         positions: (B,) float32, p = (index + 1) / slices of the slice's own volume.
         labels: (B, S, S) int64 for fine-tuning, None for pre-training.
+        neighbours: (B, C, S, S) float32, for each slice the next one of its volume (the one before, for the last slice;
+            the slice itself where it is alone), cropped alike; None where the method does not ask for them.
         draws: the batch's random numbers.
         done: share of the run's steps that came before this one, for schedules.
     """
@@ -103,6 +105,7 @@ class Batch:
     positions: Tensor
     draws: Draws
     labels: Tensor | None = None
+    neighbours: Tensor | None = None
     done: float = 0.0
 
 
@@ -168,6 +171,8 @@ class Method(Protocol):
 
     name: str
     Settings: type[PluginSettings]
+    neighbours: bool
+    """Whether batches must bring a neighbour of every slice."""
 
     def decoder_blocks(self, settings: Any) -> int:
         """How many of the backbone's decoder blocks the method trains."""

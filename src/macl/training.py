@@ -109,12 +109,12 @@ def fit(
     state = _State(cast(nn.Module, task), settings, fabric, validation)
     state.resume(run / STATE)
     log = _StepLog(run / LOG, state.step)
-    module, started, seconds_before = state.module, time.perf_counter(), state.seconds
+    started, seconds_before = time.perf_counter(), state.seconds
     first = state.step
     with progress(run.name, steps, first) as advance:
         for batch in batches.between(first, steps):
             rate = learning_rate(settings, state.step, steps, batches.steps_per_epoch)
-            with _memory_advice(module, batch):
+            with _memory_advice(state, batch):
                 step = state.train_step(batch, rate)
             log.add(state.step, state.step / batches.steps_per_epoch, rate, step)
             last = state.step == steps
@@ -153,7 +153,7 @@ class _State:
     def train_step(self, batch: Batch, rate: float) -> Step:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        step: Step = self.module.step(batch)
+        step = self.forward(batch)
         self.fabric.backward(step.loss)
         if self.settings.gradient_clip:
             self.fabric.clip_gradients(
@@ -165,6 +165,11 @@ class _State:
         if self.average:
             self.average.update(self.step)
         return step
+
+    def forward(self, batch: Batch) -> Step:
+        # Fabric enters its precision only in `forward`, not in the methods marked as such.
+        with self.fabric.autocast():
+            return self.module.step(batch)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         return self.average.applied() if self.average else contextlib.nullcontext()
@@ -204,7 +209,7 @@ class _State:
         groups: dict[str, dict[str, Tensor]] = {"task": {}, "optimiser": {}, "average": {}, "best": {}}
         for name, tensor in saved.tensors.items():
             group, _, rest = name.partition("/")
-            groups[group][rest] = tensor.to(self.fabric.device)
+            groups[group][rest] = tensor
         self.task.load_state_dict(groups["task"])
         load_optimiser_tensors(self.optimiser.optimizer, groups["optimiser"])
         if self.average:
@@ -243,8 +248,8 @@ class _StepLog:
         for line in lines:
             if not math.isfinite(line["loss"]):
                 raise MaclError(
-                    f"The loss became {line['loss']} at step {line['step']}: resume with a lower training.learning_rate "
-                    "from a new --out, or use training.precision=fp32."
+                    f"The loss became {line['loss']} at step {line['step']}: start again in another --out with a lower "
+                    "training.learning_rate, or with training.precision=fp32."
                 )
         lines[-1]["slices_per_second"] = round(slices_per_second, 2)
         with self.path.open("a", encoding="utf-8") as file:
@@ -254,7 +259,7 @@ class _StepLog:
 
 
 @contextlib.contextmanager
-def _memory_advice(module: nn.Module, batch: Batch) -> Iterator[None]:
+def _memory_advice(state: _State, batch: Batch) -> Iterator[None]:
     """Answer running out of memory with the batch size that would fit, found by trying."""
     try:
         yield
@@ -267,18 +272,18 @@ def _memory_advice(module: nn.Module, batch: Batch) -> Iterator[None]:
     count = len(batch.images)
     raise MaclError(
         f"A batch of {count} slices of {batch.images.shape[-1]}² does not fit into the device's memory: "
-        f"{_fitting_batch(module, batch)}."
+        f"{_fitting_batch(state, batch)}."
     )
 
 
-def _fitting_batch(module: nn.Module, batch: Batch) -> str:
+def _fitting_batch(state: _State, batch: Batch) -> str:
     size = len(batch.images) // 2
     while size >= 2:
-        module.zero_grad(set_to_none=True)
+        state.module.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         with contextlib.suppress(RuntimeError):
-            cast(Any, module).step(_first(batch, size)).loss.backward()
+            state.forward(_first(batch, size)).loss.backward()
             return f"{size} would, so add --set training.batch_size={size}"
         size //= 2
     return "not even 2 would, so add --set training.size=… with a smaller side"
@@ -287,4 +292,5 @@ def _fitting_batch(module: nn.Module, batch: Batch) -> str:
 def _first(batch: Batch, size: int) -> Batch:
     draws = replace(batch.draws, samples=batch.draws.samples[:size])
     labels = None if batch.labels is None else batch.labels[:size]
-    return replace(batch, images=batch.images[:size], positions=batch.positions[:size], draws=draws, labels=labels)
+    neighbours = None if batch.neighbours is None else batch.neighbours[:size]
+    return Batch(batch.images[:size], batch.positions[:size], draws, labels, neighbours, batch.done)

@@ -7,9 +7,13 @@ normalises.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -148,9 +152,20 @@ class SliceBank:
         label = self._read(case, "label", index, index + 1) if self.labelled else None
         return self._read(case, "image", index, index + 1), label
 
-    def gather(self, pixels: Pixels, draws: Draws, size: int) -> Batch:
-        """Crop at random where a slice is larger than `size`, pad with 0 around where it is smaller, and normalise."""
-        numbers = draws.samples
+    def neighbours(self, slices: np.ndarray) -> np.ndarray:
+        """(B,) slice numbers → their neighbours': the next of the volume, the one before for its last, itself if alone."""
+        case = self.case_of_slice
+        following = np.minimum(slices + 1, len(self) - 1)
+        before = np.maximum(slices - 1, 0)
+        otherwise = np.where(case[before] == case[slices], before, slices)
+        return np.where((case[following] == case[slices]) & (following > slices), following, otherwise)
+
+    def gather(self, pixels: Pixels, draws: Draws, size: int, numbers: Tensor | None = None) -> Batch:
+        """Crop at random where a slice is larger than `size`, pad with 0 around where it is smaller, and normalise.
+
+        `numbers` (B,) says whose pixels these are, where they are not the draws' own slices.
+        """
+        numbers = draws.samples if numbers is None else numbers
         rows, columns = self.sizes[numbers].unbind(-1)
         y, inside_y = _window(rows, size, draws.uniform("crop/row"))
         x, inside_x = _window(columns, size, draws.uniform("crop/column"))
@@ -194,9 +209,12 @@ def _nearest_with_room(total_bytes: int, device: torch.device) -> Residence:
 
 
 def _free_host_bytes() -> int:
-    import os
-
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory to be had without swapping, as Linux tells it; half of all memory elsewhere."""
+    with contextlib.suppress(OSError):
+        available = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+        if available:
+            return int(available[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 class Batches:
@@ -211,10 +229,21 @@ class Batches:
         size: side of the square slices.
         seed: the run's seed.
         rank, ranks: this process takes every `ranks`-th slice of a batch, from `rank` on.
+        neighbours: whether a neighbour of every slice comes along.
     """
 
-    def __init__(self, bank: SliceBank, batch_size: int, size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        bank: SliceBank,
+        batch_size: int,
+        size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        neighbours: bool = False,
+    ) -> None:
         self.bank, self.size, self.seed, self.rank, self.ranks = bank, size, seed, rank, ranks
+        self.with_neighbours = neighbours
         self.batch_size = min(batch_size, len(bank))
         self.steps_per_epoch = len(bank) // self.batch_size
         self._ordered_epoch, self._order = 0, self.order(0)
@@ -235,26 +264,32 @@ class Batches:
         whole = self._order[place * self.batch_size : (place + 1) * self.batch_size]
         return np.ascontiguousarray(whole[self.rank :: self.ranks])
 
-    def make(self, step: int, pixels: Pixels, numbers: np.ndarray, done: float) -> Batch:
-        """The batch of a step from its fetched pixels."""
-        samples = torch.from_numpy(numbers).to(self.bank.device, non_blocking=True)
-        return replace(self.bank.gather(pixels, Draws(self.seed, step, samples), self.size), done=done)
-
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` … `stop` − 1, `stop` being the run's number of steps; pixels that are not on the device are fetched one step ahead."""
         if self.bank.residence == "device":
             for step in range(start, stop):
-                numbers = self.numbers(step)
-                yield self.make(step, self.bank.fetch(numbers), numbers, step / stop)
+                yield self.make(step, self._fetch(step), step / stop)
             return
         with ThreadPoolExecutor(1) as ahead:
             waiting = ahead.submit(self._fetch, start)
             for step in range(start, stop):
-                pixels, numbers = waiting.result()
+                fetched = waiting.result()
                 if step + 1 < stop:
                     waiting = ahead.submit(self._fetch, step + 1)
-                yield self.make(step, pixels, numbers, step / stop)
+                yield self.make(step, fetched, step / stop)
 
-    def _fetch(self, step: int) -> tuple[Pixels, np.ndarray]:
+    def _fetch(self, step: int) -> list[tuple[np.ndarray, Pixels]]:
+        """Numbers and pixels of a step's slices and, where they come along, of their neighbours."""
         numbers = self.numbers(step)
-        return self.bank.fetch(numbers), numbers
+        groups = [numbers, self.bank.neighbours(numbers)] if self.with_neighbours else [numbers]
+        return [(group, self.bank.fetch(group)) for group in groups]
+
+    def make(self, step: int, fetched: list[tuple[np.ndarray, Pixels]], done: float) -> Batch:
+        """The batch of a step from what was fetched for it."""
+        samples = [torch.from_numpy(numbers).to(self.bank.device, non_blocking=True) for numbers, _ in fetched]
+        draws = Draws(self.seed, step, samples[0])
+        batch, *others = (
+            self.bank.gather(pixels, draws, self.size, numbers)
+            for numbers, (_, pixels) in zip(samples, fetched, strict=True)
+        )
+        return replace(batch, done=done, neighbours=others[0].images if others else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,16 +43,22 @@ class Draws:
         seed: the run's seed.
         step: the optimiser step the batch belongs to.
         samples: (B,) int64, each sample's number within the global batch or store, on the batch's device.
+        prefix: put before every name, so that one recipe drawn twice gives two results.
     """
 
     seed: int
     step: int
     samples: Tensor
+    prefix: str = ""
+
+    def within(self, name: str) -> Draws:
+        """The same draws under names of their own, such as those of one view."""
+        return replace(self, prefix=f"{self.prefix}{name}/")
 
     def uniform(self, name: str, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape) float32 in [low, high); `name` tells one use from another."""
         count = math.prod(shape)
-        key = _signed(zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 + self.seed * 0xD1342543DE82EF95)
+        key = _signed(zlib.crc32((self.prefix + name).encode()) * 0x9E3779B97F4A7C15 + self.seed * 0xD1342543DE82EF95)
         start = _mix(_mix(self.samples * _GOLDEN + key) + _signed(self.step * 0x9E3779B97F4A7C15))
         counter = torch.arange(1, count + 1, device=self.samples.device, dtype=torch.int64) * _GOLDEN
         bits = _mix(start[:, None] + counter)

@@ -149,6 +149,7 @@ class Plugin:
 
     name = "macl"
     Settings = Settings
+    neighbours = False
 
     def decoder_blocks(self, settings: Settings) -> int:
         """N."""

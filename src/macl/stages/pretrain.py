@@ -98,7 +98,9 @@ def _train(
 ) -> RunRecord:
     fabric = make_fabric(record.device, settings.training.precision)
     bank = SliceBank(store, record.cases, labelled=False, device=fabric.device)
-    batches = Batches(bank, settings.training.batch_size, settings.training.size, record.seed)
+    batches = Batches(
+        bank, settings.training.batch_size, settings.training.size, record.seed, neighbours=plugin.neighbours
+    )
     if max(case.slices for case in bank.cases) == 1:
         say("Every case has a single slice, so that slice positions tell nothing: all slices will be positives.")
     backbone_plugin = find("backbones", settings.backbone)
