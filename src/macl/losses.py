@@ -1,6 +1,7 @@
 """Losses as pure functions: tensors in, scalar out; which pairs attract is an argument.
 
-Symbols as in the MACL paper (arXiv 2309.11876): B slices a batch, so A = 2B anchors; D channels; τ temperature.
+Symbols as in the MACL paper (arXiv 2309.11876): B slices a batch, so A = 2B anchors; D channels; K keys or prototypes;
+τ temperature. Losses are in float32 or wider, whatever the features are in.
 """
 
 from __future__ import annotations
@@ -9,11 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+RELEASED_BASE_TEMPERATURE = 0.07
+
+
+def released_factor(temperature: float, applied: bool) -> float:
+    """τ / 0.07, by which this family's released code multiplies its contrastive losses, or 1."""
+    return temperature / RELEASED_BASE_TEMPERATURE if applied else 1.0
+
 
 def positives_by_position(positions: Tensor, threshold: float) -> Tensor:
     """(B,) slice positions p → (B, B) bool: |p_i − p_j| < t, and every slice with itself (PCL; MACL §3.2)."""
     near = (positions[:, None] - positions[None, :]).abs() < threshold
     return near | torch.eye(len(positions), dtype=torch.bool, device=positions.device)
+
+
+def positives_by_partition(positions: Tensor, partitions: int) -> Tensor:
+    """(B,) slice positions p in (0, 1] → (B, B) bool: both in the same of `partitions` equal parts of the volume (GCL)."""
+    # The smallest float above k/S must not fall into part k + 1 where k/S itself was meant.
+    part = (positions * partitions - 1e-4).floor().clamp(0, partitions - 1)
+    return part[:, None] == part[None, :]
 
 
 def for_both_branches(positives: Tensor) -> Tensor:
@@ -37,16 +52,98 @@ def contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> Tenso
     """
     wide = anchors if anchors.dtype == torch.float64 else anchors.float()
     unit = F.normalize(wide, dim=-1)
-    similarity = unit @ unit.mT / temperature
+    with torch.autocast(unit.device.type, enabled=False):
+        similarity = unit @ unit.mT / temperature
     itself = torch.eye(anchors.shape[-2], dtype=torch.bool, device=anchors.device)
     normaliser = similarity.masked_fill(itself, -torch.inf).logsumexp(-1, keepdim=True)
-    weights = (positives & ~itself).to(wide.dtype)
+    weights = (positives & ~itself).to(unit.dtype)
     count = weights.sum(-1)
     # Without other anchors the normaliser is −inf; such rows have weight 0, and 0 · inf must not make them NaN.
     log_probability = torch.where(weights > 0, similarity - normaliser, 0.0)
     per_anchor = -(log_probability * weights).sum(-1) / count.clamp(min=1)
-    counted = (count > 0).to(wide.dtype)
+    counted = (count > 0).to(unit.dtype)
     return (per_anchor * counted).sum(-1).mean() / counted.sum().clamp(min=1)
+
+
+def contrastive_per_pair(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
+    """InfoNCE in which a positive pair meets negatives only: other positives are left out of its denominator (GCL).
+
+    −log( e^s_ij / (e^s_ij + Σ_{k negative} e^s_ik) ), s = sim/τ, averaged over all ordered positive pairs (i, j).
+
+    Args:
+        anchors: (A, D), normalised here.
+        positives: (A, A) bool; the diagonal does not count; every other pair is negative.
+        temperature: τ.
+
+    Returns:
+        Scalar; 0 where there is no positive pair.
+    """
+    unit = _unit(anchors)
+    similarity = unit @ unit.mT / temperature
+    itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+    negatives = similarity.masked_fill(positives | itself, -torch.inf)
+    # Rows without negatives are refilled first: the gradient of a logsumexp over nothing would be NaN.
+    some = torch.isfinite(negatives).any(-1, keepdim=True)
+    against = torch.where(some, negatives, 0.0).logsumexp(-1, keepdim=True)
+    loss = torch.where(some, F.softplus(against - similarity), 0.0)
+    pairs = (positives & ~itself).to(unit.dtype)
+    return (loss * pairs).sum() / pairs.sum().clamp(min=1)
+
+
+def contrastive_with_queue(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of queries (B, D) with their own keys (B, D) against a queue of other keys (K, D) (MoCo, eq. 1)."""
+    unit, own, others = _unit(queries), _unit(keys), _unit(queue)
+    positive = (unit * own).sum(-1, keepdim=True)
+    logits = torch.cat((positive, unit @ others.to(unit.dtype).mT), dim=1) / temperature
+    return (logits.logsumexp(1) - logits[:, 0]).mean()
+
+
+def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """−cos of (B, D) predictions with their targets, mean over the batch (SimSiam, eq. 1); −1 where they agree."""
+    return -(_unit(predictions) * _unit(targets)).sum(-1).mean()
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, sharpness: float, rounds: int) -> Tensor:
+    """Codes that use every prototype equally (SwAV, § 3.1; Cuturi 2013): (B, K) scores → (B, K), rows summing to 1.
+
+    Args:
+        scores: cosines with the prototypes.
+        sharpness: ε; the smaller, the nearer to one prototype a sample.
+        rounds: how often columns and rows are normalised in turn.
+    """
+    # In logarithms, where nothing overflows at small ε.
+    codes = _wide(scores) / sharpness
+    for _ in range(rounds):
+        codes = codes - codes.logsumexp(0, keepdim=True)
+        codes = codes - codes.logsumexp(1, keepdim=True)
+    return codes.exp()
+
+
+def cross_entropy_with_codes(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """−Σ_k q_k log softmax(scores/τ)_k, mean over the batch; scores and codes (B, K) (SwAV, eq. 2; DINO, eq. 2)."""
+    return -(codes * (_wide(scores) / temperature).log_softmax(-1)).sum(-1).mean()
+
+
+@torch.no_grad()
+def centred_codes(scores: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """softmax((scores − c)/τ): a teacher's scores (B, K), centred by c (K,) and sharpened by τ (DINO)."""
+    return ((_wide(scores) - centre) / temperature).softmax(-1)
+
+
+def same_component(similarity: Tensor) -> Tensor:
+    """(B, B) bool: which samples are joined in the graph that links every sample with the one most similar to it (WCL).
+
+    Args:
+        similarity: (B, B); the diagonal does not count.
+    """
+    count = len(similarity)
+    itself = torch.eye(count, dtype=torch.bool, device=similarity.device)
+    nearest = F.one_hot(similarity.masked_fill(itself, -torch.inf).argmax(1), count).bool()
+    reached = nearest | nearest.mT | itself
+    for _ in range(max(1, count - 1).bit_length()):
+        reached = (reached.float() @ reached.float()) > 0
+    return reached
 
 
 def dense_contrastive(first: Tensor, second: Tensor, positives: Tensor, temperature: float) -> Tensor:
@@ -59,6 +156,14 @@ def dense_contrastive(first: Tensor, second: Tensor, positives: Tensor, temperat
     """
     anchors = torch.cat((first, second)).flatten(2).permute(2, 0, 1)
     return contrastive(anchors, for_both_branches(positives), temperature)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(_wide(features), dim=-1)
 
 
 def spread(features: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Image and label share a draw, since the sampling grid is made once.
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,8 @@ def sampling_grid(
     if settings.elastic_alpha[1] > 0:
         field = _elastic_field(draws, name, settings, rows, columns)
         place = place + torch.where(deform[:, None, None, None], field, 0.0)
-    place = torch.einsum("bij,bhwj->bhwi", matrix, place.expand(len(deform), -1, -1, -1)) + shift[:, None, None]
+    # Not as a matrix product: under autocast that would round places to half a pixel.
+    place = (matrix[:, None, None] * place[:, :, :, None]).sum(-1) + shift[:, None, None]
     sign = torch.stack([_sign(draws, name, axis, settings.mirror, mirror_axes) for axis in ("column", "row")], dim=-1)
     half = torch.tensor([columns / 2, rows / 2], device=device)
     return place * sign[:, None, None] / half
@@ -79,7 +81,7 @@ def _matrix(draws: Draws, name: str, settings: SpatialSettings) -> Tensor:
     rotation = torch.stack((torch.stack((cos, -sin), -1), torch.stack((sin, cos), -1)), -2)
     one = torch.ones_like(angle)
     leaning = torch.stack((torch.stack((one, shear[:, 0]), -1), torch.stack((shear[:, 1], one), -1)), -2)
-    return rotation @ leaning * scale[:, None, None]
+    return _product(rotation, leaning) * scale[:, None, None]
 
 
 def _elastic_field(draws: Draws, name: str, settings: SpatialSettings, rows: int, columns: int) -> Tensor:
@@ -90,8 +92,14 @@ def _elastic_field(draws: Draws, name: str, settings: SpatialSettings, rows: int
     # Smoothing averages 2σ√π · 2σ√π / 4 fewer numbers on the coarse grid, so the noise left is stride times larger.
     alpha = draws.uniform(f"{name}/alpha", (), *settings.elastic_alpha) / ELASTIC_STRIDE
     down, across = (_gaussian(sigma, side)[:, None] for side in coarse)
-    field = (down @ noise @ across.mT) * alpha[:, None, None, None]
+    field = _product(down, noise, across.mT) * alpha[:, None, None, None]
     return F.interpolate(field, size=(rows, columns), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+
+
+def _product(*matrices: Tensor) -> Tensor:
+    """The matrix product in full precision, under autocast too."""
+    with torch.autocast(matrices[0].device.type, enabled=False):
+        return reduce(torch.matmul, matrices)
 
 
 def _gaussian(sigma: Tensor, side: int) -> Tensor:
@@ -129,7 +137,7 @@ def _blur(images: Tensor, draws: Draws) -> Tensor:
     sigma = _per_slice(draws, "blur", 0.5, 1.0).flatten()
     down, across = (_gaussian(sigma, side)[:, None] for side in images.shape[-2:])
     down, across = (matrix / matrix.sum(-1, keepdim=True) for matrix in (down, across))
-    return down @ images @ across.mT
+    return _product(down, images, across.mT)
 
 
 def _brightness(images: Tensor, draws: Draws) -> Tensor:
@@ -147,7 +155,7 @@ def _low_resolution(images: Tensor, draws: Draws) -> Tensor:
     zoom = _per_slice(draws, "low_resolution", 0.5, 1.0)
     rows, columns = images.shape[-2:]
     matrices = [_coarsen(zoom.flatten(), side, images.device)[:, None] for side in (rows, columns)]
-    return matrices[0] @ images @ matrices[1].mT
+    return _product(matrices[0], images, matrices[1].mT)
 
 
 def _coarsen(zoom: Tensor, side: int, device: torch.device) -> Tensor:
