@@ -7,7 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 OUT ?= demo
 TORCH_INDEX ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --maxprocesses 4
 BIN := $(VENV)/bin
 
 .PHONY: demo test check clean
@@ -17,7 +17,7 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/macl demo --out $(OUT)
 
 test: $(VENV)/.dev-ready
-	$(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.dev-ready
 	$(BIN)/ruff check

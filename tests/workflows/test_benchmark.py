@@ -263,3 +263,17 @@ def test_rows_of_a_cell_agree_with_its_summary(grid: Path, tmp_path: Path) -> No
     mean = next(row for row in rows(cell) if (row["convention"], row["class"]) == ("strict", "mean"))
     assert mean["dice"] == cell.summaries["strict"]["mean"]["dice"]["mean"]
     assert mean["missed"] == sum(one["missed"] for one in cell.summaries["strict"]["classes"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_the_grids_of_the_project_name_what_is_there(path: Path) -> None:
+    from macl.config import FinetuneSettings, read_recipe, resolve
+    from macl.data.splits import read_split
+
+    grid = read_grid(path)
+    assert set(grid.labels) <= set(read_split(grid.split).budgets)
+    for recipe in grid.recipes:
+        resolve(FinetuneSettings, read_recipe("finetune", recipe), grid.finetune.set)
+    assert len(list(cells(grid))) == len(grid.start) * len(grid.labels) * len(grid.recipes) * len(grid.seeds)
