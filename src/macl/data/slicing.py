@@ -107,23 +107,29 @@ def to_slices(volume: Volume, settings: PrepareSettings) -> Slices:
     """
     geometry = volume.geometry
     slicing = plan(geometry, settings.plane)
-    array = np.moveaxis(orient(volume.array, slicing), 0, 1)
-    spacing = spacing_of(geometry, slicing) if geometry.spacing_known else None
-    if settings.spacing_mm is not None:
-        if spacing is None:
-            raise RefusedCaseError(
-                f"its file tells no spacing, so it cannot be resampled to {settings.spacing_mm:g} mm: "
-                "prepare without --spacing-mm"
-            )
-        size = tuple(
-            max(1, round(count * step / settings.spacing_mm))
-            for count, step in zip(slicing.scanned_size, spacing[1:], strict=True)
+    if settings.spacing_mm is not None and not geometry.spacing_known:
+        raise RefusedCaseError(
+            f"its file tells no spacing, so it cannot be resampled to {settings.spacing_mm:g} mm: "
+            "prepare without --spacing-mm"
         )
-        rows, columns = size[0], size[1]
-        array = _resample(array, (rows, columns))
-        extents = np.asarray(slicing.scanned_size) * np.asarray(spacing[1:])
-        spacing = (spacing[0], float(extents[0] / rows), float(extents[1] / columns))
-    return Slices(np.ascontiguousarray(array), slicing, spacing)
+    _, rows, columns = prepared_size(geometry, settings)
+    array = _resample(np.moveaxis(orient(volume.array, slicing), 0, 1), (rows, columns))
+    slices_mm, rows_mm, columns_mm = spacing_of(geometry, slicing)
+    scanned_rows, scanned_columns = slicing.scanned_size
+    spacing = (slices_mm, rows_mm * scanned_rows / rows, columns_mm * scanned_columns / columns)
+    return Slices(np.ascontiguousarray(array), slicing, spacing if geometry.spacing_known else None)
+
+
+def prepared_size(geometry: Geometry, settings: PrepareSettings) -> tuple[int, int, int]:
+    """How many slices, rows and columns a scan becomes."""
+    slicing = plan(geometry, settings.plane)
+    slices = geometry.size[2 - slicing.permutation[0]]
+    rows, columns = slicing.scanned_size
+    if settings.spacing_mm is not None:
+        _, rows_mm, columns_mm = spacing_of(geometry, slicing)
+        rows = max(1, round(rows * rows_mm / settings.spacing_mm))
+        columns = max(1, round(columns * columns_mm / settings.spacing_mm))
+    return slices, rows, columns
 
 
 def label_to_slices(label: np.ndarray, slicing: Slicing, size: tuple[int, int]) -> np.ndarray:
@@ -155,7 +161,7 @@ def _resample(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if array.shape[2:] == size:
         return array
     low, high = array.min(), array.max()
-    whole = np.issubdtype(array.dtype, np.integer)
+    whole = is_whole(array)
     resampled = np.empty((*array.shape[:2], *size), dtype=array.dtype)
     for index, one in enumerate(array):
         fine = _apply(one, size, order=3)
@@ -217,3 +223,63 @@ def _measure_channel(channel: np.ndarray, kind: str) -> tuple[float, float, floa
 def _mean(planes: Iterable[np.ndarray]) -> float:
     """The mean over slices of equal size, one slice in memory at a time."""
     return float(np.mean([plane.mean() for plane in planes]))
+
+
+# ---------------------------------------------------------------- storage
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Slices in the numbers that a store keeps.
+
+    Attributes:
+        array: (n, C, rows, columns): the scan's own integers, or float16.
+        rescale: per channel, the scan's value = array × first + second; empty where the array holds the values.
+        normalisation: in the array's units.
+    """
+
+    array: np.ndarray
+    rescale: tuple[tuple[float, float], ...]
+    normalisation: Normalisation
+
+
+def as_stored(
+    array: np.ndarray, rescale: tuple[tuple[float, float], ...], kind: Literal["clip_zscore", "zscore"]
+) -> Stored:
+    """Slices (n, C, rows, columns) in the smallest type that holds them: whole numbers as they are, others as float16.
+
+    Before they become float16, values are shifted and scaled to mean 0 and deviation 1 of the range that normalisation
+    keeps, so only what it clips can exceed float16 (and is then held at its limit).
+    """
+    normalisation = measure(array, kind)
+    low, high = array.min(), array.max()
+    if is_whole(array):
+        for dtype in (np.uint8, np.int16, np.uint16, np.int32):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return Stored(array.astype(dtype), rescale, normalisation)
+    limit = float(np.finfo(np.float16).max)
+    stored = np.empty(array.shape, dtype=np.float16)
+    mean, deviation = (np.asarray(values)[:, None, None] for values in (normalisation.mean, normalisation.deviation))
+    for index, one in enumerate(array):
+        stored[index] = np.clip((one.astype(np.float64) - mean) / deviation, -limit, limit)
+    channels = list(zip(normalisation.mean, normalisation.deviation, strict=True))
+    return Stored(
+        array=stored,
+        rescale=tuple(
+            (scale * slope, shift * slope + intercept)
+            for (shift, scale), (slope, intercept) in zip(
+                channels, rescale or ((1.0, 0.0),) * len(channels), strict=True
+            )
+        ),
+        normalisation=Normalisation(
+            low=tuple((v - shift) / scale for v, (shift, scale) in zip(normalisation.low, channels, strict=True)),
+            high=tuple((v - shift) / scale for v, (shift, scale) in zip(normalisation.high, channels, strict=True)),
+            mean=(0.0,) * len(channels),
+            deviation=(1.0,) * len(channels),
+        ),
+    )
+
+
+def is_whole(array: np.ndarray) -> bool:
+    """Whether every value is a whole number, whatever type holds it."""
+    return array.dtype.kind in "iu" or all(bool((one == np.rint(one)).all()) for one in array)

@@ -12,7 +12,7 @@ from macl.data.identity import Identity, hashed, reveals
 from macl.data.volumes import Header, read_header
 from macl.errors import MaclError, RefusedCaseError
 from macl.files import inside
-from macl.plugins import Case, Source
+from macl.plugins import Case, Reader, Source
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,23 @@ def survey(folder: Path, source: Source, keep_identity: bool = False) -> Survey:
     cases = tuple(case for case in source.cases if case.name in headers)
     settled = replace(source, cases=cases, refused=dict(sorted(refused.items())), channels=channels, modality=modality)
     return Survey(settled, headers)
+
+
+def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
+    """The reader whose signs of its layout in a folder are the most specific.
+
+    Raises:
+        MaclError: no reader knows the folder, or two show equally specific signs.
+    """
+    signs = [(sign, reader) for reader in readers if (sign := reader.evidence(folder))]
+    if not signs:
+        raise MaclError(f"{folder} holds no scans in a layout that is known: check the folder or name a --reader.")
+    strength = max(sign[0] for sign, _ in signs)
+    best = [(sign[1], reader) for sign, reader in signs if sign[0] == strength]
+    if len(best) > 1:
+        found = " and ".join(f"{reader.name} ({words})" for words, reader in best)
+        raise MaclError(f"{folder} looks like {found}: choose one with --reader.")
+    return best[0][1]
 
 
 def _without_links_out(folder: Path, source: Source) -> Source:

@@ -157,6 +157,8 @@ def _read_file(path: Path, channels: int | None) -> Volume:
         else:
             header = itk.read_header(path)
             volume, stacked = itk.read(path), header.stacked > 1
+    except MemoryError:
+        raise RefusedCaseError("it does not fit into memory") from None
     except OSError as error:
         raise RefusedCaseError(f"it cannot be read ({error.strerror or error})") from None
     count = len(volume.array)
@@ -193,3 +195,10 @@ def _known_suffix(path: Path) -> str:
     if suffix is None:
         raise RefusedCaseError(f"{path.name} is of no format that is read ({', '.join(SUFFIXES)} or a DICOM folder)")
     return suffix
+
+
+def is_one_scan(path: Path) -> bool:
+    """Whether a path is one scan: a file of a known format, or a folder that holds a DICOM series and no folders."""
+    if path.is_dir():
+        return dicom.is_series(path) and not any(inside.is_dir() for inside in path.iterdir())
+    return path.is_file() and (suffix_of(path) is not None or dicom.is_dicom(path))

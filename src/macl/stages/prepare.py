@@ -1,0 +1,255 @@
+"""Raw scans → a store of slices. Parallel over cases, the same whatever the number of processes, resumable, atomic."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import macl
+from macl import plugins
+from macl.config import PrepareSettings
+from macl.data.parallel import available_cores, workers_for
+from macl.data.preparing import (
+    MARKERS,
+    Outcome,
+    Task,
+    earlier_outcome,
+    files_fingerprint,
+    label_values,
+    leftovers,
+    prepare_case,
+)
+from macl.data.slicing import prepared_size
+from macl.data.store import CASES, INDEX, Refused, Store, StoreIndex, write_index
+from macl.data.survey import Survey, recognise, survey
+from macl.errors import MaclError
+from macl.files import require_disk_space
+from macl.plugins import Source
+from macl.progress import progress, say
+
+_REFUSALS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """What labels 0…K are called, their values in the scans, and how that is known."""
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def prepare(
+    source: Path,
+    store: Path,
+    *,
+    reader: str | None = None,
+    settings: PrepareSettings = PrepareSettings(),
+    workers: int | None = None,
+) -> StoreIndex:
+    """Turn the scans in `source` into a store; broken cases are refused with a reason and the rest goes on.
+
+    An interrupted run is gone on with: finished cases whose files and settings are unchanged are kept.
+
+    Args:
+        source: a folder of scans.
+        store: the folder to write, outside `source`.
+        reader: the layout; None: the one whose signs are the most specific.
+        settings: how scans become slices.
+        workers: processes; None: one per core.
+
+    Raises:
+        MaclError: no scans, no or several fitting readers, `store` holds something else, too little disk space, or
+            not one case could be kept (then nothing is left behind).
+    """
+    _require_apart(source, store)
+    looked = survey(source, _reader(source, reader).read(source), settings.keep_identity)
+    settings = settings.model_copy(update={"normalisation": settings.normalisation or looked.source.normalisation})
+    fingerprint = _fingerprint(looked.source, settings)
+    if finished := _finished(store, fingerprint):
+        say(f"{store} is already prepared: {len(finished.cases)} cases, made of the same scans with the same settings.")
+        return finished
+    count = available_cores() if workers is None else workers
+    classes, unusable = _classes(looked.source, count)
+    cases = [case for case in looked.source.cases if case.name not in unusable]
+    refused = {**looked.source.refused, **unusable}
+    tasks = [Task(case, len(looked.source.channels), classes.values, settings, store) for case in cases]
+    if tasks:
+        require_disk_space(store, sum(_bytes(looked, task) for task in tasks), "The store")
+    outcomes = _run(store, tasks, count)
+    refused |= {outcome.name: outcome.reason for outcome in outcomes if outcome.stored is None}
+    index = _index(looked.source, settings, fingerprint, classes, outcomes, refused)
+    if not index.cases:
+        _remove(store)
+        raise MaclError(_none_kept(source, refused))
+    write_index(store, index)
+    kept = {array.file for case in index.cases for array in case.arrays.values()}
+    for path in leftovers(store, kept):
+        path.unlink()
+    shutil.rmtree(store / MARKERS)
+    _tell(store, index)
+    return index
+
+
+def _require_apart(source: Path, store: Path) -> None:
+    if not source.is_dir():
+        what = "is a file" if source.exists() else "does not exist"
+        raise MaclError(f"{source} {what}: name a folder of scans.")
+    ours, theirs = store.resolve(), source.resolve()
+    if ours == theirs or ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+        raise MaclError(f"The store {store} and the source {source} lie within each other: choose a folder apart.")
+
+
+def _reader(source: Path, name: str | None) -> plugins.Reader:
+    if name is not None:
+        return plugins.find("readers", name)
+    return recognise(source, [plugins.find("readers", known) for known in plugins.names("readers")])
+
+
+def _fingerprint(source: Source, settings: PrepareSettings) -> str:
+    parts = {
+        "macl": macl.__version__,
+        "reader": source.reader,
+        "settings": settings.model_dump(),
+        "classes": list(source.classes.items()),
+        "channels": source.channels,
+        "cases": [files_fingerprint(case) for case in source.cases],
+        "refused": dict(source.refused),
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _finished(store: Path, fingerprint: str) -> StoreIndex | None:
+    """The index of a store that is already there; None where there is nothing, or an unfinished one to go on with."""
+    if not store.exists():
+        return None
+    if not store.is_dir():
+        raise MaclError(f"{store} is a file: name a folder for the store.")
+    if (store / INDEX).exists():
+        index = Store.open(store).index
+        if index.fingerprint == fingerprint:
+            return index
+        raise MaclError(
+            f"{store} holds a store of other scans or with other settings: choose another folder or delete this one."
+        )
+    if any(store.iterdir()) and not (store / MARKERS).is_dir():
+        raise MaclError(f"{store} already holds something that is not a store: choose another folder.")
+    return None
+
+
+def _classes(source: Source, workers: int) -> tuple[_Classes, Mapping[str, str]]:
+    """The classes as declared, or else as found in the labels; and the cases whose labels cannot be any."""
+    labelled = [case for case in source.cases if case.label]
+    if source.classes:
+        return _Classes(tuple(source.classes.values()), tuple(source.classes)), {}
+    if not labelled:
+        return _Classes((), ()), {}
+    values = {0}
+    unusable: dict[str, str] = {}
+    with workers_for(len(labelled), workers) as run, progress("labels", len(labelled)) as advance:
+        for index, found in run(label_values, [case.label for case in labelled]):
+            if isinstance(found, str):
+                unusable[labelled[index].name] = found
+            else:
+                values.update(found)
+            advance()
+    ordered = tuple(sorted(values))
+    if len(ordered) > 256:
+        raise MaclError(f"The labels hold {len(ordered)} different values together, more than 256: are they labels?")
+    listed = ", ".join(map(str, ordered))
+    names = tuple("background" if value == 0 else f"class {value}" for value in ordered)
+    return _Classes(names, ordered, (f"No classes are declared: the labels hold {listed}.",)), unusable
+
+
+def _bytes(looked: Survey, task: Task) -> int:
+    """Of a case's arrays before they are compressed, as its header announces."""
+    header = looked.headers[task.case.name]
+    x, y, z = header.geometry.size
+    slices, rows, columns = prepared_size(header.geometry, task.settings)
+    label = (slices * rows * columns + x * y * z) if task.case.label else 0
+    return (
+        slices * rows * columns * task.channels * (1 if header.dtype in ("uint8", "8-bit unsigned integer") else 2)
+        + label
+    )
+
+
+def _run(store: Path, tasks: Sequence[Task], workers: int) -> list[Outcome]:
+    """The outcomes in the order of the tasks; those of an earlier, interrupted run are taken over."""
+    if not tasks:
+        return []
+    try:
+        (store / MARKERS).mkdir(parents=True, exist_ok=True)
+        (store / CASES).mkdir(exist_ok=True)
+        outcomes = {index: done for index, task in enumerate(tasks) if (done := earlier_outcome(task))}
+        if outcomes:
+            say(f"{store} was begun before: {len(outcomes)} of {len(tasks)} cases are finished, going on.")
+        left = [index for index in range(len(tasks)) if index not in outcomes]
+        with workers_for(len(left), workers) as run, progress("prepare", len(tasks), len(outcomes)) as advance:
+            for index, outcome in run(prepare_case, [tasks[index] for index in left]):
+                outcomes[left[index]] = outcome
+                advance(note=outcome.name)
+    except OSError as error:
+        raise MaclError(f"{store} cannot be written ({error.strerror}): mend that and run the command again.") from None
+    return [outcomes[index] for index in range(len(tasks))]
+
+
+def _index(
+    source: Source,
+    settings: PrepareSettings,
+    fingerprint: str,
+    classes: _Classes,
+    outcomes: Sequence[Outcome],
+    refused: Mapping[str, str],
+) -> StoreIndex:
+    kept = tuple(outcome.stored for outcome in outcomes if outcome.stored)
+    counts = Counter(note for outcome in outcomes for note in outcome.notes)
+    notes = tuple(f"{count} of {len(kept)} cases: {note}." for note, count in sorted(counts.items()))
+    labelled = any(case.labelled for case in kept)
+    return StoreIndex(
+        reader=source.reader,
+        modality=source.modality,
+        channels=source.channels,
+        classes=classes.names if labelled else (),
+        label_values=classes.values if labelled else (),
+        prepared=settings,
+        cases=kept,
+        refused=tuple(Refused(name=name, reason=reason) for name, reason in sorted(refused.items())),
+        notes=(*source.notes, *(classes.notes if labelled else ()), *notes),
+        macl_version=macl.__version__,
+        fingerprint=fingerprint,
+    )
+
+
+def _remove(store: Path) -> None:
+    """Take back what this stage wrote."""
+    for name in (MARKERS, CASES):
+        shutil.rmtree(store / name, ignore_errors=True)
+    if store.is_dir() and not any(store.iterdir()):
+        store.rmdir()
+
+
+def _none_kept(source: Path, refused: Mapping[str, str]) -> str:
+    shown = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:3])
+    more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+    return f"No case in {source} could be kept, so no store was written ({shown}{more})."
+
+
+def _tell(store: Path, index: StoreIndex) -> None:
+    for note in index.notes:
+        say(f"note: {note}")
+    for case in index.refused[:_REFUSALS_SHOWN]:
+        say(f"refused: {case.name}: {case.reason}")
+    if len(index.refused) > _REFUSALS_SHOWN:
+        say(f"refused: {len(index.refused) - _REFUSALS_SHOWN} more, all listed in {store / INDEX}")
+    patients = len({case.patient for case in index.cases})
+    labelled = sum(case.labelled for case in index.cases)
+    slices = sum(case.slices for case in index.cases)
+    say(
+        f"{store}: {len(index.cases)} cases of {patients} patients ({labelled} labelled, {slices} slices), "
+        f"{len(index.refused)} refused; read as {index.reader}, {index.modality}."
+    )
