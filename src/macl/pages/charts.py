@@ -139,10 +139,16 @@ def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     from matplotlib.ticker import MaxNLocator
 
     places = [float(at) for at in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
-    places = [at for at in places if low - 1e-9 <= at <= high + 1e-9]
+    slack = 1e-6 * (high - low)
+    places = [at for at in places if low - slack <= at <= high + slack]
     step = min(np.diff(places), default=1.0)
-    decimals = next((digits for digits in range(6) if abs(round(step, digits) - step) < 1e-3 * step), 6)
-    return [(at, f"{at:,.{decimals}f}".replace(",", "\N{THIN SPACE}").replace("-", "−")) for at in places]
+    decimals = next((digits for digits in range(7) if abs(round(step, digits) - step) < 1e-3 * step), None)
+    return [(at, _tick_label(at, decimals)) for at in places]
+
+
+def _tick_label(value: float, decimals: int | None) -> str:
+    text = f"{value:.3g}" if decimals is None else f"{value:,.{decimals}f}"
+    return text.replace(",", "\N{THIN SPACE}").replace("-", "−")
 
 
 def _moving_average(values: np.ndarray, window: int) -> np.ndarray:

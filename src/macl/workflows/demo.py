@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Scale:
     subjects: int = 12
     test: int = 4
     budgets: tuple[int, ...] = (1, 2)
-    grid: Grid = Grid()
+    grid: Grid = field(default_factory=Grid)
     side: int = 128
     pretraining_epochs: int = 16
     finetuning_epochs: int = 100
