@@ -13,19 +13,28 @@ from typing import Any
 
 from macl.errors import MaclError
 
+ASIDE = ".writing-"
+"""Begins the names of files that are being written, until they take their place."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Hand out a path beside `path` to write to; it takes `path`'s place only when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays at the end: writers of images choose the format by it.
-    aside = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    aside = path.with_name(f"{ASIDE}{os.getpid()}-{path.name}")
     try:
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
     finally:
+        aside.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what writes into `folder` left beside their files when they were killed."""
+    for aside in folder.glob(f"{ASIDE}*"):
         aside.unlink(missing_ok=True)
 
 

@@ -20,7 +20,7 @@ import macl
 from macl.config import PrepareSettings, Settings, validate
 from macl.data.store import Store
 from macl.errors import MaclError
-from macl.files import read_json, write_text
+from macl.files import ASIDE, clear_unfinished, read_json, write_text
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -123,8 +123,9 @@ def open_run(run: Path, record: RunRecord, resume: bool) -> RunRecord:
     Raises:
         MaclError: the folder holds something else, a run that is not to be resumed, or one with other settings.
     """
-    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+    if not run.exists() or (run.is_dir() and all(item.name.startswith(ASIDE) for item in run.iterdir())):
         run.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(run)
         write_record(run, record)
         return record
     if not (run / RECORD).is_file():
@@ -141,6 +142,7 @@ def open_run(run: Path, record: RunRecord, resume: bool) -> RunRecord:
             f"The run in {run} was started with other settings ({names}): "
             "resume with the same ones, or choose another --out."
         )
+    clear_unfinished(run)
     return earlier
 
 
