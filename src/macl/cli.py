@@ -39,7 +39,7 @@ class Device(StrEnum):
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; refused if it holds something else.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random draw; saved with the result.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw; saved with the result.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes a GPU if there is one.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.epochs=50.")

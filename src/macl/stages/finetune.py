@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 
 from macl import checkpoint
 from macl.checkpoint import Checkpoint
@@ -68,13 +69,14 @@ def finetune(
     """
     opened = Store.open(store)
     settings = _settings(resolve(FinetuneSettings, read_recipe("finetune", recipe), overrides))
+    fabric = make_fabric(device, settings.training.precision)
     chosen = splits.read_split(split)
     resolved = splits.resolve(chosen, opened, allow_overlap=allow_overlap)
     cases = resolved.labelled_cases(labels)
     source, init_name, init_patients = _read_init(init, resolved, allow_overlap, init_decoder_blocks)
     plane = opened.case(cases[0]).slicing.plane
     record = RunRecord(
-        kind="finetune", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=device,
+        kind="finetune", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=str(fabric.device),
         versions=runs.versions(), **runs.about_store(opened, store), cases=cases, split=chosen.model_dump(mode="json"),
         labels=labels, people=resolved.people(cases), patients=runs.patients_of(opened, cases),
         validation_cases=resolved.validation_cases, test_cases=resolved.test_cases, init=init_name,
@@ -91,7 +93,7 @@ def finetune(
         return record
     write_json(out / runs.TRANSFER, transfer.about())
     say(transfer.table())
-    return _train(opened, out, record, settings, task)
+    return _train(opened, out, record, settings, task, fabric)
 
 
 def _settings(settings: FinetuneSettings) -> FinetuneSettings:
@@ -137,8 +139,9 @@ def _segmenter(record: RunRecord, settings: FinetuneSettings) -> Segmenter:
         return build_segmenter(settings, backbone, len(record.channels), len(record.classes))
 
 
-def _train(store: Store, out: Path, record: RunRecord, settings: FinetuneSettings, task: SegmentationTask) -> RunRecord:
-    fabric = make_fabric(record.device, settings.training.precision)
+def _train(
+    store: Store, out: Path, record: RunRecord, settings: FinetuneSettings, task: SegmentationTask, fabric: Fabric
+) -> RunRecord:
     bank = SliceBank(store, record.cases, labelled=True, device=fabric.device)
     batches = Batches(bank, settings.training.batch_size, settings.training.size, record.seed)
     count = sum(parameter.numel() for parameter in task.parameters())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from macl import checkpoint
@@ -58,12 +59,13 @@ def pretrain(
     """
     opened = Store.open(store)
     settings, plugin, method_settings = _settings(method, recipe, overrides)
+    fabric = make_fabric(device, settings.training.precision)
     chosen = splits.read_split(split) if split else None
     resolved = splits.resolve(chosen, opened, allow_overlap=allow_overlap) if chosen else None
     everyone = tuple(case.name for case in opened.index.cases)
     cases = resolved.pretraining_cases if resolved and not allow_overlap else everyone
     record = RunRecord(
-        kind="pretrain", settings=settings.model_dump(mode="json"), recipe=recipe or settings.method, seed=seed, device=device,
+        kind="pretrain", settings=settings.model_dump(mode="json"), recipe=recipe or settings.method, seed=seed, device=str(fabric.device),
         versions=runs.versions(), **runs.about_store(opened, store), cases=cases,
         split=chosen.model_dump(mode="json") if chosen else None, overlap_allowed=allow_overlap,
         people=resolved.people(cases) if resolved else runs.patients_of(opened, cases),
@@ -73,7 +75,7 @@ def pretrain(
     if record.finished:
         say(f"{out} is finished already.")
         return record
-    return _train(opened, out, record, settings, plugin, method_settings)
+    return _train(opened, out, record, settings, plugin, method_settings, fabric)
 
 
 def _settings(
@@ -84,19 +86,25 @@ def _settings(
     settings = resolve(PretrainSettings, {**values, "method": method} if method else values, overrides)
     plugin = find("methods", settings.method)
     own = validate(plugin.Settings, settings.method_settings, where="method_settings")
+    backbone = validate(
+        find("backbones", settings.backbone).Settings, settings.backbone_settings, where="backbone_settings"
+    )
     multiple = plugin.side_multiple(own)
     size = math.ceil(settings.training.size / multiple) * multiple
     if size != settings.training.size:
         say(f"Slices of {settings.training.size}² are padded to {size}²: {plugin.name} takes multiples of {multiple}.")
     training = settings.training.model_copy(update={"size": size})
-    changed = {"method_settings": own.model_dump(mode="json"), "training": training}
+    changed = {
+        "method_settings": own.model_dump(mode="json"), "backbone_settings": backbone.model_dump(mode="json"),
+        "training": training,
+    }  # fmt: skip
     return settings.model_copy(update=changed), plugin, own
 
 
 def _train(
-    store: Store, out: Path, record: RunRecord, settings: PretrainSettings, plugin: Method, own: PluginSettings
-) -> RunRecord:
-    fabric = make_fabric(record.device, settings.training.precision)
+    store: Store, out: Path, record: RunRecord, settings: PretrainSettings, plugin: Method, own: PluginSettings,
+    fabric: Fabric,
+) -> RunRecord:  # fmt: skip
     bank = SliceBank(store, record.cases, labelled=False, device=fabric.device)
     batches = Batches(
         bank, settings.training.batch_size, settings.training.size, record.seed, neighbours=plugin.neighbours
