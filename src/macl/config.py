@@ -95,7 +95,7 @@ class PretrainSettings(Settings):
 
 
 class AugmentationSettings(Settings):
-    """Random changes of a labelled slice while fine-tuning."""
+    """Random changes of a slice: its geometry and its intensity."""
 
     spatial: SpatialSettings = SpatialSettings()
     intensity: IntensitySettings = IntensitySettings()

@@ -1,8 +1,16 @@
-"""What stands on a backbone while pre-training: projectors."""
+"""What stands on a backbone while pre-training: projectors, predictors, prototypes, momentum twins and queues."""
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Module = TypeVar("Module")
 
 
 def global_projector(in_channels: int, hidden_channels: int, out_channels: int) -> nn.Sequential:
@@ -26,3 +34,77 @@ def pixel_projector(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(0.01, inplace=True),
     )
+
+
+def region_projector(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Two 1×1 convolutions: (B, in, h, w) → (B, out, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, 1), nn.ReLU(inplace=True), nn.Conv2d(in_channels, out_channels, 1)
+    )
+
+
+def normed_perceptron(channels: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers of these widths with BatchNorm and ReLU between them: (B, first) → (B, last)."""
+    layers: list[nn.Module] = []
+    for before, after in zip(channels[:-2], channels[1:-1], strict=True):
+        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(channels[-2], channels[-1]))
+
+
+def pooled() -> nn.Sequential:
+    """(B, C, h, w) → (B, C), the average over places."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class Prototypes(nn.Module):
+    """Cosines of features with learned unit vectors: (B, D) → (B, K)."""
+
+    def __init__(self, channels: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(count, channels), dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features are normalised here; so are the prototypes, whose length cannot matter."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(F.normalize(features.to(self.weight.dtype), dim=1), F.normalize(self.weight, dim=1))
+
+
+class Queue(nn.Module):
+    """The last `size` keys (D channels each), oldest overwritten first; at the start random unit vectors (MoCo)."""
+
+    keys: Tensor
+    place: Tensor
+
+    def __init__(self, size: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", F.normalize(torch.randn(size, channels), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """Take in (B, D) keys; of more than fit, the last ones."""
+        size = len(self.keys)
+        keys = keys[-size:]
+        places = (self.place + torch.arange(len(keys), device=keys.device)) % size
+        self.keys[places] = keys.to(self.keys.dtype)
+        self.place.copy_((self.place + len(keys)) % size)
+
+
+def momentum_twin(module: Module) -> Module:
+    """A copy of a module that does not learn by gradient but follows it (`follow`)."""
+    twin = copy.deepcopy(module)
+    assert isinstance(twin, nn.Module)
+    twin.requires_grad_(False)
+    return twin
+
+
+@torch.no_grad()
+def follow(twins: nn.Module, sources: nn.Module, momentum: float) -> None:
+    """Move a twin's parameters θ' towards θ: θ' ← m·θ' + (1 − m)·θ; running statistics stay each one's own."""
+    own, towards = list(twins.parameters()), [parameter.detach() for parameter in sources.parameters()]
+    torch._foreach_lerp_(own, towards, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def rising_momentum(start: float, done: float) -> float:
+    """From `start` along a cosine to 1 as the run goes from 0 to 1 (BYOL)."""
+    return 1.0 - (1.0 - start) * 0.5 * (1.0 + math.cos(math.pi * done))

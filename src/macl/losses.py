@@ -50,10 +50,8 @@ def contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> Tenso
     Returns:
         Scalar, in float32 or wider; 0 where no anchor has a positive.
     """
-    wide = anchors if anchors.dtype == torch.float64 else anchors.float()
-    unit = F.normalize(wide, dim=-1)
-    with torch.autocast(unit.device.type, enabled=False):
-        similarity = unit @ unit.mT / temperature
+    unit = _unit(anchors)
+    similarity = _products(unit, unit) / temperature
     itself = torch.eye(anchors.shape[-2], dtype=torch.bool, device=anchors.device)
     normaliser = similarity.masked_fill(itself, -torch.inf).logsumexp(-1, keepdim=True)
     weights = (positives & ~itself).to(unit.dtype)
@@ -79,7 +77,7 @@ def contrastive_per_pair(anchors: Tensor, positives: Tensor, temperature: float)
         Scalar; 0 where there is no positive pair.
     """
     unit = _unit(anchors)
-    similarity = unit @ unit.mT / temperature
+    similarity = _products(unit, unit) / temperature
     itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     negatives = similarity.masked_fill(positives | itself, -torch.inf)
     # Rows without negatives are refilled first: the gradient of a logsumexp over nothing would be NaN.
@@ -94,7 +92,7 @@ def contrastive_with_queue(queries: Tensor, keys: Tensor, queue: Tensor, tempera
     """InfoNCE of queries (B, D) with their own keys (B, D) against a queue of other keys (K, D) (MoCo, eq. 1)."""
     unit, own, others = _unit(queries), _unit(keys), _unit(queue)
     positive = (unit * own).sum(-1, keepdim=True)
-    logits = torch.cat((positive, unit @ others.to(unit.dtype).mT), dim=1) / temperature
+    logits = torch.cat((positive, _products(unit, others.to(unit.dtype))), dim=1) / temperature
     return (logits.logsumexp(1) - logits[:, 0]).mean()
 
 
@@ -131,15 +129,13 @@ def centred_codes(scores: Tensor, centre: Tensor, temperature: float) -> Tensor:
     return ((_wide(scores) - centre) / temperature).softmax(-1)
 
 
-def same_component(similarity: Tensor) -> Tensor:
-    """(B, B) bool: which samples are joined in the graph that links every sample with the one most similar to it (WCL).
-
-    Args:
-        similarity: (B, B); the diagonal does not count.
-    """
-    count = len(similarity)
-    itself = torch.eye(count, dtype=torch.bool, device=similarity.device)
-    nearest = F.one_hot(similarity.masked_fill(itself, -torch.inf).argmax(1), count).bool()
+@torch.no_grad()
+def same_component(features: Tensor) -> Tensor:
+    """(B, D) features → (B, B) bool: which are joined in the graph that links each with its nearest by cosine (WCL)."""
+    count = len(features)
+    itself = torch.eye(count, dtype=torch.bool, device=features.device)
+    unit = _unit(features)
+    nearest = F.one_hot(_products(unit, unit).masked_fill(itself, -torch.inf).argmax(1), count).bool()
     reached = nearest | nearest.mT | itself
     for _ in range(max(1, count - 1).bit_length()):
         reached = (reached.float() @ reached.float()) > 0
@@ -164,6 +160,12 @@ def _wide(values: Tensor) -> Tensor:
 
 def _unit(features: Tensor) -> Tensor:
     return F.normalize(_wide(features), dim=-1)
+
+
+def _products(first: Tensor, second: Tensor) -> Tensor:
+    """All inner products (…, A, D), (…, K, D) → (…, A, K) in full precision, under autocast too."""
+    with torch.autocast(first.device.type, enabled=False):
+        return first @ second.mT
 
 
 def spread(features: Tensor) -> Tensor:

@@ -13,11 +13,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macl.config import IntensitySettings, SpatialSettings
+from macl.config import AugmentationSettings, IntensitySettings, SpatialSettings
 from macl.data.draws import Draws
 
 ELASTIC_STRIDE = 4
 """The elastic field is smooth over some fifteen pixels, so it is drawn on a grid this much coarser."""
+
+
+STRONG_VIEWS = AugmentationSettings(
+    intensity=IntensitySettings(brightness=0.8, contrast=0.8, gamma=0.5, noise=0.5, blur=0.5)
+)
+"""Geometry and intensity, for methods that compare a slice with itself alone; the probabilities are SimCLR's for colour
+and blur, since scans have no colour."""
+
+
+def view(images: Tensor, draws: Draws, settings: AugmentationSettings) -> Tensor:
+    """A random geometry of (B, C, H, W) images, then random changes of intensity."""
+    return change_intensity(spatial_view(images, draws, "geometry", settings.spatial), draws, settings.intensity)
+
+
+def small_view(images: Tensor, draws: Draws, settings: AugmentationSettings, share: float, multiple: int) -> Tensor:
+    """`view` of a square window somewhere in the slice, at the slice's own resolution (multi-crop, SwAV).
+
+    Args:
+        images: (B, C, S, S).
+        draws: the view's own.
+        settings: of geometry and intensity.
+        share: the window's side as a share of S.
+        multiple: the window's side is rounded down to a multiple of this, but not to 0.
+
+    Returns:
+        (B, C, s, s).
+    """
+    side = images.shape[-1]
+    small = max(multiple, int(side * share) // multiple * multiple)
+    grid = sampling_grid(draws, "geometry", settings.spatial, small, small) * (small / side)
+    room = max(0.0, 1.0 - small / side)
+    grid = grid + draws.uniform("window", (1, 1, 2), -room, room)
+    return change_intensity(resample(images, grid, settings.spatial.interpolation), draws, settings.intensity)
+
+
+def random_blocks(draws: Draws, rows: int, columns: int, block: int, share: float) -> Tensor:
+    """(B, 1, rows, columns) bool: true on a share of the square blocks, chosen at random, as many in every slice."""
+    down, across = math.ceil(rows / block), math.ceil(columns / block)
+    rank = draws.uniform("blocks", (down * across,)).argsort(1).argsort(1)
+    chosen = (rank < round(share * down * across)).reshape(-1, 1, down, across)
+    return chosen.repeat_interleave(block, 2).repeat_interleave(block, 3)[..., :rows, :columns]
 
 
 def spatial_view(images: Tensor, draws: Draws, name: str, settings: SpatialSettings) -> Tensor:
