@@ -112,10 +112,15 @@ def open_truth(path: Path, predictions: Path) -> Truth:
 
 
 def _recognise(path: Path) -> Source | None:
-    """What the reader with the strongest evidence finds in a folder."""
+    """What the reader with the strongest evidence finds in a folder; None where it finds no images."""
     readers = [find("readers", name) for name in names("readers")]
     evidence = [(found[0], reader) for reader in readers if (found := reader.evidence(path))]
-    return max(evidence, key=lambda pair: pair[0])[1].read(path) if evidence else None
+    if not evidence:
+        return None
+    try:
+        return max(evidence, key=lambda pair: pair[0])[1].read(path)
+    except MaclError:
+        return None
 
 
 def _store_truth(store: Store) -> Truth:

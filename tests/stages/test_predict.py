@@ -1,0 +1,294 @@
+"""Predict: masks on the scan's own grid, whatever its axes and format; ensembles, skipping, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from nibabel import nifti1
+
+from fakes.threshold_run import BRIGHTNESS, LABEL_VALUES, known_case, write_threshold_run
+from fakes.toy_store import write_toy_store
+from macl import checkpoint
+from macl.config import PrepareSettings
+from macl.data.predictions import read_predictions
+from macl.data.runs import WEIGHTS
+from macl.errors import MaclError
+from macl.stages.predict import predict
+
+
+def rotation(x_degrees: float, z_degrees: float) -> np.ndarray:
+    x, z = math.radians(x_degrees), math.radians(z_degrees)
+    about_x = np.array([[1, 0, 0], [0, math.cos(x), -math.sin(x)], [0, math.sin(x), math.cos(x)]])
+    about_z = np.array([[math.cos(z), -math.sin(z), 0], [math.sin(z), math.cos(z), 0], [0, 0, 1]])
+    return about_z @ about_x
+
+
+GRIDS = {
+    "axial": ((7, 40, 50), (0.7, 0.9, 5.0), np.eye(3)),
+    "flipped": ((7, 40, 50), (0.7, 0.7, 5.0), np.diag([-1.0, -1.0, 1.0])),
+    "left-handed": ((7, 40, 28), (1.0, 1.0, 4.0), np.diag([1.0, -1.0, 1.0])),
+    "oblique": ((9, 30, 37), (0.8, 0.8, 3.3), rotation(17, -31)),
+    "sagittal": ((11, 36, 29), (0.9, 1.1, 6.0), np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])),
+    "coronal": ((6, 33, 41), (1.2, 1.2, 7.0), np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])),
+    "isotropic": ((20, 21, 22), (1.0, 1.0, 1.0), np.eye(3)),
+}
+
+
+def write_scan(path: Path, array: np.ndarray, spacing=(1.0, 1.0, 1.0), direction=None) -> Path:
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin((-31.5, 12.25, 104.0))
+    image.SetDirection((np.eye(3) if direction is None else direction).ravel().tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(image, str(path), useCompression=path.suffix != ".nii")
+    return path
+
+
+def assert_same_grid(mask: Path, scan: Path) -> None:
+    ours, theirs = SimpleITK.ReadImage(str(mask)), SimpleITK.ReadImage(str(scan))
+    assert ours.GetSize() == theirs.GetSize()
+    for name in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(ours, name)(), getattr(theirs, name)(), rtol=1e-5, atol=1e-5)
+    if ".nii" in scan.name:
+        first, second = nifti1.load(mask), nifti1.load(scan)
+        assert first.shape == second.shape
+        np.testing.assert_allclose(first.affine, second.affine, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(first.header.get_zooms(), second.header.get_zooms(), rtol=1e-6)
+        np.testing.assert_allclose(first.header.get_qform(), second.header.get_qform(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_threshold_run(tmp_path / "run")
+
+
+# ---------------------------------------------------------------- geometry
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_mask_lies_on_its_scans_own_grid(grid: str, run: Path, tmp_path: Path) -> None:
+    shape, spacing, direction = GRIDS[grid]
+    image, label = known_case(shape)
+    scan = write_scan(tmp_path / "scan.nii.gz", image, spacing, direction)
+    (mask,) = predict([run, scan], tmp_path / "out")
+    assert mask.name == "scan.nii.gz"
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(mask))), label)
+    assert_same_grid(mask, scan)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha"])
+def test_a_mask_has_its_scans_own_format(suffix: str, run: Path, tmp_path: Path) -> None:
+    shape, spacing, direction = GRIDS["oblique"]
+    image, label = known_case(shape, seed=1)
+    scan = write_scan(tmp_path / f"scan{suffix}", image, spacing, direction)
+    (mask,) = predict([run, scan], tmp_path / "out")
+    assert mask.name == f"scan{suffix}"
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(mask))), label)
+    assert_same_grid(mask, scan)
+
+
+def test_a_picture_becomes_a_picture(run: Path, tmp_path: Path) -> None:
+    image, label = known_case((1, 45, 61))
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray((image[0] // 2).astype(np.uint8)), str(tmp_path / "photo.png"))
+    (mask,) = predict([run, tmp_path / "photo.png"], tmp_path / "out")
+    assert mask.name == "photo.png"
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(mask))), label[0])
+
+
+@pytest.mark.parametrize("grid", ["oblique", "sagittal"])
+def test_slices_resampled_for_the_network_come_back_to_the_scans_grid(grid: str, tmp_path: Path) -> None:
+    shape, spacing, direction = GRIDS[grid]
+    image, label = known_case(shape)
+    prepared = PrepareSettings(normalisation="clip_zscore", spacing_mm=0.6)
+    run = write_threshold_run(tmp_path / "run", prepared=prepared)
+    scan = write_scan(tmp_path / "scan.nii.gz", image, spacing, direction)
+    (mask,) = predict([run, scan], tmp_path / "out")
+    assert_same_grid(mask, scan)
+    predicted = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(mask)))
+    # Edges are blurred by the interpolation there and back; a flip or shift would cost far more.
+    assert np.mean(predicted == label) > 0.93
+
+
+def test_probabilities_sum_to_one_and_agree_with_the_mask(run: Path, tmp_path: Path) -> None:
+    shape, spacing, direction = GRIDS["sagittal"]
+    scan = write_scan(tmp_path / "scan.nii.gz", known_case(shape)[0], spacing, direction)
+    (mask,) = predict([run, scan], tmp_path / "out", probabilities=True)
+    probabilities = nifti1.load(tmp_path / "out" / "scan.probabilities.nii.gz")
+    values = probabilities.get_fdata()
+    assert values.shape == (*shape[::-1], 3)
+    np.testing.assert_allclose(values.sum(axis=-1), 1.0, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(LABEL_VALUES)[values.argmax(axis=-1)], nifti1.load(mask).get_fdata())
+    np.testing.assert_allclose(probabilities.affine, nifti1.load(scan).affine, atol=1e-4)
+
+
+def test_windows_and_batches_change_nothing(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", *_args("axial"))
+    masks = [
+        predict(
+            [write_threshold_run(tmp_path / f"run{size}", size=size), scan], tmp_path / f"out{size}", batch_size=batch
+        )
+        for size, batch in ((16, 1), (32, 5), (64, 16))
+    ]
+    assert len({nifti1.load(mask).get_fdata().tobytes() for (mask,) in masks}) == 1
+
+
+def _args(grid: str) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray]:
+    shape, spacing, direction = GRIDS[grid]
+    return known_case(shape)[0], spacing, direction
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_folder_skips_what_is_done_and_goes_on_past_a_broken_scan(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    for name in ("a", "b", "c"):
+        write_scan(folder / f"{name}.nii.gz", *_args("axial"))
+    whole = (folder / "b.nii.gz").read_bytes()
+    (folder / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MaclError, match=r"1 scans could not be segmented \(b: it is truncated"):
+        predict([run, folder], out)
+    assert sorted(path.name for path in out.iterdir()) == ["a.nii.gz", "c.nii.gz", "predictions.json"]
+    first = (out / "a.nii.gz").stat().st_mtime_ns
+    (folder / "b.nii.gz").write_bytes(whole)
+    capsys.readouterr()
+    masks = predict([run, folder], out)
+    assert [mask.name for mask in masks] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert (out / "a.nii.gz").stat().st_mtime_ns == first
+    assert "2 of 3 scans have their mask" in capsys.readouterr().err
+    record = read_predictions(out)
+    assert record is not None
+    assert record.cases == ("a", "b", "c")
+
+
+def test_a_mask_on_another_grid_or_without_probabilities_is_made_again(run: Path, tmp_path: Path) -> None:
+    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+    write_scan(scan, *_args("axial"))
+    predict([run, scan], out)
+    write_scan(scan, *_args("oblique"))
+    predict([run, scan], out)
+    assert_same_grid(out / "scan.nii.gz", scan)
+    predict([run, scan], out, probabilities=True)
+    assert (out / "scan.probabilities.nii.gz").is_file()
+
+
+# ---------------------------------------------------------------- stores and ensembles
+
+
+def test_of_a_store_the_test_cases_are_segmented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = write_toy_store(tmp_path / "store", patients=4, slices=3, side=40)
+    run = write_threshold_run(tmp_path / "run", test_cases=("patient002", "patient004"), cases=("patient001",))
+    masks = predict([run, store.path], tmp_path / "test")
+    assert [mask.name for mask in masks] == ["patient002.nii.gz", "patient004.nii.gz"]
+    stored, numbers = store.read("patient002")[:, 0].astype(float), store.case("patient002").normalisation
+    normalised = (stored - numbers.mean[0]) / numbers.deviation[0]
+    expected = np.where(normalised > 1.001, 9, np.where(normalised > 0, 3, 0))
+    predicted = nifti1.load(masks[0]).get_fdata().T
+    assert np.mean(predicted == expected) > 0.999  # BatchNorm's epsilon moves the threshold by a hair
+    capsys.readouterr()
+    assert len(predict([run, store.path], tmp_path / "all", cases="all")) == 4
+    assert "1 of the cases" in capsys.readouterr().err
+
+
+def test_several_runs_are_averaged(tmp_path: Path) -> None:
+    runs = [write_threshold_run(tmp_path / f"run{number}", size=size) for number, size in enumerate((16, 32))]
+    weights = checkpoint.read(runs[1] / WEIGHTS)
+    weights.tensors["head.bias"][1] += 8.0  # sure of class 1
+    checkpoint.write(runs[1] / WEIGHTS, weights.tensors, weights.about)
+    scan = write_scan(tmp_path / "scan.nii.gz", *_args("axial"))
+    values = []
+    for name, ensemble in (("first", runs[:1]), ("second", runs[1:]), ("both", runs)):
+        predict([*ensemble, scan], tmp_path / name, probabilities=True)
+        values.append(nifti1.load(tmp_path / name / "scan.probabilities.nii.gz").get_fdata())
+    np.testing.assert_allclose(values[2], (values[0] + values[1]) / 2, atol=1e-5)
+    assert np.abs(values[0] - values[1]).max() > 0.1
+    record = read_predictions(tmp_path / "both")
+    assert record is not None
+    assert len(set(record.weights)) == 2
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_an_ensemble_must_agree(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", *_args("axial"))
+    first = write_threshold_run(tmp_path / "first")
+    others = {
+        "classes": write_threshold_run(tmp_path / "classes", classes=("background", "left", "right")),
+        "prepared slices": write_threshold_run(
+            tmp_path / "prepared", prepared=PrepareSettings(normalisation="zscore", spacing_mm=2.0)
+        ),
+        "channels": write_threshold_run(tmp_path / "channels", channels=("T1", "T2")),
+    }
+    for what, other in others.items():
+        with pytest.raises(MaclError, match=what):
+            predict([first, other, scan], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_is_refused_if_it_holds_something_else(run: Path, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scans" / "scan.nii.gz", *_args("axial"))
+    before = scan.read_bytes()
+    with pytest.raises(MaclError, match="not predictions"):
+        predict([run, scan], tmp_path / "scans")
+    assert [path.read_bytes() for path in (tmp_path / "scans").iterdir()] == [before]
+    predict([run, scan], tmp_path / "out")
+    other = write_threshold_run(tmp_path / "other", mirror_axes=(), classes=("background", "wall", "core"))
+    with pytest.raises(MaclError, match="other runs"):
+        predict([other, scan], tmp_path / "out")
+
+
+def test_what_cannot_be_segmented_is_named(run: Path, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", *_args("axial"))
+    pretrained = write_threshold_run(tmp_path / "pretrained", kind="pretrain")
+    unfinished = write_threshold_run(tmp_path / "unfinished", finished=False)
+    store = write_toy_store(tmp_path / "store", patients=2, slices=2, side=32)
+    (tmp_path / "empty").mkdir()
+    twin = write_scan(tmp_path / "twin" / "scan.nii.gz", *_args("axial"))
+    for paths, sentence in (
+        ([scan], "is not a run"),
+        ([run], "nothing to segment"),
+        ([pretrained, scan], "pre-training run"),
+        ([unfinished, scan], "not finished"),
+        ([run, tmp_path / "missing.nii.gz"], "does not exist"),
+        ([run, scan, run], "runs first"),
+        ([run, scan, twin], "Two scans are called 'scan'"),
+        ([run, store.path], "no test cases"),
+        ([run, tmp_path / "empty"], "no scans"),
+    ):
+        with pytest.raises(MaclError, match=sentence):
+            predict(paths, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    other = write_threshold_run(tmp_path / "resampled", prepared=PrepareSettings(normalisation="zscore", spacing_mm=2))
+    with pytest.raises(MaclError, match="prepared otherwise"):
+        predict([other, store.path], tmp_path / "out", cases="all")
+
+
+def test_a_scan_with_the_wrong_number_of_channels_is_refused(run: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two.nii.gz"
+    nifti1.save(nifti1.Nifti1Image(np.stack([BRIGHTNESS[np.eye(3, dtype=int)][None]] * 2, -1), np.eye(4)), two)
+    with pytest.raises(MaclError, match="two: it is 4D"):
+        predict([run, two], tmp_path / "out")
+
+
+def test_the_command_line(run: Path, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", *_args("coronal"))
+    command = [sys.executable, "-m", "macl", "predict", str(run), str(scan), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert (tmp_path / "out" / "scan.nii.gz").is_file()
+    scan.write_bytes(scan.read_bytes()[:200])
+    command[-1] = str(tmp_path / "other")
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("macl: 1 scans could not be segmented (scan: ")
