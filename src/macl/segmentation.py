@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -130,8 +130,3 @@ def weights_to_write(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A task's tensors as they stand in `weights.safetensors`."""
     prefix = "segmenter."
     return backbone_names({name.removeprefix(prefix): tensor for name, tensor in state.items()})
-
-
-def about_weights(record: RunRecord) -> dict[str, Any]:
-    """What the header of `weights.safetensors` says."""
-    return {"kind": record.kind, "settings": record.settings, "channels": record.channels, "classes": record.classes}
