@@ -16,7 +16,7 @@ from macl import checkpoint
 from macl.config import FinetuneSettings, PrepareSettings, TrainingSettings
 from macl.data.runs import WEIGHTS, RunRecord, write_record
 from macl.plugins import find
-from macl.segmentation import about_weights, build_segmenter
+from macl.segmentation import build_segmenter
 
 LABEL_VALUES = (0, 3, 9)
 BRIGHTNESS = np.asarray([0, 60, 300], dtype=np.int16)
@@ -46,7 +46,7 @@ def write_threshold_run(
         segmenter.head.weight[1, 0], segmenter.head.weight[2, 0], segmenter.head.bias[2] = 1.0, 2.0, -1.0
     folder.mkdir(parents=True)
     write_record(folder, record)
-    checkpoint.write(folder / WEIGHTS, segmenter.named_state(), about_weights(record))
+    checkpoint.write(folder / WEIGHTS, segmenter.named_state(), {"kind": "finetune"})
     return folder
 
 

@@ -262,7 +262,7 @@ def test_what_cannot_be_segmented_is_named(run: Path, tmp_path: Path) -> None:
         ([run, scan, run], "runs first"),
         ([run, scan, twin], "Two scans are called 'scan'"),
         ([run, store.path], "no test cases"),
-        ([run, tmp_path / "empty"], "no scans"),
+        ([run, tmp_path / "empty"], "holds no scans"),
     ):
         with pytest.raises(MaclError, match=sentence):
             predict(paths, tmp_path / "out")

@@ -10,7 +10,7 @@ from pydantic import Field
 from macl.config import Settings, validate
 from macl.data.volumes import stem_of, suffix_of
 from macl.errors import MaclError
-from macl.files import read_json, write_text
+from macl.files import ASIDE, clear_unfinished, read_json, write_text
 
 RECORD = "predictions.json"
 PROBABILITIES = ".probabilities.nii.gz"
@@ -71,11 +71,11 @@ def open_predictions(folder: Path, record: PredictionsRecord) -> None:
     if folder.exists() and not folder.is_dir():
         raise MaclError(f"--out {folder} is a file: choose a folder.")
     earlier = read_predictions(folder)
-    if earlier is None and folder.exists() and any(folder.iterdir()):
+    if earlier is None and folder.exists() and any(not path.name.startswith(ASIDE) for path in folder.iterdir()):
         raise MaclError(f"--out {folder} already holds something that is not predictions: choose another folder.")
     if earlier is not None:
         if earlier.model_copy(update={"cases": record.cases}) != record:
             raise MaclError(f"--out {folder} already holds predictions of other runs: choose another folder.")
         record = record.model_copy(update={"cases": tuple(sorted({*earlier.cases, *record.cases}))})
-    folder.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(folder)
     write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")

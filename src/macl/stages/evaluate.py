@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from macl.data.parallel import available_cores
 from macl.data.predictions import RECORD as PREDICTIONS_RECORD
 from macl.data.predictions import list_masks, read_predictions
 from macl.data.slicing import orient, plan, spacing_of, to_scan
 from macl.data.store import INDEX, Geometry, Slicing, Store
+from macl.data.survey import recognise, survey
 from macl.data.volumes import Volume, grid_difference, read_label
 from macl.errors import MaclError, RefusedCaseError
 from macl.files import write_json
@@ -112,13 +113,10 @@ def open_truth(path: Path, predictions: Path) -> Truth:
 
 
 def _recognise(path: Path) -> Source | None:
-    """What the reader with the strongest evidence finds in a folder; None where it finds no images."""
-    readers = [find("readers", name) for name in names("readers")]
-    evidence = [(found[0], reader) for reader in readers if (found := reader.evidence(path))]
-    if not evidence:
-        return None
+    """What the fitting reader finds in a folder; None where it is no source of images."""
     try:
-        return max(evidence, key=lambda pair: pair[0])[1].read(path)
+        reader = recognise(path, [find("readers", name) for name in names("readers")])
+        return survey(path, reader.read(path)).source
     except MaclError:
         return None
 
@@ -185,7 +183,7 @@ def _some(items: Sequence[str] | Mapping[str, Any], most: int = 5) -> str:
 def _score_cases(masks: Mapping[str, Path], truth: Truth, convention: Convention) -> list[CaseScores]:
     with (
         progress("Scoring", len(masks)) as advance,
-        ThreadPoolExecutor(min(os.cpu_count() or 1, len(masks))) as threads,
+        ThreadPoolExecutor(min(available_cores(), len(masks))) as threads,
     ):
         waiting = [threads.submit(score_case, case, mask, truth, convention) for case, mask in masks.items()]
         scored: list[CaseScores] = []

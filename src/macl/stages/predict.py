@@ -13,13 +13,14 @@ import numpy as np
 from macl.config import FinetuneSettings, PrepareSettings, validate
 from macl.data.predictions import PROBABILITIES, PredictionsRecord, open_predictions
 from macl.data.runs import RECORD, WEIGHTS, RunRecord, read_record
-from macl.data.slicing import measure, to_scan, to_slices
+from macl.data.slicing import as_stored, to_scan, to_slices
 from macl.data.store import INDEX, Geometry, Normalisation, Slicing, Store
-from macl.data.volumes import grid_difference, read_header, read_scan, stem_of, suffix_of, write_volume
+from macl.data.survey import lone_case, recognise, survey
+from macl.data.volumes import grid_difference, is_one_scan, read_header, read_scan, suffix_of, write_volume
 from macl.errors import MaclError, RefusedCaseError
 from macl.files import inside, sha256
 from macl.inference import Member, predict_case
-from macl.plugins import Source, find, names
+from macl.plugins import Case, Reader, find, names
 from macl.progress import progress, say
 from macl.segmentation import load_segmenter, require_segmenter
 from macl.training import make_fabric
@@ -170,13 +171,13 @@ def find_scans(
             raise MaclError(f"{path} is a run: name runs first, then scans.")
         if (path / INDEX).is_file():
             scans += _of_store(Store.open(path), records, cases)
-        elif path.is_file():
-            scans.append(_of_files(stem_of(path), (path,), records[0]))
+        elif path.is_file() or is_one_scan(path):
+            scans.append(_of_files(lone_case(path), records[0]))
         else:
-            source = _recognise(path)
+            source = survey(path, recognise(path, _readers()).read(path)).source
             for note in source.notes:
                 say(f"{path}: {note}")
-            scans += [_of_files(case.name, case.images, records[0]) for case in source.cases]
+            scans += [_of_files(case, records[0]) for case in source.cases]
             refused |= source.refused
     if not scans and not refused:
         raise MaclError(f"There are no scans in {', '.join(map(str, paths))}: name other folders or files.")
@@ -188,25 +189,22 @@ def find_scans(
     return scans, refused
 
 
-def _recognise(path: Path) -> Source:
-    readers = [find("readers", name) for name in names("readers")]
-    evidence = [(found[0], reader) for reader in readers if (found := reader.evidence(path))]
-    if not evidence:
-        raise MaclError(f"{path} holds no scans in a known layout: name the scans themselves.")
-    return max(evidence, key=lambda pair: pair[0])[1].read(path)
+def _readers() -> list[Reader]:
+    return [find("readers", name) for name in names("readers")]
 
 
-def _of_files(name: str, images: tuple[Path, ...], record: RunRecord) -> Scan:
+def _of_files(case: Case, record: RunRecord) -> Scan:
     kind = record.prepared.normalisation or "clip_zscore"
 
     def read() -> ReadyScan:
-        volume = read_scan(images, len(record.channels))
+        volume = read_scan(case.images, len(record.channels))
         slices = to_slices(volume, record.prepared)
-        return ReadyScan(slices.array, slices.slicing, measure(slices.array, kind), volume.geometry, volume.notes)
+        stored = as_stored(slices.array, volume.rescale, kind)
+        return ReadyScan(stored.array, slices.slicing, stored.normalisation, volume.geometry, volume.notes)
 
-    suffix = suffix_of(images[0]) if images[0].is_file() else None
+    suffix = suffix_of(case.images[0]) if case.images[0].is_file() else None
     written = suffix if suffix in WRITTEN_SUFFIXES else ".nii.gz"
-    return Scan(name, written, lambda: read_header(images[0]).geometry, read)
+    return Scan(case.name, written, lambda: read_header(case.images[0]).geometry, read)
 
 
 def _of_store(store: Store, records: Sequence[RunRecord], cases: Literal["test", "all"]) -> list[Scan]:
