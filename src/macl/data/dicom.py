@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from macl.data import itk, nifti
 from macl.data.grids import Volume
 from macl.data.identity import Identity, secrets_of
 from macl.data.intact import require_length, require_size
@@ -15,6 +16,8 @@ from macl.data.store import Geometry
 from macl.errors import RefusedCaseError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+
+_TELLING = ("PatientBirthDate", "PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
 
 _UNEVEN = 0.1
 """Gaps between slices may differ from their median by this part of it."""
@@ -68,25 +71,21 @@ def modality_of(dataset: Any) -> str:
     return found if found in ("MR", "CT") else "unknown"
 
 
-def identity(path: Path) -> Identity | None:
-    """Who was scanned, from every readable header of the series; None where no header can be read."""
+def identity(path: Path) -> Identity:
+    """Who was scanned, from every readable header of the series; all empty where no header can be read."""
     ids: list[str] = []
     series: list[str] = []
-    names: list[str] = []
     secrets: set[str] = set()
     for file in files_of(path):
         try:
             dataset = _dataset(file)
-        except RefusedCaseError:
+            texts = [str(dataset.get(key, "") or "") for key in _TELLING]
+        except Exception:  # a damaged header cannot tell; another one of the series may
             continue
         ids.append(str(dataset.get("PatientID", "") or ""))
         series.append(str(dataset.get("SeriesInstanceUID", "") or ""))
-        names = [
-            str(dataset.get(key, "") or "")
-            for key in ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
-        ]
-        secrets.update(secrets_of(names, str(dataset.get("PatientBirthDate", "") or "")))
-    return Identity(ids[0], series[0], tuple(sorted(secrets))) if ids else None
+        secrets.update(secrets_of(texts[1:], texts[0]))
+    return Identity(next(iter(ids), ""), next(iter(series), ""), tuple(sorted(secrets)), readable=bool(ids))
 
 
 def read(path: Path) -> Volume:
@@ -116,19 +115,19 @@ def read(path: Path) -> Volume:
 def _belongs(path: Path) -> bool:
     if not path.is_file() or path.name.startswith("."):
         return False
-    return path.name.lower().endswith(SUFFIXES) or (path.stat().st_size > 132 and is_dicom(path))
+    name = path.name.lower()
+    return name.endswith(SUFFIXES) or (not name.endswith((*nifti.SUFFIXES, *itk.SUFFIXES)) and is_dicom(path))
 
 
 def _dataset(file: Path) -> Any:
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     try:
         dataset = pydicom.dcmread(file, stop_before_pixels=True)
-        dataset.decode()
-    except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError):
+        told = [int(dataset.get(key, 0) or 0) for key in ("Rows", "Columns", "BitsAllocated")]
+    except Exception:  # pydicom raises whatever a damaged header leads it to
         raise RefusedCaseError("a file of the series is no DICOM, or it is damaged") from None
-    if not all(str(dataset.get(key, "")).isdigit() for key in ("Rows", "Columns", "BitsAllocated")):
+    if min(told) < 1:
         raise RefusedCaseError("a DICOM file of it announces no image")
     return dataset
 

@@ -20,11 +20,13 @@ class Identity:
         patient_id: PatientID as written, perhaps empty.
         series: SeriesInstanceUID, perhaps empty.
         secrets: parts of the patient's names, and the birth date in the ways it is written.
+        readable: whether any header could be read; if not, a file's own name may tell who was scanned.
     """
 
     patient_id: str
     series: str
     secrets: tuple[str, ...]
+    readable: bool
 
 
 def hashed(kind: str, text: str) -> str:

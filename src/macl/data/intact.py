@@ -80,18 +80,20 @@ def inflate(file: BinaryIO, window_bits: int) -> Iterator[bytes]:
         yield piece
 
 
-def require_inflated(pieces: Iterator[bytes], expected: int) -> None:
-    """Decompress to the end and compare the length; stops as soon as there is more than `expected`.
+def checksum(pieces: Iterator[bytes], expected: int) -> int:
+    """CRC-32 of `expected` bytes that come in pieces; stops as soon as there are more.
 
     Raises:
-        RefusedCaseError: the stream is damaged or has another length.
+        RefusedCaseError: there are more or fewer, or reading them finds damage.
     """
-    found = 0
+    found = value = 0
     for piece in pieces:
         found += len(piece)
+        value = zlib.crc32(piece, value)
         if found > expected:
             break
     require_length(found, expected)
+    return value
 
 
 def require_whole_png(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from macl.data.grids import Volume
-from macl.data.intact import gunzip, inflate, require_inflated, require_length, require_size, require_whole_png
+from macl.data.intact import checksum, gunzip, inflate, require_size, require_whole_png
 from macl.data.store import Geometry
 from macl.errors import RefusedCaseError
 
@@ -55,7 +55,9 @@ class _Data(NamedTuple):
 
 def read_header(path: Path) -> ItkHeader:
     """The header alone; RefusedCaseError where SimpleITK cannot make sense of it or it announces too much."""
-    if path.suffix.lower() != ".png":
+    if path.suffix.lower() == ".png":
+        require_whole_png(path)
+    else:
         _data_of(path)
     reader = _reader(path)
     try:
@@ -80,10 +82,7 @@ def read_header(path: Path) -> ItkHeader:
 def read(path: Path) -> Volume:
     """The whole file as (components or stacked, z, y, x); RefusedCaseError unless every byte is there."""
     header = read_header(path)
-    if path.suffix.lower() == ".png":
-        require_whole_png(path)
-    else:
-        _require_whole(_data_of(path))
+    expected = None if path.suffix.lower() == ".png" else _checksum(_data_of(path))
     if header.components > 1 and header.stacked > 1:
         raise RefusedCaseError("it has a fourth axis and several components a voxel")
     try:
@@ -91,6 +90,9 @@ def read(path: Path) -> Volume:
     except RuntimeError:
         raise RefusedCaseError(f"it is not {_kind(path)}, or it is damaged") from None
     array = _sitk().GetArrayFromImage(image)
+    if expected not in (None, zlib.crc32(array), zlib.crc32(array.byteswap())):
+        # A damaged header can lead SimpleITK astray where the voxels themselves are whole.
+        raise RefusedCaseError("it is damaged: its header and its voxels do not fit together")
     if header.components > 1:
         array = np.moveaxis(array, -1, 0)
     array = array.reshape((header.components * header.stacked, *reversed(header.geometry.size)))
@@ -178,15 +180,15 @@ def _data_of(path: Path) -> _Data:
         raise RefusedCaseError(f"it is not {_kind(path)}, or its header makes no sense") from None
 
 
-def _require_whole(data: _Data) -> None:
-    if data.packing == "gzip":
-        require_inflated(gunzip(data.path, data.start), data.expected)
-    elif data.packing == "zlib":
-        with data.path.open("rb") as file:
-            file.seek(data.start)
-            require_inflated(inflate(file, zlib.MAX_WBITS), data.expected)
-    else:
-        require_length(data.path.stat().st_size - data.start, data.expected)
+def _checksum(data: _Data) -> int:
+    """CRC-32 of the unpacked voxels, read to the end; RefusedCaseError unless they are whole."""
+    with data.path.open("rb") as file:
+        file.seek(data.start)
+        if data.packing == "gzip":
+            return checksum(gunzip(data.path, data.start), data.expected)
+        if data.packing == "zlib":
+            return checksum(inflate(file, zlib.MAX_WBITS), data.expected)
+        return checksum(iter(lambda: file.read(1 << 20), b""), data.expected)
 
 
 def _meta_data(path: Path, head: bytes) -> _Data:

@@ -70,7 +70,7 @@ def one_of_each_name(cases: Iterable[Case]) -> tuple[tuple[Case, ...], dict[str,
         by_name.setdefault(safe.name.casefold(), []).append(safe)
     kept = [found[0] for found in by_name.values() if len(found) == 1]
     refused = {
-        found[0].name: f"{len(found)} scans share this name ({', '.join(case.images[0].name for case in found)}): "
+        found[0].name: f"{len(found)} scans share this name ({', '.join(readable(case.images[0]) for case in found)}): "
         "rename or remove all but one"
         for found in by_name.values()
         if len(found) > 1
@@ -78,10 +78,19 @@ def one_of_each_name(cases: Iterable[Case]) -> tuple[tuple[Case, ...], dict[str,
     return tuple(sorted(kept, key=lambda case: case.name)), dict(sorted(refused.items()))
 
 
+def readable(path: Path) -> str:
+    """A file's name as text that can be written anywhere, whatever bytes it holds."""
+    return _as_text(path.name)
+
+
 def passed_over(paths: Iterable[Path], source: Path, what: str) -> tuple[str, ...]:
     """One sentence about files that were not used, or none."""
-    names = sorted(path.relative_to(source).as_posix() for path in paths)
+    names = sorted(_as_text(path.relative_to(source).as_posix()) for path in paths)
     if not names:
         return ()
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return (f"Passed over, {what}: {', '.join(names[:_LISTED])}{more}.",)
+
+
+def _as_text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -134,12 +134,14 @@ def _parse(first: bytes) -> NiftiHeader:
         raise RefusedCaseError(f"its voxels are {dtype}, where real numbers are meant")
     slope, intercept = header.get_slope_inter()
     geometry, notes = _grid(header, (size[0], size[1], size[2]))
-    offset = int(header["vox_offset"])
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < 2**31:
+        raise RefusedCaseError("its NIfTI header makes no sense (where its data begins)")
     return NiftiHeader(
         geometry=geometry,
         stacked=int(np.prod(shape[3:], dtype=int)),
         dtype=dtype,
-        offset=max(offset, int(header["sizeof_hdr"]) + 4),
+        offset=max(int(offset), int(header["sizeof_hdr"]) + 4),
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         notes=notes,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from macl.data import dicom
 from macl.data.identity import Identity, hashed, reveals
-from macl.data.volumes import Header, read_header
+from macl.data.volumes import Header, read_header, safe_name, stem_of
 from macl.errors import MaclError, RefusedCaseError
 from macl.files import inside
 from macl.plugins import Case, Reader, Source
@@ -75,6 +75,13 @@ def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
     return best[0][1]
 
 
+def lone_case(path: Path) -> Case:
+    """A single scan as a case, under a name that does not tell who was scanned."""
+    name = safe_name(stem_of(path.absolute()))
+    case = Case(name, (path,), name)
+    return _without_identity(Source("", "unknown", (), {}, (case,)), keep_identity=False).cases[0]
+
+
 def _without_links_out(folder: Path, source: Source) -> Source:
     refused = dict(source.refused)
     kept: list[Case] = []
@@ -90,61 +97,43 @@ def _without_links_out(folder: Path, source: Source) -> Source:
 
 
 def _without_identity(source: Source, keep_identity: bool) -> Source:
-    identities = {case.name: _identity(case) for case in source.cases}
-    found = [who for who in identities.values() if isinstance(who, Identity)]
-    if all(who is None for who in identities.values()):
+    who = {case.name: dicom.identity(case.images[0]) for case in source.cases if _is_dicom(case)}
+    if not who:
         return source
-    secrets = {secret for who in found for secret in who.secrets}
-    secrets |= set() if keep_identity else {who.patient_id for who in found if who.patient_id}
-    new_names = {case.name: _safe_name(case, identities[case.name], secrets) for case in source.cases}
-    cases = [
-        replace(
-            case, name=new_names[case.name], patient=_safe_patient(case, identities[case.name], secrets, keep_identity)
-        )
-        for case in source.cases
-    ]
+    secrets = {secret for one in who.values() for secret in one.secrets}
+    if not keep_identity:
+        secrets |= {one.patient_id for one in who.values() if one.patient_id}
+    cases = [_without_secrets(case, who.get(case.name), secrets, keep_identity) for case in source.cases]
     refused = {
-        (hashed("case", name) if reveals(name, secrets) else name): _scrub(reason, secrets)
+        hashed("case", name) if reveals(name, secrets) else name: _scrub(reason, secrets)
         for name, reason in source.refused.items()
     }
-    notes = tuple(_scrub(note, secrets) for note in source.notes)
-    if hidden := sum(old != new for old, new in new_names.items()):
-        notes += (f"{hidden} cases carry hashed names, because their own would tell who was scanned.",)
-    if not keep_identity:
-        notes += ("DICOM patient ids are hashed.",)
-    return replace(source, cases=tuple(sorted(cases, key=lambda case: case.name)), refused=refused, notes=notes)
+    notes = [_scrub(note, secrets) for note in source.notes]
+    if renamed := sum(old.name != new.name for old, new in zip(source.cases, cases, strict=True)):
+        notes.append(f"{renamed} cases carry hashed names, because their own would tell who was scanned.")
+    notes.append("DICOM patient ids are kept, as asked." if keep_identity else "DICOM patient ids are hashed.")
+    cases.sort(key=lambda case: case.name)
+    return replace(source, cases=tuple(cases), refused=refused, notes=tuple(notes))
 
 
-def _identity(case: Case) -> Identity | str | None:
-    """Who a DICOM case shows; "nobody" where its headers cannot be read; None where the case is no DICOM."""
-    image = case.images[0]
-    if not (dicom.is_series(image) or dicom.is_dicom(image)):
-        return None
-    return dicom.identity(image) or "nobody"
+def _is_dicom(case: Case) -> bool:
+    return dicom.is_series(case.images[0]) or dicom.is_dicom(case.images[0])
 
 
-def _safe_name(case: Case, who: Identity | str | None, secrets: Iterable[str]) -> str:
-    if isinstance(who, str):
-        return hashed("case", case.name)
-    if reveals(case.name, secrets):
-        return hashed("case", (who.series if who else "") or case.name)
-    return case.name
+def _without_secrets(case: Case, who: Identity | None, secrets: Collection[str], keep_identity: bool) -> Case:
+    name, patient = case.name, case.patient
+    unknown = who is not None and not who.readable
+    if unknown or reveals(name, secrets):
+        name = hashed("case", (who.series if who else "") or name)
+    if unknown or reveals(patient, secrets):
+        patient = hashed("patient", patient)
+    if who and who.patient_id:
+        kept = keep_identity and not reveals(who.patient_id, secrets)
+        patient = who.patient_id if kept else hashed("patient", who.patient_id)
+    return replace(case, name=name, patient=patient)
 
 
-def _safe_patient(case: Case, who: Identity | str | None, secrets: Iterable[str], keep_identity: bool) -> str:
-    if isinstance(who, Identity) and who.patient_id:
-        return (
-            who.patient_id
-            if keep_identity and not reveals(who.patient_id, secrets)
-            else hashed("patient", who.patient_id)
-        )
-    if isinstance(who, str) or reveals(case.patient, secrets):
-        return hashed("patient", case.patient)
-    return case.patient
-
-
-def _scrub(text: str, secrets: Iterable[str]) -> str:
-    secrets = tuple(secrets)
+def _scrub(text: str, secrets: Collection[str]) -> str:
     return " ".join("…" if reveals(word, secrets) else word for word in text.split(" "))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +64,7 @@ def read_header(path: Path) -> Header:
     Raises:
         RefusedCaseError: it is missing, empty, no image, or announces more than is read.
     """
-    try:
+    with _refusing():
         if path.is_dir() or _is_dicom(path):
             return Header("DICOM", *dicom.read_header(path))
         suffix = _known_suffix(path)
@@ -72,8 +74,6 @@ def read_header(path: Path) -> Header:
         itk_header = itk.read_header(path)
         name = {".png": "PNG", ".nrrd": "NRRD", ".nhdr": "NRRD"}.get(suffix, "MetaImage")
         return Header(name, itk_header.geometry, itk_header.components * itk_header.stacked, itk_header.dtype)
-    except OSError as error:
-        raise RefusedCaseError(f"it cannot be read ({error.strerror or error})") from None
 
 
 def read_scan(images: tuple[Path, ...], channels: int | None = None) -> Volume:
@@ -148,7 +148,7 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 
 def _read_file(path: Path, channels: int | None) -> Volume:
-    try:
+    with _refusing():
         if path.is_dir() or _is_dicom(path):
             volume, stacked = dicom.read(path), False
         elif _known_suffix(path) in nifti.SUFFIXES:
@@ -157,16 +157,25 @@ def _read_file(path: Path, channels: int | None) -> Volume:
         else:
             header = itk.read_header(path)
             volume, stacked = itk.read(path), header.stacked > 1
-    except MemoryError:
-        raise RefusedCaseError("it does not fit into memory") from None
-    except OSError as error:
-        raise RefusedCaseError(f"it cannot be read ({error.strerror or error})") from None
     count = len(volume.array)
     if stacked and channels != count:
         raise RefusedCaseError(f"it is 4D ({count} volumes) where {_meant(channels)} meant: save one volume per file")
     if channels is not None and count != channels:
         raise RefusedCaseError(f"it has {count} channels where {_meant(channels)} meant")
     return volume
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Whatever a damaged file makes a decoder raise, it is the file that is refused."""
+    try:
+        yield
+    except (RefusedCaseError, MemoryError):
+        raise
+    except OSError as error:
+        raise RefusedCaseError(f"it cannot be read ({error.strerror or type(error).__name__})") from None
+    except Exception as error:
+        raise RefusedCaseError(f"it is damaged: reading it ends in a {type(error).__name__}") from None
 
 
 def _meant(channels: int | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.layouts import one_of_each_name, passed_over, visible_files
+from macl.data.layouts import one_of_each_name, passed_over, readable, visible_files
 from macl.errors import MaclError
 from macl.plugins import Case, Source
 
@@ -53,9 +53,9 @@ class Acdc:
                     strange.append(path)
             for name, found in labels.items():
                 if name not in images:
-                    refused[name] = f"a label without an image: {found[0].name}"
+                    refused[name] = f"a label without an image: {readable(found[0])}"
                 elif len(found) > 1:
-                    refused[name] = f"two labels ({', '.join(path.name for path in found)}): remove one"
+                    refused[name] = f"two labels ({', '.join(readable(path) for path in found)}): remove one"
             cases += [
                 Case(name, (path,), folder.name, labels.get(name, [None])[0])
                 for name, found in images.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from macl.data.dicom import SUFFIXES as DICOM_SUFFIXES
 from macl.data.dicom import is_series
-from macl.data.layouts import is_scan, one_of_each_name, passed_over
+from macl.data.layouts import is_scan, one_of_each_name, passed_over, readable
 from macl.data.volumes import stem_of
 from macl.errors import MaclError
 from macl.plugins import Case, Source
@@ -72,11 +72,13 @@ class Folder:
             name = names[key]
             labels = found.labels.pop(key, [])
             if len(labels) > 1:
-                refused[name] = f"{len(labels)} labels fit it ({', '.join(path.name for path in labels)}): remove one"
+                refused[name] = (
+                    f"{len(labels)} labels fit it ({', '.join(readable(path) for path in labels)}): remove one"
+                )
                 continue
             cases += [Case(name, (path,), patients.get(key, name), labels[0] if labels else None) for path in images]
         for key, labels in found.labels.items():
-            refused[_words(key) or labels[0].name] = f"a label without an image: {labels[0].name}"
+            refused[_words(key) or readable(labels[0])] = f"a label without an image: {readable(labels[0])}"
         kept, duplicates = one_of_each_name(cases)
         notes = (assumption, *passed_over(found.strange, source, "no scans"))
         notes += passed_over(found.links, source, "links to folders")

@@ -12,6 +12,7 @@ from macl.data.layouts import (
     modality_of,
     one_of_each_name,
     passed_over,
+    readable,
     required,
     visible_files,
 )
@@ -90,7 +91,7 @@ def _problem(source: Path, relative: str) -> str | None:
         return None
     first_channel = path.with_name(f"{path.name.removesuffix('.nii.gz')}_0000.nii.gz")
     hint = ", but its channels are, as in nnU-Net's older layout" if first_channel.is_file() else ""
-    return f"{path.name}, listed in {DESCRIPTION}, is not there{hint}"
+    return f"{readable(path)}, listed in {DESCRIPTION}, is not there{hint}"
 
 
 def _classes(source: Path, labels: Mapping[str, Any]) -> dict[int, str]:

@@ -13,6 +13,7 @@ from macl.data.layouts import (
     modality_of,
     one_of_each_name,
     passed_over,
+    readable,
     required,
     visible_files,
 )
@@ -61,7 +62,7 @@ class NnunetRaw:
                     continue
                 label = labels.pop(name, None) if folder == "imagesTr" else None
                 cases.append(Case(name, tuple(files[index] for index in sorted(files)), name, label))
-        refused |= {name: f"a label without an image: {path.name}" for name, path in labels.items()}
+        refused |= {name: f"a label without an image: {readable(path)}" for name, path in labels.items()}
         kept, duplicates = one_of_each_name(cases)
         strange += [path for path in visible_files(source) if path.name != DESCRIPTION]
         strange += visible_files(source / "labelsTs")
