@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Module = TypeVar("Module")
+M = TypeVar("M")
 
 
 def global_projector(in_channels: int, hidden_channels: int, out_channels: int) -> nn.Sequential:
@@ -46,14 +47,37 @@ def region_projector(in_channels: int, out_channels: int) -> nn.Sequential:
 def normed_perceptron(channels: tuple[int, ...]) -> nn.Sequential:
     """Linear layers of these widths with BatchNorm and ReLU between them: (B, first) → (B, last)."""
     layers: list[nn.Module] = []
-    for before, after in zip(channels[:-2], channels[1:-1], strict=True):
+    for before, after in itertools.pairwise(channels[:-1]):
         layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(channels[-2], channels[-1]))
+
+
+def normed_projector(in_channels: int, channels: int) -> nn.Sequential:
+    """Average-pool and three layers, BatchNorm after each, the last without scale and shift: (B, in, h, w) → (B, out)."""
+    layers = normed_perceptron((in_channels, channels, channels, channels))
+    return nn.Sequential(*pooled(), *layers, nn.BatchNorm1d(channels, affine=False))
+
+
+def image_channels(encoder: nn.Module) -> int:
+    """How many channels the images of an encoder have: those its first convolution takes."""
+    return next(module.in_channels for module in encoder.modules() if isinstance(module, nn.Conv2d))
 
 
 def pooled() -> nn.Sequential:
     """(B, C, h, w) → (B, C), the average over places."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def patch_discriminator(in_channels: int, width: int) -> nn.Sequential:
+    """Four strided convolutions: (B, in, S, S) → (B, 1, S/16, S/16), a logit for every patch: is it real?
+
+    Its norm keeps no running statistics, so that judging an image leaves no trace.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+    for level in range(2):
+        before, after = width * 2**level, width * 2 ** (level + 1)
+        layers += [nn.Conv2d(before, after, 4, 2, 1), nn.GroupNorm(1, after), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Conv2d(width * 4, 1, 4, 2, 1))
 
 
 class Prototypes(nn.Module):
@@ -63,10 +87,11 @@ class Prototypes(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(count, channels), dim=1))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features are normalised here; so are the prototypes, whose length cannot matter."""
+    def forward(self, features: Tensor, learning: bool = True) -> Tensor:
+        """Features are normalised here, and so are the prototypes, whose length cannot matter."""
+        weight = F.normalize(self.weight if learning else self.weight.detach(), dim=1)
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(F.normalize(features.to(self.weight.dtype), dim=1), F.normalize(self.weight, dim=1))
+            return F.linear(F.normalize(features.to(weight.dtype), dim=1), weight)
 
 
 class Queue(nn.Module):
@@ -90,7 +115,7 @@ class Queue(nn.Module):
         self.place.copy_((self.place + len(keys)) % size)
 
 
-def momentum_twin(module: Module) -> Module:
+def momentum_twin(module: M) -> M:
     """A copy of a module that does not learn by gradient but follows it (`follow`)."""
     twin = copy.deepcopy(module)
     assert isinstance(twin, nn.Module)
@@ -99,9 +124,10 @@ def momentum_twin(module: Module) -> Module:
 
 
 @torch.no_grad()
-def follow(twins: nn.Module, sources: nn.Module, momentum: float) -> None:
-    """Move a twin's parameters θ' towards θ: θ' ← m·θ' + (1 − m)·θ; running statistics stay each one's own."""
-    own, towards = list(twins.parameters()), [parameter.detach() for parameter in sources.parameters()]
+def follow(twin: nn.Module, source: nn.Module, momentum: float) -> None:
+    """Move a twin's parameters θ' towards its source's θ: θ' ← m·θ' + (1 − m)·θ; running statistics stay each one's own."""
+    own: list[Tensor] = list(twin.parameters())
+    towards = [parameter.detach() for parameter in source.parameters()]
     torch._foreach_lerp_(own, towards, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
 
 

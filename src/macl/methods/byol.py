@@ -1,0 +1,99 @@
+"""BYOL: bootstrap your own latent (Grill et al. 2020, arXiv 2006.07733).
+
+An online network predicts the projection that a slowly following target network makes of another view; there are no
+negatives, and what keeps the features apart is the predictor together with the target's slowness:
+
+    t(x)  ── e ── projector ── predictor ── q ╮
+    t'(x) ── e' ─ projector' ────────────── z'┴ 2 − 2·cos (eq. 2), and once more with the views exchanged
+
+The target moves by ξ ← τ·ξ + (1 − τ)·θ, τ rising along a cosine from 0.996 to 1 over the run. It moves at the start of a
+step instead of at the end of the one before, which is the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from macl.config import AugmentationSettings, PluginSettings
+from macl.heads import follow, momentum_twin, normed_perceptron, pooled, rising_momentum
+from macl.losses import negative_cosine, spread
+from macl.plugins import BackboneModule, Batch, Step
+from macl.views import STRONG_VIEWS, view
+
+
+class Settings(PluginSettings):
+    """Settings of BYOL."""
+
+    momentum: float = Field(default=0.996, ge=0, le=1, description="τ at the start; 1 at the end")
+    hidden: int = Field(default=4096, gt=0, description="hidden channels of projector and predictor")
+    projection: int = Field(default=256, gt=0, description="channels of projections")
+    predictor: bool = Field(default=True, description="false: an ablation that collapses")
+    views: AugmentationSettings = STRONG_VIEWS
+
+
+class Byol(nn.Module):
+    """An encoder, a projector and a predictor; the first two with a momentum twin."""
+
+    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = backbone
+        hidden, channels = settings.hidden, settings.projection
+        self.projector = nn.Sequential(*pooled(), *normed_perceptron((backbone.channels[-1], hidden, channels)))
+        self.predictor = normed_perceptron((channels, hidden, channels)) if settings.predictor else nn.Identity()
+        self.target_encoder = momentum_twin(backbone.encoder)
+        self.target_projector = momentum_twin(self.projector)
+
+    def project(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) → the online network's projections (B, D)."""
+        return self.projector(self.backbone.encode(images)[-1])
+
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) → the target network's projections (B, D)."""
+        return self.target_projector(self.target_encoder(images)[-1])
+
+    def step(self, batch: Batch) -> Step:
+        """Follow, then predict each view's target from the other view."""
+        momentum = rising_momentum(self.settings.momentum, batch.done)
+        follow(self.target_encoder, self.backbone.encoder, momentum)
+        follow(self.target_projector, self.projector, momentum)
+        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        z1, z2 = self.project(v1), self.project(v2)
+        first = 2.0 + 2.0 * negative_cosine(self.predictor(z1), self.target(v2))
+        second = 2.0 + 2.0 * negative_cosine(self.predictor(z2), self.target(v1))
+        loss = first + second
+        return Step(loss, {"loss_prediction": loss.detach(), "feature_spread": spread(torch.cat((z1, z2)))})
+
+    def uniform_loss(self, batch_size: int) -> None:
+        """The loss is least where all features are equal, so it shows nothing."""
+        return None
+
+    def handed_on(self) -> tuple[str, ...]:
+        """The online encoder."""
+        return ("encoder.",)
+
+
+class Plugin:
+    """BYOL by name."""
+
+    name = "byol"
+    Settings = Settings
+    neighbours = False
+
+    def decoder_blocks(self, settings: Settings) -> int:
+        """None."""
+        return 0
+
+    def side_multiple(self, settings: Settings) -> int:
+        """As the encoder pools: 16."""
+        return 16
+
+    def build(self, settings: Settings, backbone: BackboneModule) -> Byol:
+        """BYOL on a backbone."""
+        return Byol(settings, backbone)
+
+
+PLUGIN = Plugin()

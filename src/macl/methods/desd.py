@@ -1,0 +1,134 @@
+"""DeSD: self-supervised learning with deep self-distillation (Ye et al. 2022, MICCAI).
+
+DINO's distillation (Caron et al. 2021, arXiv 2104.14294) at several depths: not only the whole encoder of the student but
+its first levels alone, each with a head of its own, must predict what the teacher's whole encoder says of another view:
+
+    t(x)  ── e (student) ┬─ levels … ── heads ── p      ╮
+                         ╰─ bottleneck ─ head ── p      ┼ −q · log p, summed over depths, views in turn
+    t'(x) ── e' (teacher) ─ bottleneck ─ head' ─ q      ╯
+
+The teacher follows the student with a momentum that rises from 0.996 to 1; its scores are centred by a running mean and
+sharpened by a low temperature, which together keep it from a constant answer. Temperatures, momenta and the number of
+prototypes are the released code's; depths weigh the same. Scores are cosines with prototypes, which is DINO's weight-normed
+last layer with its length fixed to 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from macl.config import AugmentationSettings, PluginSettings
+from macl.heads import Prototypes, follow, momentum_twin, normed_perceptron, pooled, rising_momentum
+from macl.losses import centred_codes, cross_entropy_with_codes, spread
+from macl.plugins import BackboneModule, Batch, Step
+from macl.views import STRONG_VIEWS, view
+
+
+class Settings(PluginSettings):
+    """Settings of DeSD."""
+
+    sub_encoders: int = Field(default=3, ge=0, le=4, description="levels above the bottleneck that are distilled too")
+    prototypes: int = Field(default=60000, gt=1, description="K")
+    momentum: float = Field(default=0.996, ge=0, le=1, description="of the teacher at the start; 1 at the end")
+    centre_momentum: float = Field(default=0.9, ge=0, le=1)
+    student_temperature: float = Field(default=0.1, gt=0)
+    teacher_temperature: tuple[float, float] = Field(default=(0.04, 0.07), description="at the start, after warming")
+    warming: float = Field(default=0.07, ge=0, le=1, description="share of the run in which the teacher's rises")
+    hidden: int = Field(default=2048, gt=0, description="hidden channels of the heads")
+    projection: int = Field(default=256, gt=0, description="channels compared with the prototypes")
+    views: AugmentationSettings = STRONG_VIEWS
+
+
+class Desd(nn.Module):
+    """A student with a head at each depth, a teacher with one, and the teacher's centre."""
+
+    centre: Tensor
+
+    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = backbone
+        depths = backbone.channels[-1 - settings.sub_encoders :]
+        self.heads = nn.ModuleList(self._head(channels) for channels in depths)
+        self.teacher_encoder = momentum_twin(backbone.encoder)
+        self.teacher_head = momentum_twin(self.heads[-1])
+        self.register_buffer("centre", torch.zeros(settings.prototypes))
+
+    def _head(self, channels: int) -> nn.Sequential:
+        settings = self.settings
+        layers = normed_perceptron((channels, settings.hidden, settings.hidden, settings.projection))
+        return nn.Sequential(*pooled(), *layers, Prototypes(settings.projection, settings.prototypes))
+
+    def student(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(B, C, S, S) → scores (B, K) at each depth, and the pooled bottleneck (B, 16F)."""
+        features = self.backbone.encode(images)[-len(self.heads) :]
+        return [head(maps) for head, maps in zip(self.heads, features, strict=True)], features[-1].mean((2, 3))
+
+    @torch.no_grad()
+    def teacher(self, views: list[Tensor], temperature: float) -> list[Tensor]:
+        """Views (B, C, S, S) → codes (B, K), before the centre moves towards their scores."""
+        scores = [self.teacher_head(self.teacher_encoder(images)[-1]).float() for images in views]
+        codes = [centred_codes(score, self.centre, temperature) for score in scores]
+        self.centre.lerp_(torch.cat(scores).mean(0), 1.0 - self.settings.centre_momentum)
+        return codes
+
+    def step(self, batch: Batch) -> Step:
+        """Follow, answer, and distil each view's answer into the other view at every depth."""
+        settings = self.settings
+        momentum = rising_momentum(settings.momentum, batch.done)
+        follow(self.teacher_encoder, self.backbone.encoder, momentum)
+        follow(self.teacher_head, self.heads[-1], momentum)
+        views = [view(batch.images, batch.draws.within(name), settings.views) for name in ("v1", "v2")]
+        (scores1, features1), (scores2, features2) = (self.student(images) for images in views)
+        code1, code2 = self.teacher(views, self._teacher_temperature(batch.done))
+        by_depth = [
+            0.5 * cross_entropy_with_codes(first, code2, settings.student_temperature)
+            + 0.5 * cross_entropy_with_codes(second, code1, settings.student_temperature)
+            for first, second in zip(scores1, scores2, strict=True)
+        ]
+        loss = torch.stack(by_depth).sum()
+        parts = {
+            "loss_deepest": by_depth[-1].detach(),
+            "loss_sub_encoders": (loss - by_depth[-1]).detach(),
+            "feature_spread": spread(torch.cat((features1, features2))),
+        }
+        return Step(loss, parts)
+
+    def _teacher_temperature(self, done: float) -> float:
+        start, end = self.settings.teacher_temperature
+        return end if done >= self.settings.warming else start + (end - start) * done / self.settings.warming
+
+    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+        """ln K, where every prototype gets the same; the other collapse, onto one prototype, shows as 0."""
+        return "loss_deepest", math.log(self.settings.prototypes)
+
+    def handed_on(self) -> tuple[str, ...]:
+        """The student's encoder."""
+        return ("encoder.",)
+
+
+class Plugin:
+    """DeSD by name."""
+
+    name = "desd"
+    Settings = Settings
+    neighbours = False
+
+    def decoder_blocks(self, settings: Settings) -> int:
+        """None."""
+        return 0
+
+    def side_multiple(self, settings: Settings) -> int:
+        """As the encoder pools: 16."""
+        return 16
+
+    def build(self, settings: Settings, backbone: BackboneModule) -> Desd:
+        """DeSD on a backbone."""
+        return Desd(settings, backbone)
+
+
+PLUGIN = Plugin()

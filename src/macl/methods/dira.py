@@ -1,0 +1,149 @@
+"""DiRA: discriminative, restorative and adversarial learning (Haghighi et al. 2022, arXiv 2204.10437).
+
+MoCo v2's contrast on the encoder, restoration of the undistorted view by the decoder, and a discriminator that tells restored
+from true views, all in one network:
+
+    t(x)  ── distort ── e ┬─ projector ── q ──────────── contrast with k and the queue        L_dis
+      │                   ╰─ d ── 1×1 convolution ── x̂ ── (x̂ − t(x))²                          L_res
+      │                                               ╰── discriminator(x̂) against t(x)       L_adv
+    t'(x) ── e' ── projector' ── k
+
+    L = λ_dis·L_dis + λ_res·L_res + λ_adv·L_adv, weights as the paper's {1, 10, 0.001}
+
+One optimiser trains both sides: the discriminator's loss sees a restored view without gradient, and the network's sees the
+discriminator with its weights held fixed, so neither's gradient reaches the other. Distortion is that of intensity, and
+covered blocks. As in the paper restoration and then the adversary join in later shares of the run. The discriminator judges
+patches, and its generator's loss is the one that does not saturate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from macl.config import IntensitySettings, PluginSettings, SpatialSettings
+from macl.heads import Queue, follow, global_projector, image_channels, momentum_twin, patch_discriminator
+from macl.losses import contrastive_with_queue, spread
+from macl.plugins import BackboneModule, Batch, Step
+from macl.views import STRONG_VIEWS, change_intensity, random_blocks, spatial_view
+
+
+class Settings(PluginSettings):
+    """Settings of DiRA."""
+
+    weight_discriminative: float = Field(default=1.0, ge=0, description="λ_dis")
+    weight_restorative: float = Field(default=10.0, ge=0, description="λ_res")
+    weight_adversarial: float = Field(default=0.001, ge=0, description="λ_adv")
+    restoration_from: float = Field(default=0.2, ge=0, le=1, description="share of the run before restoration joins")
+    adversary_from: float = Field(default=0.4, ge=0, le=1, description="share of the run before the adversary joins")
+    queue: int = Field(default=65536, gt=0, description="K, keys remembered; best well below the number of slices")
+    momentum: float = Field(default=0.999, ge=0, le=1, description="m")
+    temperature: float = Field(default=0.2, gt=0, description="τ")
+    projection: int = Field(default=128, gt=0, description="channels of queries and keys")
+    discriminator_width: int = Field(default=64, gt=0, description="channels of its first layer")
+    covered: float = Field(default=0.1, ge=0, lt=1, description="share of blocks covered in the distorted view")
+    block: int = Field(default=16, gt=0, description="side of a covered block in pixels")
+    hand_on_decoder: bool = Field(default=True, description="false: the encoder alone, as MACL's authors compared it")
+    spatial: SpatialSettings = SpatialSettings()
+    intensity: IntensitySettings = STRONG_VIEWS.intensity
+
+
+class Dira(nn.Module):
+    """A whole U-Net with a projector, their momentum twins, a queue and a discriminator."""
+
+    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = backbone
+        bottleneck, channels = backbone.channels[-1], image_channels(backbone.encoder)
+        self.projector = global_projector(bottleneck, bottleneck, settings.projection)
+        self.to_pixels = nn.Conv2d(backbone.channels[0], channels, 1)
+        self.discriminator = patch_discriminator(channels, settings.discriminator_width)
+        self.key_encoder = momentum_twin(backbone.encoder)
+        self.key_projector = momentum_twin(self.projector)
+        self.queue = Queue(settings.queue, settings.projection)
+
+    @torch.no_grad()
+    def keys(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) → (B, D), unit vectors."""
+        return F.normalize(self.key_projector(self.key_encoder(images)[-1]).float(), dim=1)
+
+    def distorted(self, images: Tensor, batch: Batch, name: str) -> Tensor:
+        """A view (B, C, S, S) with its intensity changed and blocks covered."""
+        draws = batch.draws.within(name)
+        covered = random_blocks(draws, images.shape[-2], images.shape[-1], self.settings.block, self.settings.covered)
+        return change_intensity(images, draws, self.settings.intensity).masked_fill(covered, 0.0)
+
+    def adversarial(self, restored: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's loss, which moves `restored` alone, and the discriminator's, which moves the discriminator alone."""
+        fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        fooled = F.softplus(-torch.func.functional_call(self.discriminator, fixed, (restored,)).float()).mean()
+        on_true, on_restored = (self.discriminator(images).float() for images in (true, restored.detach()))
+        return fooled, F.softplus(-on_true).mean() + F.softplus(on_restored).mean()
+
+    def step(self, batch: Batch) -> Step:
+        """Follow, contrast; then restore, then deceive, each from its share of the run on."""
+        settings = self.settings
+        follow(self.key_encoder, self.backbone.encoder, settings.momentum)
+        follow(self.key_projector, self.projector, settings.momentum)
+        true = spatial_view(batch.images, batch.draws, "v1", settings.spatial)
+        other = spatial_view(batch.images, batch.draws, "v2", settings.spatial)
+        features = self.backbone.encode(self.distorted(true, batch, "v1"))
+        queries, keys = self.projector(features[-1]), self.keys(self.distorted(other, batch, "v2"))
+        discriminative = contrastive_with_queue(queries, keys, self.queue.keys.clone(), settings.temperature)
+        self.queue.push(keys)
+        restorative = deceiving = discriminator = batch.images.new_zeros(())
+        if batch.done >= settings.restoration_from:
+            restored = self.to_pixels(self.backbone.decode(features)).float()
+            restorative = F.mse_loss(restored, true)
+            if batch.done >= settings.adversary_from:
+                deceiving, discriminator = self.adversarial(restored, true)
+        loss = (
+            settings.weight_discriminative * discriminative
+            + settings.weight_restorative * restorative
+            + settings.weight_adversarial * deceiving
+            + discriminator
+        )
+        parts = {
+            "loss_discriminative": discriminative,
+            "loss_restorative": restorative,
+            "loss_adversarial": deceiving,
+            "loss_discriminator": discriminator,
+            "feature_spread": spread(queries),
+        }
+        return Step(loss, {name: value.detach() for name, value in parts.items()})
+
+    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+        """ln(K + 1)."""
+        return "loss_discriminative", math.log(self.settings.queue + 1)
+
+    def handed_on(self) -> tuple[str, ...]:
+        """Encoder and decoder, or the encoder alone."""
+        return ("encoder.", "decoder.") if self.settings.hand_on_decoder else ("encoder.",)
+
+
+class Plugin:
+    """DiRA by name."""
+
+    name = "dira"
+    Settings = Settings
+    neighbours = False
+
+    def decoder_blocks(self, settings: Settings) -> int:
+        """All four: the view is restored at full size."""
+        return 4
+
+    def side_multiple(self, settings: Settings) -> int:
+        """As the encoder pools: 16."""
+        return 16
+
+    def build(self, settings: Settings, backbone: BackboneModule) -> Dira:
+        """DiRA on a backbone."""
+        return Dira(settings, backbone)
+
+
+PLUGIN = Plugin()

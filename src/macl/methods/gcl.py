@@ -1,0 +1,148 @@
+"""GCL: contrastive learning of global and local features (Chaitanya et al. 2020, arXiv 2006.10511).
+
+Volumes of one organ are cut into S parts along their axis; slices of the same part, of any patient, are positives. First
+the encoder e is trained so, with a projector g1; then it is frozen, and decoder blocks d are trained so that a region of
+a slice looks alike in two renderings of its intensity and unlike other regions of the slice:
+
+    stage 1   x ── t(x), t'(x) ── e ── pool, g1 ── z ── contrast, positives: same part of the volume
+    stage 2   x ── two intensities ── e (frozen) ── d ── g2 ── regions ── contrast, positives: same region
+
+Stage 1 is by default in the form of PCL's and MACL's comparisons (each positive against all other anchors); the paper's own
+form, where other positives are left out of the denominator, is `original_form`. Stage 2 is the paper's strategy "random"
+within a slice; its 13 regions of 3×3 places and three decoder blocks are the released code's. The paper trains the stages in
+two runs; here the first `encoder_share` of one run is stage 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from macl.config import AugmentationSettings, IntensitySettings, PluginSettings
+from macl.data.draws import Draws
+from macl.heads import global_projector, region_projector
+from macl.losses import (
+    contrastive,
+    contrastive_per_pair,
+    for_both_branches,
+    positives_by_partition,
+    released_factor,
+    spread,
+)
+from macl.plugins import BackboneModule, Batch, Step
+from macl.views import change_intensity, spatial_view, view
+
+
+class Settings(PluginSettings):
+    """Settings of GCL."""
+
+    partitions: int = Field(default=4, gt=0, description="S, parts of a volume")
+    original_form: bool = Field(default=False, description="leave other positives out of the denominator (the paper)")
+    temperature: float = Field(default=0.1, gt=0, description="τ")
+    released_factor: bool = Field(default=False, description="multiply stage 1 by τ / 0.07, as MACL's release does")
+    projection: int = Field(default=128, gt=0, description="channels of g1's and g2's outputs")
+    encoder_share: float = Field(default=0.5, ge=0, le=1, description="share of the run that is stage 1")
+    decoder_blocks: int = Field(default=3, ge=1, le=4, description="l, blocks trained in stage 2")
+    regions: int = Field(default=13, gt=1, description="regions of a slice, drawn anew each step")
+    region_side: int = Field(default=3, gt=0, description="places of the map along a region's side")
+    views: AugmentationSettings = AugmentationSettings()
+    local_intensity: IntensitySettings = IntensitySettings(brightness=0.8, contrast=0.8)
+
+
+class Gcl(nn.Module):
+    """An encoder with g1; decoder blocks with g2."""
+
+    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = backbone
+        bottleneck = backbone.channels[-1]
+        dense = bottleneck // 2**settings.decoder_blocks
+        self.global_projector = global_projector(bottleneck, backbone.channels[2], settings.projection)
+        self.local_projector = region_projector(dense, settings.projection)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) → global projections (B, D)."""
+        return self.global_projector(self.backbone.encode(images)[-1])
+
+    def global_loss(self, z1: Tensor, z2: Tensor, positions: Tensor) -> Tensor:
+        """Stage 1's loss of both views' projections (B, D) of slices at the given positions (B,)."""
+        form = contrastive_per_pair if self.settings.original_form else contrastive
+        positives = for_both_branches(positives_by_partition(positions, self.settings.partitions))
+        return self._factor() * form(torch.cat((z1, z2)), positives, self.settings.temperature)
+
+    def local_loss(self, first: Tensor, second: Tensor, draws: Draws) -> Tensor:
+        """Stage 2's loss of two renderings' maps (B, D, h, w): every region against all others of its slice, in both."""
+        anchors = torch.cat([self._regions(maps, draws) for maps in (first, second)], dim=1)
+        same = torch.eye(anchors.shape[1] // 2, dtype=torch.bool, device=first.device)
+        return contrastive(anchors, for_both_branches(same), self.settings.temperature)
+
+    def _regions(self, maps: Tensor, draws: Draws) -> Tensor:
+        """(B, D, h, w) → (B, regions, D·side²), of random tiles that are the same for both renderings."""
+        side = self.settings.region_side
+        tiles = F.unfold(maps, side, stride=side).mT
+        chosen = draws.uniform("regions", (tiles.shape[1],)).argsort(1)[:, : self.settings.regions]
+        return tiles.gather(1, chosen[..., None].expand(-1, -1, tiles.shape[2]))
+
+    def step(self, batch: Batch) -> Step:
+        """Stage 1 or stage 2, by how much of the run is done."""
+        none = batch.images.new_zeros(())
+        if batch.done < self.settings.encoder_share:
+            v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+            z1, z2 = self(v1), self(v2)
+            loss, features = self.global_loss(z1, z2, batch.positions), torch.cat((z1, z2))
+            parts = {"loss_global": loss.detach(), "loss_local": none}
+        else:
+            first, second = (self._frozen_maps(batch, name) for name in ("r1", "r2"))
+            loss, features = self.local_loss(first, second, batch.draws), first.mean((2, 3))
+            parts = {"loss_global": none, "loss_local": loss.detach()}
+        return Step(loss, {**parts, "feature_spread": spread(features)})
+
+    def _frozen_maps(self, batch: Batch, name: str) -> Tensor:
+        """One rendering's maps (B, D, h, w): geometry shared by both, intensity its own."""
+        self.backbone.encoder.eval()
+        shared = spatial_view(batch.images, batch.draws, "geometry", self.settings.views.spatial)
+        with torch.no_grad():
+            intensity = self.settings.local_intensity
+            features = self.backbone.encode(change_intensity(shared, batch.draws.within(name), intensity))
+        return self.local_projector(self.backbone.decode(features))
+
+    def uniform_loss(self, batch_size: int) -> tuple[str, float] | None:
+        """ln(2B − 1), times the factor; in the original form it depends on who is in the batch."""
+        if self.settings.original_form:
+            return None
+        return "loss_global", self._factor() * math.log(2 * batch_size - 1)
+
+    def handed_on(self) -> tuple[str, ...]:
+        """The encoder and the decoder blocks that were trained."""
+        return ("encoder.", "decoder.")
+
+    def _factor(self) -> float:
+        return released_factor(self.settings.temperature, self.settings.released_factor)
+
+
+class Plugin:
+    """GCL by name."""
+
+    name = "gcl"
+    Settings = Settings
+    neighbours = False
+
+    def decoder_blocks(self, settings: Settings) -> int:
+        """l."""
+        return settings.decoder_blocks
+
+    def side_multiple(self, settings: Settings) -> int:
+        """As the encoder pools: 16."""
+        return 16
+
+    def build(self, settings: Settings, backbone: BackboneModule) -> Gcl:
+        """GCL on a backbone."""
+        return Gcl(settings, backbone)
+
+
+PLUGIN = Plugin()

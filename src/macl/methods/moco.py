@@ -1,0 +1,100 @@
+"""MoCo v2: momentum contrast (He et al. 2020, arXiv 1911.05722; Chen et al. 2020, arXiv 2003.04297).
+
+A query finds its key, made from another view by an encoder that follows slowly, among a long queue of earlier keys (eq. 1);
+the key encoder moves by θ_k ← m·θ_k + (1 − m)·θ_q (eq. 2):
+
+    t(x)  ── e ── projector ── q ╮
+    t'(x) ── e' ─ projector' ─ k ┴ contrast with the queue, then k joins the queue
+
+Version 2's projector, temperature and blur are taken. Shuffled BatchNorm, a remedy between GPUs, does nothing on one device
+and is left out. The key encoder moves at the start of a step, as in the released code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from macl.config import AugmentationSettings, PluginSettings
+from macl.heads import Queue, follow, global_projector, momentum_twin
+from macl.losses import contrastive_with_queue, spread
+from macl.plugins import BackboneModule, Batch, Step
+from macl.views import STRONG_VIEWS, view
+
+
+class Settings(PluginSettings):
+    """Settings of MoCo v2."""
+
+    queue: int = Field(default=65536, gt=0, description="K, keys remembered; best well below the number of slices")
+    momentum: float = Field(default=0.999, ge=0, le=1, description="m")
+    temperature: float = Field(default=0.2, gt=0, description="τ")
+    projection: int = Field(default=128, gt=0, description="channels of queries and keys")
+    views: AugmentationSettings = STRONG_VIEWS
+
+
+class Moco(nn.Module):
+    """An encoder and a projector, both with a momentum twin, and a queue."""
+
+    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = backbone
+        bottleneck = backbone.channels[-1]
+        self.projector = global_projector(bottleneck, bottleneck, settings.projection)
+        self.key_encoder = momentum_twin(backbone.encoder)
+        self.key_projector = momentum_twin(self.projector)
+        self.queue = Queue(settings.queue, settings.projection)
+
+    def queries(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) → (B, D)."""
+        return self.projector(self.backbone.encode(images)[-1])
+
+    @torch.no_grad()
+    def keys(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) → (B, D), unit vectors."""
+        return nn.functional.normalize(self.key_projector(self.key_encoder(images)[-1]).float(), dim=1)
+
+    def step(self, batch: Batch) -> Step:
+        """Follow, compare, remember."""
+        follow(self.key_encoder, self.backbone.encoder, self.settings.momentum)
+        follow(self.key_projector, self.projector, self.settings.momentum)
+        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        queries, keys = self.queries(v1), self.keys(v2)
+        # The loss keeps what it read for its gradient, so the queue it read must not change under it.
+        loss = contrastive_with_queue(queries, keys, self.queue.keys.clone(), self.settings.temperature)
+        self.queue.push(keys)
+        return Step(loss, {"loss_contrast": loss.detach(), "feature_spread": spread(queries)})
+
+    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+        """ln(K + 1)."""
+        return "loss_contrast", math.log(self.settings.queue + 1)
+
+    def handed_on(self) -> tuple[str, ...]:
+        """The query encoder."""
+        return ("encoder.",)
+
+
+class Plugin:
+    """MoCo v2 by name."""
+
+    name = "moco"
+    Settings = Settings
+    neighbours = False
+
+    def decoder_blocks(self, settings: Settings) -> int:
+        """None."""
+        return 0
+
+    def side_multiple(self, settings: Settings) -> int:
+        """As the encoder pools: 16."""
+        return 16
+
+    def build(self, settings: Settings, backbone: BackboneModule) -> Moco:
+        """MoCo v2 on a backbone."""
+        return Moco(settings, backbone)
+
+
+PLUGIN = Plugin()

@@ -1,0 +1,88 @@
+"""SimSiam: simple siamese representation learning (Chen & He 2021, arXiv 2011.10566).
+
+One encoder, two views; each view's prediction is drawn to the other's projection, through which no gradient flows. That
+stop-gradient alone keeps the features from becoming equal:
+
+    t(x)  ── e ── projector ── z1 ── predictor ── p1 ╮
+    t'(x) ── e ── projector ── z2 (stop-gradient) ── ┴ −cos (eq. 1), and once more with the views exchanged (eq. 4)
+
+Followed is the paper; the projector's last BatchNorm has no scale and shift, as in the released code.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from macl.config import AugmentationSettings, PluginSettings
+from macl.heads import normed_perceptron, normed_projector
+from macl.losses import negative_cosine, spread
+from macl.plugins import BackboneModule, Batch, Step
+from macl.views import STRONG_VIEWS, view
+
+
+class Settings(PluginSettings):
+    """Settings of SimSiam."""
+
+    projection: int = Field(default=2048, gt=0, description="channels of the projector")
+    hidden: int = Field(default=512, gt=0, description="hidden channels of the predictor")
+    stop_gradient: bool = Field(default=True, description="false: an ablation that collapses")
+    views: AugmentationSettings = STRONG_VIEWS
+
+
+class SimSiam(nn.Module):
+    """An encoder, a projector and a predictor."""
+
+    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = backbone
+        self.projector = normed_projector(backbone.channels[-1], settings.projection)
+        self.predictor = normed_perceptron((settings.projection, settings.hidden, settings.projection))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) → projections (B, D)."""
+        return self.projector(self.backbone.encode(images)[-1])
+
+    def losses(self, z1: Tensor, z2: Tensor) -> Step:
+        """Half of each direction's negative cosine, for projections (B, D)."""
+        t1, t2 = (z1.detach(), z2.detach()) if self.settings.stop_gradient else (z1, z2)
+        loss = 0.5 * negative_cosine(self.predictor(z1), t2) + 0.5 * negative_cosine(self.predictor(z2), t1)
+        return Step(loss, {"loss_similarity": loss.detach(), "feature_spread": spread(torch.cat((z1, z2)))})
+
+    def step(self, batch: Batch) -> Step:
+        """Two views, one encoder."""
+        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        return self.losses(self(v1), self(v2))
+
+    def uniform_loss(self, batch_size: int) -> None:
+        """The loss is least where all features are equal, so it shows nothing."""
+        return None
+
+    def handed_on(self) -> tuple[str, ...]:
+        """The encoder."""
+        return ("encoder.",)
+
+
+class Plugin:
+    """SimSiam by name."""
+
+    name = "simsiam"
+    Settings = Settings
+    neighbours = False
+
+    def decoder_blocks(self, settings: Settings) -> int:
+        """None."""
+        return 0
+
+    def side_multiple(self, settings: Settings) -> int:
+        """As the encoder pools: 16."""
+        return 16
+
+    def build(self, settings: Settings, backbone: BackboneModule) -> SimSiam:
+        """SimSiam on a backbone."""
+        return SimSiam(settings, backbone)
+
+
+PLUGIN = Plugin()

@@ -1,0 +1,136 @@
+"""SwAV: contrasting cluster assignments between views (Caron et al. 2020, arXiv 2006.09882).
+
+Projections are compared with K prototypes; Sinkhorn's iterations turn one view's scores into a code that uses all
+prototypes equally, and the other views, small crops among them, must predict that code (eqs. 1 and 2):
+
+    t(x)  ── e ── projector ── z1 ── prototypes ── scores ── Sinkhorn ── code q1 ╮
+    t'(x) ── e ── projector ── z2 ── prototypes ── scores ── softmax ────────────┴ −q1 · log p2, and in turn
+
+With batches too small to share K prototypes evenly, codes are made together with a queue of earlier projections, as in the
+paper from some share of the run on. Prototypes are normalised where they are used instead of overwritten after each step as
+in the released code; they stand still at first, as there. Small crops show a window at the slice's own resolution.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from macl.config import AugmentationSettings, PluginSettings
+from macl.heads import Prototypes, Queue, normed_perceptron, pooled
+from macl.losses import cross_entropy_with_codes, sinkhorn, spread
+from macl.plugins import BackboneModule, Batch, Step
+from macl.views import STRONG_VIEWS, small_view, view
+
+
+class Settings(PluginSettings):
+    """Settings of SwAV."""
+
+    prototypes: int = Field(default=3000, gt=1, description="K")
+    temperature: float = Field(default=0.1, gt=0, description="τ of predictions")
+    sharpness: float = Field(default=0.05, gt=0, description="ε of the codes")
+    rounds: int = Field(default=3, gt=0, description="iterations of Sinkhorn")
+    small_crops: int = Field(default=6, ge=0)
+    small_share: float = Field(default=0.43, gt=0, le=1, description="side of a small crop; the paper's 96 of 224")
+    queue: int = Field(default=3840, ge=0, description="earlier projections of each view that codes are made with")
+    queue_from: float = Field(default=0.075, ge=0, le=1, description="share of the run without queue")
+    frozen_until: float = Field(
+        default=0.005, ge=0, le=1, description="share of the run with prototypes standing still"
+    )
+    hidden: int = Field(default=2048, gt=0, description="hidden channels of the projector")
+    projection: int = Field(default=128, gt=0, description="channels of projections")
+    views: AugmentationSettings = STRONG_VIEWS
+
+
+class Swav(nn.Module):
+    """An encoder, a projector, prototypes and a queue for each of the two views."""
+
+    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = backbone
+        layers = normed_perceptron((backbone.channels[-1], settings.hidden, settings.projection))
+        self.projector = nn.Sequential(*pooled(), *layers)
+        self.prototypes = Prototypes(settings.projection, settings.prototypes)
+        count = 2 if settings.queue else 0
+        self.queues = nn.ModuleList(Queue(settings.queue, settings.projection) for _ in range(count))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) → projections (B, D)."""
+        return self.projector(self.backbone.encode(images)[-1])
+
+    @torch.no_grad()
+    def codes(self, number: int, projections: Tensor, with_queue: bool) -> Tensor:
+        """(B, D) projections of the view with this number → (B, K) codes; the projections join the view's queue."""
+        among = projections
+        if self.queues:
+            queue = self.queues[number]
+            assert isinstance(queue, Queue)
+            if with_queue:
+                among = torch.cat((queue.keys, projections.to(queue.keys.dtype)))
+            codes = sinkhorn(self.prototypes(among), self.settings.sharpness, self.settings.rounds)
+            queue.push(F.normalize(projections.float(), dim=1))
+        else:
+            codes = sinkhorn(self.prototypes(among), self.settings.sharpness, self.settings.rounds)
+        return codes[-len(projections) :]
+
+    def swapped(self, scores: list[Tensor], codes: list[Tensor]) -> Tensor:
+        """Mean over the codes' views of the mean over all other views of predicting that code."""
+        losses = [
+            cross_entropy_with_codes(score, code, self.settings.temperature)
+            for number, code in enumerate(codes)
+            for other, score in enumerate(scores)
+            if other != number
+        ]
+        return torch.stack(losses).mean()
+
+    def step(self, batch: Batch) -> Step:
+        """Two views and small crops, their scores, two codes."""
+        settings = self.settings
+        large = [view(batch.images, batch.draws.within(name), settings.views) for name in ("v1", "v2")]
+        small = [
+            small_view(batch.images, batch.draws.within(f"s{number}"), settings.views, settings.small_share, 16)
+            for number in range(settings.small_crops)
+        ]
+        projections = [self(images) for images in (*large, *small)]
+        learning = batch.done >= settings.frozen_until
+        scores = [self.prototypes(z, learning) for z in projections]
+        with_queue = batch.done >= settings.queue_from
+        codes = [self.codes(number, z.detach(), with_queue) for number, z in enumerate(projections[:2])]
+        loss = self.swapped(scores, codes)
+        return Step(loss, {"loss_swapped": loss.detach(), "feature_spread": spread(torch.cat(projections[:2]))})
+
+    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+        """ln K: Sinkhorn gives equal features equal shares of every prototype."""
+        return "loss_swapped", math.log(self.settings.prototypes)
+
+    def handed_on(self) -> tuple[str, ...]:
+        """The encoder."""
+        return ("encoder.",)
+
+
+class Plugin:
+    """SwAV by name."""
+
+    name = "swav"
+    Settings = Settings
+    neighbours = False
+
+    def decoder_blocks(self, settings: Settings) -> int:
+        """None."""
+        return 0
+
+    def side_multiple(self, settings: Settings) -> int:
+        """As the encoder pools: 16."""
+        return 16
+
+    def build(self, settings: Settings, backbone: BackboneModule) -> Swav:
+        """SwAV on a backbone."""
+        return Swav(settings, backbone)
+
+
+PLUGIN = Plugin()

@@ -1,0 +1,109 @@
+"""WCL: weakly supervised contrastive learning (Zheng et al. 2021, arXiv 2110.04770).
+
+SimCLR with a second head, whose features say which slices of the batch are alike: each is linked with its nearest, and the
+connected components are weak labels. One view's labels supervise the other view's contrast:
+
+    t(x)  ── e ┬─ g ── z1 ╮ NT-Xent          φ ── h1 ── components ── positives for h2
+    t'(x) ── e ┴─ g ── z2 ┘                  φ ── h2 ── components ── positives for h1
+
+    L = NT-Xent(z1, z2) + ½ [contrast(h1; labels of h2) + contrast(h2; labels of h1)]
+
+Each head's contrast stays within what its released code compares: the first both views, the second one view at a time. The
+paper's third term, multi-crop views of nearest neighbours, is left out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from macl.config import AugmentationSettings, PluginSettings
+from macl.heads import normed_perceptron, pooled
+from macl.losses import contrastive, for_both_branches, same_component, spread
+from macl.plugins import BackboneModule, Batch, Step
+from macl.views import STRONG_VIEWS, view
+
+
+class Settings(PluginSettings):
+    """Settings of WCL."""
+
+    temperature: float = Field(default=0.1, gt=0, description="τ of both contrasts")
+    weight_weak: float = Field(default=1.0, ge=0, description="of the weakly supervised contrast")
+    hidden: int = Field(default=2048, gt=0, description="hidden channels of both heads")
+    projection: int = Field(default=128, gt=0, description="channels of both heads' outputs")
+    views: AugmentationSettings = STRONG_VIEWS
+
+
+class Wcl(nn.Module):
+    """An encoder with a head for single slices and one for alike slices."""
+
+    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = backbone
+        channels = (backbone.channels[-1], settings.hidden, settings.projection)
+        self.pool = pooled()
+        self.instance_head = normed_perceptron(channels)
+        self.weak_head = normed_perceptron(channels)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, S, S) → both heads' projections (B, D)."""
+        features = self.pool(self.backbone.encode(images)[-1])
+        return self.instance_head(features), self.weak_head(features)
+
+    def losses(self, z1: Tensor, z2: Tensor, h1: Tensor, h2: Tensor) -> Step:
+        """NT-Xent of z1, z2 and the swapped weak contrast of h1, h2, all (B, D)."""
+        anchors = torch.cat((z1, z2))
+        itself = for_both_branches(torch.eye(len(z1), dtype=torch.bool, device=z1.device))
+        instance = contrastive(anchors, itself, self.settings.temperature)
+        alike1, alike2 = same_component(h1), same_component(h2)
+        first = contrastive(h1, alike2, self.settings.temperature)
+        second = contrastive(h2, alike1, self.settings.temperature)
+        weak = 0.5 * (first + second)
+        parts = {
+            "loss_instance": instance.detach(),
+            "loss_weak": weak.detach(),
+            "positives_per_anchor": alike1.sum(1).float().mean() - 1.0,
+            "feature_spread": spread(anchors),
+        }
+        return Step(instance + self.settings.weight_weak * weak, parts)
+
+    def step(self, batch: Batch) -> Step:
+        """Two views, two heads."""
+        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        (z1, h1), (z2, h2) = self(v1), self(v2)
+        return self.losses(z1, z2, h1, h2)
+
+    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+        """ln(2B − 1)."""
+        return "loss_instance", math.log(2 * batch_size - 1)
+
+    def handed_on(self) -> tuple[str, ...]:
+        """The encoder."""
+        return ("encoder.",)
+
+
+class Plugin:
+    """WCL by name."""
+
+    name = "wcl"
+    Settings = Settings
+    neighbours = False
+
+    def decoder_blocks(self, settings: Settings) -> int:
+        """None."""
+        return 0
+
+    def side_multiple(self, settings: Settings) -> int:
+        """As the encoder pools: 16."""
+        return 16
+
+    def build(self, settings: Settings, backbone: BackboneModule) -> Wcl:
+        """WCL on a backbone."""
+        return Wcl(settings, backbone)
+
+
+PLUGIN = Plugin()
