@@ -149,7 +149,7 @@ def store_facts(run: Run) -> dict[str, Any]:
             f"normalisation: {record.prepared.normalisation}",
         ),
     }
-    return facts | (_index_facts(run.store) if run.store else {})
+    return facts | (_index_facts(run.store) if run.store else {"index": None, "voxels": []})
 
 
 def _index_facts(store: Store) -> dict[str, Any]:

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib import image as images
+
+from fakes import browser
+from fakes.finished_runs import TEST_CASES, FakeRuns, write_pretrained, write_runs, write_unscored
+from macl.cli import app
+from macl.data import runs
+from macl.data.store import Store
+from macl.errors import MaclError
+from macl.pages import facts
+from macl.pages.facts import read_run
+from macl.stages.report import report
+
+
+class Page(HTMLParser):
+    """What a page would load, and its text without markup."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.pieces: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.pieces))
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeRuns:
+    return write_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def page(fake: FakeRuns, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    unfinished = folder / "unfinished"
+    write_unscored(unfinished, Store.open(fake.store), init="scratch", labels="1", finished=False)
+    found = [fake.scratch, fake.transferred, unfinished, fake.pretrained]
+    return report(found, folder / "report.html", notes=["Synthetic discs."], overlays=folder / "overlays")
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
+    shown = Page(page)
+    assert "script" not in shown.tags
+    assert all(target.startswith(("data:", "#")) for target in shown.loads)
+    assert not re.search(r"url\(|@import|https?://", shown.source)
+    assert "default-src 'none'" in shown.source
+    assert sum(target.startswith("data:image/png") for target in shown.loads) == 2 * 9 + 4
+
+
+def test_the_numbers_are_those_of_the_evaluation(fake: FakeRuns, page: Path) -> None:
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    shown = Page(page).text
+    means = {}
+    for run, told in zip((fake.scratch, fake.transferred), numbers["runs"], strict=False):
+        summary = json.loads((run / "cases.summary.json").read_text())
+        for one in summary["classes"]:
+            for measure in ("dice", "hd95"):
+                assert told["scores"][one["class"]][measure]["mean"] == one[measure]["mean"]
+            dice = one["dice"]
+            assert f"{100 * dice['mean']:.1f} ± {100 * dice['sd']:.1f}" in shown
+            assert f"{one['hd95']['mean']:.2f} ± {one['hd95']['sd']:.2f}" in shown
+        means[run] = summary["mean"]["dice"]["mean"]
+    difference = means[fake.transferred] - means[fake.scratch]
+    assert numbers["runs"][1]["dice_against_scratch"] == pytest.approx(difference)
+    assert numbers["runs"][0]["dice_against_scratch"] is None
+    assert f"+{100 * difference:.1f}" in shown
+
+
+def test_kinds_data_settings_and_transfer_stand_on_the_page(page: Path) -> None:
+    shown = Page(page).text
+    for words in (
+        "From scratch, 2 labelled", "From macl, 2 labelled", "Pre-training with macl", "unfinished", "Synthetic discs.",
+        "Feature spread", "Bottleneck size", "Positives per anchor", "Equivariant loss", "Soft Dice loss",
+        "training.learning_rate", "augmentation.intensity.gamma", "encoder.levels.0.0.weight", "2 loaded", "3 fresh",
+        "64 × 58 to 72 × 64", "1 × 1 mm, 5 mm apart", "ring", "disc",
+    ):  # fmt: skip
+        assert words in shown, words
+
+
+def test_the_caveats_are_stated(page: Path) -> None:
+    shown = Page(page).text
+    assert "One seed per row" in shown
+    assert "The test holds 3 cases: few" in shown
+    assert "Missed: the structure is there" in shown
+    assert "standard deviation over test cases, not over seeds" in shown
+
+
+def test_what_is_missing_is_named_with_commands_that_exist(page: Path) -> None:
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    unfinished = numbers["runs"][2]
+    assert not unfinished["finished"]
+    assert "The run has not been evaluated." in unfinished["missing"]
+    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = re.findall(r"<p><code>(macl .*?)</code></p>", page.read_text())
+    assert len(commands) == 3
+    for command in commands:
+        assert shlex.split(html.unescape(command), comments=True)[1] in known
+
+
+def test_overlays_are_written_as_pictures_too(page: Path) -> None:
+    pictures = sorted((page.parent / "overlays").iterdir())
+    assert len(pictures) == 6
+    assert {picture.stem.split("-")[1] for picture in pictures} == {"best", "median", "worst"}
+    for picture in pictures:
+        height, width, _ = images.imread(picture).shape
+        assert width > 2 * height
+
+
+def test_best_and_worst_are_so_by_dice(fake: FakeRuns, page: Path) -> None:
+    scores = read_run(fake.transferred).scores
+    assert scores
+    means = scores.dice_by_case()
+    assert set(means) == set(TEST_CASES)
+    shown = Page(page).text
+    for role, best in (("Best case", max), ("Worst case", min)):
+        case = best(means, key=lambda name: means[name])
+        assert f"{role} · {case}, Dice {100 * means[case]:.1f} %" in shown
+
+
+# ---------------------------------------------------------------- what may go wrong
+
+
+def test_everything_is_escaped(fake: FakeRuns, tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>&\"'"
+    run = tmp_path / "a run & <u>"
+    shutil.copytree(fake.scratch, run)
+    record = runs.read_record(run).model_copy(update={"classes": ("background", evil, "disc"), "recipe": evil})
+    runs.write_record(run, record)
+    with (run / runs.LOG).open("a") as log:
+        log.write(json.dumps({"step": 61, "epoch": 8, "loss": 1.0, evil: 2.0}) + "\n")
+    rows = (run / runs.CASES).read_text().replace("ring", '"' + evil.replace('"', '""') + '"')
+    (run / runs.CASES).write_text(rows)
+    (run / "cases.summary.json").unlink()
+    shown = Page(report([run], tmp_path / "report.html", notes=[evil]))
+    assert "u" not in shown.tags
+    assert "x" not in shown.loads
+    assert evil in shown.text
+
+
+def test_a_run_whose_store_is_gone_is_still_shown(fake: FakeRuns, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fake.scratch, run)
+    runs.write_record(run, runs.read_record(run).model_copy(update={"store": str(tmp_path / "gone")}))
+    shown = Page(report([run], tmp_path / "report.html"))
+    assert "is not there any more" in shown.text
+    assert "Mean of classes" in shown.text
+    assert "img" not in shown.tags
+
+
+def test_a_store_that_changed_is_not_drawn_over(fake: FakeRuns, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fake.scratch, run)
+    runs.write_record(run, runs.read_record(run).model_copy(update={"store_checksum": "0" * 64}))
+    shown = Page(report([run], tmp_path / "report.html"))
+    assert "is not the one this run was trained on" in shown.text
+    assert "img" not in shown.tags
+
+
+def test_a_mask_that_is_broken_is_named_and_the_others_are_drawn(fake: FakeRuns, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fake.scratch, run)
+    (run / runs.PREDICTIONS / f"{TEST_CASES[0]}.nii.gz").write_bytes(b"broken")
+    shown = Page(report([run], tmp_path / "report.html"))
+    assert re.search(rf"case is not drawn: .*{TEST_CASES[0]}", shown.text)
+    assert shown.tags.count("img") == 6
+
+
+def test_a_run_that_has_just_begun(fake: FakeRuns, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_pretrained(run, Store.open(fake.store), steps=1, finished=False)
+    (run / runs.LOG).write_text('{"step": 1, "epo')
+    shown = Page(report([run], tmp_path / "report.html"))
+    assert "There is no log yet" in shown.text
+    assert "unfinished" in shown.text
+
+
+def test_runs_that_are_alike_get_titles_of_their_own(fake: FakeRuns, tmp_path: Path) -> None:
+    store = Store.open(fake.store)
+    for seed in (0, 1):
+        write_unscored(tmp_path / f"seed{seed}", store, init="scratch", seed=seed)
+    write_unscored(tmp_path / "again", store, init="scratch", seed=1)
+    found = [tmp_path / name for name in ("seed0", "seed1", "again")]
+    report(found, tmp_path / "report.html")
+    titles = [run["title"] for run in json.loads((tmp_path / "report.json").read_text())["runs"]]
+    assert titles == [
+        "From scratch, 2 labelled, seed 0", "From scratch, 2 labelled, seed 1, seed1", "From scratch, 2 labelled, seed 1, again",
+    ]  # fmt: skip
+
+
+def test_a_table_without_a_summary_is_averaged_again(fake: FakeRuns, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fake.scratch, run)
+    before = read_run(run).scores
+    (run / "cases.summary.json").unlink()
+    after = read_run(run).scores
+    assert before
+    assert after
+    for name in before.classes:
+        assert after.spread("dice", name).mean == pytest.approx(before.spread("dice", name).mean, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("found", "out", "words"),
+    [
+        ([], "report.html", "no run"),
+        (["nothing"], "report.html", "does not exist"),
+        (["store"], "report.html", "is not a run"),
+        (["scratch"], "report.pdf", r"ends in \.html"),
+        (["scratch"], ".", r"ends in \.html"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(
+    fake: FakeRuns, tmp_path: Path, found: list[str], out: str, words: str
+) -> None:
+    with pytest.raises(MaclError, match=words):
+        report([fake.store.parent / name for name in found], tmp_path / out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_pre_training_behind_a_start_is_named_by_its_method(fake: FakeRuns, tmp_path: Path) -> None:
+    assert read_run(fake.transferred).start == "macl"
+    run = tmp_path / "run"
+    write_unscored(run, Store.open(fake.store), init="weights/macl_chd.pth (0123456789ab)")
+    assert read_run(run).start == "macl_chd.pth"
+    assert facts.NAMED_WEIGHTS.sub("", "a (b) (0123456789ab)") == "a (b)"
+
+
+# ---------------------------------------------------------------- how it looks
+
+
+def contrast(first: str, second: str) -> float:
+    """The ratio of luminances by WCAG 2."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_text_stands_out_in_light_and_dark(page: Path) -> None:
+    themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", page.read_text(), re.DOTALL)]  # fmt: skip
+    assert len(themes[:2]) == 2
+    for theme in themes[:2]:
+        pairs = [(ink, "paper") for ink in ("ink", "soft", "accent", "warn")]
+        pairs += [("ink", "warn-soft"), ("warn", "warn-soft"), ("accent", "accent-soft")]
+        for ink, ground in pairs:
+            assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground)
+        assert contrast(theme["quiet"], theme["paper"]) >= 3
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_in_a_browser_it_is_whole_quiet_and_not_too_wide(page: Path, tmp_path: Path, width: int) -> None:
+    seen = browser.look(page, width, tmp_path)
+    assert seen["width"] == width
+    assert seen["errors"] == []
+    assert seen["requests"] == []
+    assert seen["without_alt"] == seen["dangling"] == 0
+    assert len(seen["images"]) == 22
+    assert all(natural > 0 and shown > 50 for natural, shown in seen["images"])
+    assert seen["scroll_width"] <= width
+    assert seen["wide"] == []
+
+
+@pytest.mark.browser
+def test_in_a_browser_it_is_drawn_as_it_is(page: Path, tmp_path: Path) -> None:
+    shot, console = browser.picture(page, 1280, 1600, tmp_path)
+    assert console == ""
+    pixels = images.imread(shot)
+    assert pixels.shape[:2] == (1600, 1280)
+    assert len({tuple(pixel) for pixel in pixels[::16, ::16, :3].reshape(-1, 3).round(2)}) > 50
