@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,10 @@ def _dataset(file: Path) -> Any:
     import pydicom
 
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        # A warning would quote the value that is out of order, and that may be the patient's name.
+        with warnings.catch_warnings(action="ignore"):
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            dataset.walk(lambda _, element: element.value)
         told = [int(dataset.get(key, 0) or 0) for key in ("Rows", "Columns", "BitsAllocated")]
     except Exception:  # pydicom raises whatever a damaged header leads it to
         raise RefusedCaseError("a file of the series is no DICOM, or it is damaged") from None
@@ -216,7 +220,8 @@ def _require_whole(file: Path, header: Any) -> None:
     import pydicom
 
     try:
-        data = pydicom.dcmread(file).get("PixelData", b"") or b""
+        with warnings.catch_warnings(action="ignore"):
+            data = pydicom.dcmread(file).get("PixelData", b"") or b""
     except (EOFError, ValueError, TypeError, KeyError, OSError):
         raise RefusedCaseError("it is truncated: a DICOM file of it ends too early") from None
     if not data:
