@@ -157,7 +157,17 @@ def render(summary: Mapping[str, Any]) -> str:
     title = f"{summary['cases']} cases, convention {summary['convention']}" + (" (Dice pooled)" if pooled else "")
     table = Table(title=title, title_justify="left")
     unit = summary["unit"]
-    heads = ("class", "Dice %", "Jaccard %", f"HD95 {unit}", f"ASD {unit}", "n", "missed", "invented", "both empty")
+    heads = (
+        "class",
+        "Dice %",
+        "Jaccard %",
+        f"HD95 {unit}",
+        f"ASD {unit}",
+        "slices" if pooled else "n",
+        "missed",
+        "invented",
+        "both empty",
+    )
     for head in heads:
         table.add_column(head, justify="left" if head == "class" else "right", no_wrap=True)
     for one in summary["classes"]:
@@ -170,7 +180,7 @@ def render(summary: Mapping[str, Any]) -> str:
     console = Console(width=140)
     with console.capture() as capture:
         console.print(table)
-    return capture.get().rstrip()
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
 def _cells(measures: Mapping[str, Any]) -> list[str]:

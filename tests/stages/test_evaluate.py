@@ -17,6 +17,7 @@ import SimpleITK
 from nibabel import nifti1
 
 from fakes.toy_store import write_toy_store
+from macl.cli import main
 from macl.data.predictions import PredictionsRecord, open_predictions
 from macl.data.slicing import plan, to_scan
 from macl.data.store import Geometry, Store
@@ -307,18 +308,21 @@ def test_values_of_a_label() -> None:
     assert values_of(label) == set(np.unique(label).tolist())
 
 
-def test_the_command_line(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_command_line(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "metrics.csv"
     command = [sys.executable, "-m", "macl", "evaluate", *map(str, folders), "--out", str(out), "--convention", "paper"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "convention paper (Dice pooled)" in done.stdout
     assert out.is_file()
-    command[4] = str(tmp_path / "missing")
-    failed = subprocess.run(command, capture_output=True, text=True)
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr.startswith("macl: ")
-    assert failed.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["macl", "evaluate", str(tmp_path / "missing"), *command[5:]])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out, told.err.count("\n")) == (1, "", 1)
+    assert told.err.startswith("macl: ")
 
 
 # ---------------------------------------------------------------- stores, changed

@@ -15,6 +15,7 @@ from nibabel import nifti1
 from fakes.threshold_run import BRIGHTNESS, LABEL_VALUES, known_case, write_threshold_run
 from fakes.toy_store import write_toy_store
 from macl import checkpoint
+from macl.cli import main
 from macl.config import PrepareSettings
 from macl.data.predictions import read_predictions
 from macl.data.runs import WEIGHTS
@@ -154,7 +155,7 @@ def test_a_folder_skips_what_is_done_and_goes_on_past_a_broken_scan(
         write_scan(folder / f"{name}.nii.gz", *_args("axial"))
     whole = (folder / "b.nii.gz").read_bytes()
     (folder / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MaclError, match=r"1 scans could not be segmented \(b: it is truncated"):
+    with pytest.raises(MaclError, match=r"1 of 3 scans could not be segmented \(b: it is truncated"):
         predict([run, folder], out)
     assert sorted(path.name for path in out.iterdir()) == ["a.nii.gz", "c.nii.gz", "predictions.json"]
     first = (out / "a.nii.gz").stat().st_mtime_ns
@@ -279,16 +280,52 @@ def test_a_scan_with_the_wrong_number_of_channels_is_refused(run: Path, tmp_path
         predict([run, two], tmp_path / "out")
 
 
-def test_the_command_line(run: Path, tmp_path: Path) -> None:
+def test_the_command_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz", *_args("coronal"))
-    command = [sys.executable, "-m", "macl", "predict", str(run), str(scan), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    arguments = ["predict", str(run), str(scan), "--probabilities", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "macl", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert (tmp_path / "out" / "scan.nii.gz").is_file()
+    assert len(list((tmp_path / "out").glob("scan.*"))) == 2
     scan.write_bytes(scan.read_bytes()[:200])
-    command[-1] = str(tmp_path / "other")
-    failed = subprocess.run(command, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "Traceback" not in failed.stderr
-    assert failed.stderr.splitlines()[-1].startswith("macl: 1 scans could not be segmented (scan: ")
+    monkeypatch.setattr(sys, "argv", ["macl", *arguments[:-1], str(tmp_path / "other")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("macl: 1 of 1 scans could not be segmented (scan: ")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["predictions.json"]
+
+
+# ---------------------------------------------------------------- DICOM
+
+
+def write_series(folder: Path, array: np.ndarray, spacing: tuple[float, float, float]) -> None:
+    folder.mkdir(parents=True)
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    writer = SimpleITK.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for number in range(len(array)):
+        piece = image[:, :, number]
+        tags = {
+            "0008|0060": "MR", "0010|0010": "Doe^Jane", "0010|0020": "4711", "0010|0030": "19560203",
+            "0020|000d": "1.2.3", "0020|000e": "1.2.3.4", "0008|0018": f"1.2.3.4.{number + 1}",
+            "0020|0013": str(number + 1), "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": str(spacing[2]),
+            "0020|0032": f"-20\\-30\\{-40 + number * spacing[2]}",
+        }  # fmt: skip
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{90 - number}.dcm"))
+        writer.Execute(piece)
+
+
+def test_a_dicom_series_gives_a_mask_on_its_grid_that_names_nobody(run: Path, tmp_path: Path, capsys) -> None:
+    image, label = known_case((6, 24, 30))
+    write_series(tmp_path / "Doe_Jane", image, (0.8, 0.8, 3.0))
+    (mask,) = predict([run, tmp_path / "Doe_Jane"], tmp_path / "out")
+    written = SimpleITK.ReadImage(str(mask))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(written), label)
+    np.testing.assert_allclose(written.GetSpacing(), (0.8, 0.8, 3.0), rtol=1e-6)
+    np.testing.assert_allclose(written.GetOrigin(), (-20, -30, -40), rtol=1e-6)
+    told = mask.name + (tmp_path / "out" / "predictions.json").read_text() + capsys.readouterr().err
+    assert not any(secret in told for secret in ("Jane", "4711", "19560203"))

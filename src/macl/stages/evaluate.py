@@ -123,7 +123,7 @@ def _recognise(path: Path) -> Source | None:
 
 def _store_truth(store: Store) -> Truth:
     index = store.index
-    values = np.asarray(index.label_values)
+    values = np.asarray(index.label_values, dtype=np.int32)
 
     def read(name: str) -> Label:
         case = store.case(name)

@@ -18,7 +18,7 @@ from macl.data.store import INDEX, Geometry, Normalisation, Slicing, Store
 from macl.data.survey import lone_case, recognise, survey
 from macl.data.volumes import grid_difference, is_one_scan, read_header, read_scan, suffix_of, write_volume
 from macl.errors import MaclError, RefusedCaseError
-from macl.files import inside, sha256
+from macl.files import inside, require_disk_space, sha256
 from macl.inference import Member, predict_case
 from macl.plugins import Case, Reader, find, names
 from macl.progress import progress, say
@@ -100,7 +100,7 @@ def predict(
         for scan in waiting:
             try:
                 ready = scan.read()
-            except (RefusedCaseError, MaclError) as error:
+            except MaclError as error:
                 failed[scan.name] = str(error)
                 say(f"{scan.name}: not segmented, {error}")
             else:
@@ -108,7 +108,8 @@ def predict(
                     notes.setdefault(note, []).append(scan.name)
                 _segment(ensemble, scan, ready, record, out, probabilities, batch_size)
             advance(note=scan.name)
-    _report(notes, failed, len(scans), out)
+    say(f"Wrote {sum(scan.name not in failed for scan in waiting)} masks to {out}.")
+    _report(notes, failed, len(record.cases))
     return [_mask_path(scan, out) for scan in scans]
 
 
@@ -264,6 +265,9 @@ def _segment(
     batch_size: int,
 ) -> None:
     """Write a scan's probabilities, if asked for, and then its mask, which says that the scan is done."""
+    if probabilities:
+        voxels = len(ready.slices) * np.prod(ready.slicing.scanned_size)
+        require_disk_space(out, int(4 * len(record.classes) * voxels), f"The probabilities of {scan.name}")
     labels: list[np.ndarray] = []
     kept: list[np.ndarray] = []
     for piece in predict_case(ensemble, ready.slices, ready.normalisation, ready.slicing, batch_size=batch_size):
@@ -283,11 +287,12 @@ def _label_values(values: Sequence[int]) -> np.ndarray:
     return np.asarray(values, dtype=np.result_type(*(np.min_scalar_type(value) for value in values)))
 
 
-def _report(notes: Mapping[str, Sequence[str]], failed: Mapping[str, str], count: int, out: Path) -> None:
+def _report(notes: Mapping[str, Sequence[str]], failed: Mapping[str, str], asked: int) -> None:
     for note, cases in notes.items():
         say(f"Assumed for {', '.join(cases[:5])}{f' and {len(cases) - 5} more' if len(cases) > 5 else ''}: {note}.")
     if failed:
         reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in list(failed.items())[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        raise MaclError(f"{len(failed)} scans could not be segmented ({reasons}{more}); the other masks are in {out}.")
-    say(f"Wrote {count} masks to {out}.")
+        raise MaclError(
+            f"{len(failed)} of {asked} scans could not be segmented ({reasons}{more}): mend them and run this again."
+        )
