@@ -115,7 +115,8 @@ def check(transfer: Transfer, encoder_only: bool) -> None:
     Raises:
         MaclError: no tensor of the encoder was taken, or none of the decoder and `encoder_only` is not said.
     """
-    taken = {row.name.split(".")[0] for row in transfer.tensors if row.outcome in ("loaded", "adapted")}
+    # A BatchNorm's counter has no shape and fits between any two networks.
+    taken = {row.name.split(".")[0] for row in transfer.tensors if row.shape and row.outcome in ("loaded", "adapted")}
     if "encoder" not in taken:
         refused = next(
             (f"{row.name}: {row.why}" for row in transfer.tensors if row.outcome == "refused"), "no name fits"
