@@ -14,21 +14,30 @@ stop-gradient, and the four views pass through the network apart, so that BatchN
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl.config import PluginSettings, SpatialSettings
-from macl.heads import global_projector, pixel_projector
-from macl.losses import contrastive, dense_contrastive, for_both_branches, positives_by_position, spread
+from macl.config import IntensitySettings, PluginSettings, SpatialSettings
+from macl.heads import follow, global_projector, momentum_twin, pixel_projector
+from macl.losses import (
+    contrastive,
+    dense_contrastive,
+    for_both_branches,
+    positives_by_position,
+    released_factor,
+    spread,
+)
 from macl.plugins import BackboneModule, Batch, Step
-from macl.views import spatial_view
+from macl.views import change_intensity, spatial_view
 
 POOLED_BY_ENCODER = 16
-RELEASED_BASE_TEMPERATURE = 0.07
 
 
 class Settings(PluginSettings):
@@ -44,23 +53,38 @@ class Settings(PluginSettings):
     released_factor: bool = Field(default=True, description="multiply L_g and L_d by τ / 0.07, as the release does")
     projection: int = Field(default=128, gt=0, description="channels of the global projections")
     views: SpatialSettings = SpatialSettings()
+    # The paper's ablations.
+    encoders: Literal["shared", "ema", "independent"] = Field(
+        default="shared", description="the auxiliary branch's encoder: the same, one that follows, or one of its own"
+    )
+    encoder_momentum: float = Field(default=0.99, ge=0, le=1, description="of the encoder that follows")
+    symmetric: bool = Field(default=False, description="the auxiliary branch too is downsampled and decoded")
+    encoder_share: float = Field(
+        default=1.0, gt=0, le=1, description="below 1: two stages, L_g and L_ER, then L_d on a frozen encoder"
+    )
+    invariance: IntensitySettings = Field(
+        default=IntensitySettings(), description="changes of I1 and I2; the paper found none to be best"
+    )
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the branches yield; shapes for slice side S, width F and N decoder blocks, s = S/16."""
+    """What the branches yield; shapes for slice side S, width F and N decoder blocks, s = S/16.
 
-    auxiliary_bottleneck: Tensor
+    The first four are None where I1 and I2 were not given, the last two where V1 and V2 were not.
+    """
+
+    auxiliary_bottleneck: Tensor | None = None
     """Ỹ (B, 16F, s, s)"""
-    dominant_bottleneck: Tensor
+    dominant_bottleneck: Tensor | None = None
     """Y (B, 16F, s/2^N, s/2^N)"""
-    auxiliary_dense: Tensor
+    auxiliary_dense: Tensor | None = None
     """Z̃ˡ (B, 16F/2^N, s, s)"""
-    dominant_dense: Tensor
+    dominant_dense: Tensor | None = None
     """Zˡ (B, 16F/2^N, s, s)"""
-    auxiliary_global: Tensor
+    auxiliary_global: Tensor | None = None
     """Z̃ᵍ (B, projection)"""
-    dominant_global: Tensor
+    dominant_global: Tensor | None = None
     """Zᵍ (B, projection)"""
 
 
@@ -79,65 +103,98 @@ class Macl(nn.Module):
         super().__init__()
         self.settings = settings
         self.backbone = backbone
-        bottleneck = backbone.channels[-1]
+        self.factor = released_factor(settings.temperature, settings.released_factor)
+        bottleneck, hidden = backbone.channels[-1], backbone.channels[2]
         dense = bottleneck // 2**settings.decoder_blocks
-        hidden = backbone.channels[2]
-        self.auxiliary_pixel_projector = pixel_projector(bottleneck, dense)
-        self.auxiliary_global_projector = global_projector(bottleneck, hidden, settings.projection)
+        auxiliary = dense if settings.symmetric else bottleneck
+        self.auxiliary_pixel_projector = nn.Identity() if settings.symmetric else pixel_projector(bottleneck, dense)
+        self.auxiliary_global_projector = global_projector(auxiliary, hidden, settings.projection)
         self.dominant_global_projector = global_projector(dense, hidden, settings.projection)
+        if settings.encoders == "ema":
+            self.auxiliary_encoder = momentum_twin(backbone.encoder)
+        elif settings.encoders == "independent":
+            self.auxiliary_encoder = copy.deepcopy(backbone.encoder)
 
-    def forward(self, i1: Tensor, i2: Tensor, v1: Tensor, v2: Tensor) -> Outputs:
-        """Four views (B, C, S, S) through both branches; i1 and v1 feed the auxiliary, i2 and v2 the dominant one."""
-        blocks = self.settings.decoder_blocks
-        auxiliary = self.backbone.encode(i1)[-1]
-        dominant = self.backbone.encode(_down(i2, blocks))
-        return Outputs(
-            auxiliary_bottleneck=auxiliary,
-            dominant_bottleneck=dominant[-1],
-            auxiliary_dense=self.auxiliary_pixel_projector(auxiliary),
-            dominant_dense=self.backbone.decode(dominant),
-            auxiliary_global=self.auxiliary_global_projector(self.backbone.encode(v1)[-1]),
-            dominant_global=self.dominant_global_projector(self.backbone(_down(v2, blocks))),
-        )
-
-    def losses(self, outputs: Outputs, positions: Tensor) -> Step:
-        """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for slices at the given positions (B,)."""
+    def _auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, S, S) → the branch's bottleneck and the maps it ends with, which are the same unless symmetric."""
         settings = self.settings
-        positives = positives_by_position(positions, settings.threshold)
-        factor = settings.temperature / RELEASED_BASE_TEMPERATURE if settings.released_factor else 1.0
-        anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
-        loss_global = factor * contrastive(anchors, for_both_branches(positives), settings.temperature)
-        loss_dense = factor * dense_contrastive(
-            outputs.dominant_dense, outputs.auxiliary_dense, positives, settings.temperature
-        )
-        target = _down(outputs.auxiliary_bottleneck, settings.decoder_blocks)
-        loss_regularisation = F.l1_loss(outputs.dominant_bottleneck, target)
-        total = (
-            settings.weight_global * loss_global
-            + settings.weight_dense * loss_dense
-            + settings.weight_regularisation * loss_regularisation
-        )
+        images = _down(images, settings.decoder_blocks) if settings.symmetric else images
+        with torch.set_grad_enabled(torch.is_grad_enabled() and settings.encoders != "ema"):
+            shared = settings.encoders == "shared"
+            features = self.backbone.encode(images) if shared else self.auxiliary_encoder(images)
+        return features[-1], self.backbone.decode(features) if settings.symmetric else features[-1]
+
+    def forward(self, i1: Tensor | None, i2: Tensor | None, v1: Tensor | None, v2: Tensor | None) -> Outputs:
+        """Four views (B, C, S, S) through both branches; i1 and v1 feed the auxiliary, i2 and v2 the dominant one."""
+        blocks, found = self.settings.decoder_blocks, {}
+        if i1 is not None and i2 is not None:
+            found["auxiliary_bottleneck"], last = self._auxiliary(i1)
+            dominant = self.backbone.encode(_down(i2, blocks))
+            found["dominant_bottleneck"] = dominant[-1]
+            found["auxiliary_dense"] = self.auxiliary_pixel_projector(last)
+            found["dominant_dense"] = self.backbone.decode(dominant)
+        if v1 is not None and v2 is not None:
+            found["auxiliary_global"] = self.auxiliary_global_projector(self._auxiliary(v1)[1])
+            found["dominant_global"] = self.dominant_global_projector(self.backbone(_down(v2, blocks)))
+        return Outputs(**found)
+
+    def weights(self, done: float) -> tuple[float, float, float]:
+        """λ1, λ2, λ3 after this share of the run."""
+        settings = self.settings
+        weights = settings.weight_global, settings.weight_dense, settings.weight_regularisation
+        if settings.encoder_share == 1:
+            return weights
+        return (weights[0], 0.0, weights[2]) if done < settings.encoder_share else (0.0, weights[1], 0.0)
+
+    def losses(self, outputs: Outputs, positions: Tensor, done: float = 0.0) -> Step:
+        """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for slices at the given positions (B,); what weighs 0 is not computed."""
+        positives = positives_by_position(positions, self.settings.threshold)
+        temperature, none = self.settings.temperature, positions.new_zeros(())
+        weights = self.weights(done)
+        loss_global = loss_dense = loss_regularisation = size = distance = none
+        if outputs.dominant_bottleneck is not None and outputs.auxiliary_bottleneck is not None:
+            size, distance = outputs.dominant_bottleneck.abs().mean(), spread(outputs.dominant_bottleneck.mean((2, 3)))
+            if weights[2]:
+                blocks = 0 if self.settings.symmetric else self.settings.decoder_blocks
+                loss_regularisation = F.l1_loss(
+                    outputs.dominant_bottleneck, _down(outputs.auxiliary_bottleneck, blocks)
+                )
+        if weights[1] and outputs.dominant_dense is not None and outputs.auxiliary_dense is not None:
+            maps = outputs.dominant_dense, outputs.auxiliary_dense
+            loss_dense = self.factor * dense_contrastive(*maps, positives, temperature)
+        if weights[0] and outputs.dominant_global is not None and outputs.auxiliary_global is not None:
+            anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
+            loss_global = self.factor * contrastive(anchors, for_both_branches(positives), temperature)
+            distance = spread(anchors)
         parts = {
             "loss_global": loss_global,
             "loss_dense": loss_dense,
             "loss_regularisation": loss_regularisation,
             "positives_per_anchor": 2.0 * positives.sum(1).float().mean() - 1.0,
-            "feature_spread": spread(anchors),
-            "bottleneck_size": outputs.dominant_bottleneck.abs().mean(),
+            "feature_spread": distance,
+            "bottleneck_size": size,
         }
+        total = weights[0] * loss_global + weights[1] * loss_dense + weights[2] * loss_regularisation
         return Step(total, {name: value.detach() for name, value in parts.items()})
 
     def step(self, batch: Batch) -> Step:
-        """Views, branches, losses."""
-        image = batch.images
-        v1 = spatial_view(image, batch.draws, "v1", self.settings.views)
-        v2 = spatial_view(image, batch.draws, "v2", self.settings.views)
-        return self.losses(self(image, image, v1, v2), batch.positions)
+        """Views, branches, losses; a view whose losses weigh 0 is not made."""
+        settings, image = self.settings, batch.images
+        i1 = i2 = v1 = v2 = None
+        weights = self.weights(batch.done)
+        if settings.encoders == "ema":
+            follow(self.auxiliary_encoder, self.backbone.encoder, settings.encoder_momentum)
+        if batch.done >= settings.encoder_share:
+            self.backbone.encoder.requires_grad_(False).eval()
+        if weights[0]:
+            v1, v2 = (spatial_view(image, batch.draws, name, settings.views) for name in ("v1", "v2"))
+        if weights[1] or weights[2]:
+            i1, i2 = (change_intensity(image, batch.draws.within(name), settings.invariance) for name in ("i1", "i2"))
+        return self.losses(self(i1, i2, v1, v2), batch.positions, batch.done)
 
     def uniform_loss(self, batch_size: int) -> tuple[str, float]:
         """The logged part that shows collapse, and its value where all features are equal: ln(2B − 1) · factor."""
-        factor = self.settings.temperature / RELEASED_BASE_TEMPERATURE if self.settings.released_factor else 1.0
-        return "loss_global", factor * float(torch.log(torch.tensor(2.0 * batch_size - 1.0)))
+        return "loss_global", self.factor * math.log(2 * batch_size - 1)
 
     def handed_on(self) -> tuple[str, ...]:
         """The whole encoder and the decoder blocks that were trained."""

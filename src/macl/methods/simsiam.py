@@ -47,9 +47,11 @@ class SimSiam(nn.Module):
 
     def losses(self, z1: Tensor, z2: Tensor) -> Step:
         """Half of each direction's negative cosine, for projections (B, D)."""
+        p1, p2 = self.predictor(z1), self.predictor(z2)
         t1, t2 = (z1.detach(), z2.detach()) if self.settings.stop_gradient else (z1, z2)
-        loss = 0.5 * negative_cosine(self.predictor(z1), t2) + 0.5 * negative_cosine(self.predictor(z2), t1)
-        return Step(loss, {"loss_similarity": loss.detach(), "feature_spread": spread(torch.cat((z1, z2)))})
+        loss = 0.5 * negative_cosine(p1, t2) + 0.5 * negative_cosine(p2, t1)
+        # The spread of predictions: BatchNorm keeps the projections of a small batch apart even where all else has collapsed.
+        return Step(loss, {"loss_similarity": loss.detach(), "feature_spread": spread(torch.cat((p1, p2)))})
 
     def step(self, batch: Batch) -> Step:
         """Two views, one encoder."""

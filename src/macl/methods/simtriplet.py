@@ -55,7 +55,7 @@ class SimTriplet(nn.Module):
         parts = {
             "loss_views": views.detach(),
             "loss_neighbours": neighbours.detach(),
-            "feature_spread": spread(torch.cat((z1, z2))),
+            "feature_spread": spread(torch.cat((p1, p2))),
         }
         return Step(views + neighbours, parts)
 
