@@ -12,7 +12,12 @@ LABELS = {"background": 0, "ring": 1, "disc": 2}
 
 
 def write(
-    folder: Path, cases: int = 3, test: int = 1, channels: tuple[str, ...] = ("CT",), ending: str = ".nii.gz", **more: Any
+    folder: Path,
+    cases: int = 3,
+    test: int = 1,
+    channels: tuple[str, ...] = ("CT",),
+    ending: str = ".nii.gz",
+    **more: Any,
 ) -> Path:
     """Write `cases` labelled and `test` unlabelled cases; `more` goes into `dataset.json`."""
     put = write_nifti if ending.startswith(".nii") else write_itk
@@ -23,6 +28,7 @@ def write(
             put(folder / f"images{part}" / f"toy_{number:03d}_{channel:04d}{ending}", image + 10 * channel)
         if number < cases:
             put(folder / "labelsTr" / f"toy_{number:03d}{ending}", label)
+    folder.mkdir(parents=True, exist_ok=True)
     described = {
         "channel_names": {str(index): name for index, name in enumerate(channels)},
         "labels": LABELS,

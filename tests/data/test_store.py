@@ -1,0 +1,93 @@
+"""The store: what is written is read, and what is broken is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pytest
+
+from fakes.toy_store import write_toy_store
+from macl.data.store import Store, StoreIndex, write_array, write_index
+from macl.errors import MaclError
+
+
+def test_an_array_is_a_chunk_per_slice_and_always_the_same_file(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 900, (5, 2, 30, 20)).astype(np.int16)
+    entry = write_array(tmp_path / "a", "case", "image", array)
+    write_array(tmp_path / "b", "case", "image", np.asfortranarray(array))
+    first = tmp_path / "a" / entry.file
+    assert first.read_bytes() == (tmp_path / "b" / entry.file).read_bytes()
+    assert blosc2.open(str(first)).chunks == (1, 2, 30, 20)
+    assert first.stat().st_size < array.nbytes
+    assert (entry.shape, entry.dtype) == (array.shape, "int16")
+    assert entry.sha256 == hashlib.sha256(array.tobytes()).hexdigest()
+    assert [path.name for path in first.parent.iterdir()] == ["case.image.b2nd"]
+
+
+def test_slices_are_read_one_by_one_or_together(tmp_path: Path) -> None:
+    store = write_toy_store(tmp_path / "store", patients=2, slices=5)
+    name = next(iter(store.cases))
+    whole = store.read(name)
+    assert whole.shape == (5, 1, *store.case(name).size)
+    np.testing.assert_array_equal(store.read(name, start=3, stop=4), whole[3:4])
+    np.testing.assert_array_equal(store.read(name, "label", start=2), store.read(name, "label")[2:])
+
+
+def test_the_checksum_follows_contents_not_place(tmp_path: Path) -> None:
+    first = write_toy_store(tmp_path / "a", patients=2)
+    assert Store.open((tmp_path / "a").rename(tmp_path / "moved")).checksum == first.checksum
+    assert write_toy_store(tmp_path / "b", patients=2).checksum == first.checksum
+    assert write_toy_store(tmp_path / "c", patients=2, seed=1).checksum != first.checksum
+
+
+def test_an_index_comes_back(tmp_path: Path) -> None:
+    index = write_toy_store(tmp_path / "a", patients=2).index
+    (tmp_path / "b").mkdir()
+    write_index(tmp_path / "b", index)
+    assert Store.open(tmp_path / "b").index == index
+    assert StoreIndex.model_validate_json((tmp_path / "b/store.json").read_text()) == index
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "store.json").unlink(), "is not a store"),
+        (lambda folder: (folder / "store.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "store.json").write_text('{"format": "macl-store", "version": 9}'), "version 9"),
+    ],
+)
+def test_what_is_no_store_is_named(tmp_path: Path, change, words: str) -> None:
+    write_toy_store(tmp_path / "store", patients=2)
+    change(tmp_path / "store")
+    with pytest.raises(MaclError, match=words):
+        Store.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(b"nonsense"),
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        lambda file: blosc2.asarray(np.zeros((1, 1, 2, 2), np.uint8), urlpath=str(file), mode="w"),
+    ],
+)
+def test_a_broken_array_is_named(tmp_path: Path, change) -> None:
+    store = write_toy_store(tmp_path / "store", patients=2)
+    name = next(iter(store.cases))
+    change(tmp_path / "store" / store.case(name).arrays["image"].file)
+    with pytest.raises(MaclError, match=r"image\.b2nd of the case 'patient001' cannot be read"):
+        store.read(name)
+
+
+def test_an_index_that_points_out_of_the_store_is_refused(tmp_path: Path) -> None:
+    store = write_toy_store(tmp_path / "store", patients=2)
+    raw = json.loads((tmp_path / "store/store.json").read_text())
+    raw["cases"][0]["arrays"]["image"]["file"] = "../secret.b2nd"
+    (tmp_path / "store/store.json").write_text(json.dumps(raw))
+    with pytest.raises(MaclError, match="outside that folder"):
+        Store.open(tmp_path / "store").read(next(iter(store.cases)))

@@ -1,0 +1,99 @@
+"""inspect: what a source, a store, a run or a scan holds, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes import acdc, dicom, msd
+from fakes.command import macl
+from fakes.finished_runs import write_pretrained
+from fakes.scans import affine, anatomy, truncate, write_itk, write_nifti
+from fakes.toy_store import write_toy_store
+from macl.stages.inspect import inspect
+from macl.stages.prepare import prepare
+
+
+def as_json(path: Path) -> dict[str, Any]:
+    answer = macl("inspect", path, "--json")
+    assert answer.code == 0, answer.err
+    return json.loads(answer.out)
+
+
+def test_a_source_is_counted(tmp_path: Path) -> None:
+    msd.write(tmp_path / "data")
+    truncate(tmp_path / "data/imagesTr/toy_001.nii.gz", 0.0)
+    found = as_json(tmp_path / "data")
+    expected = {"reader": "msd", "cases": 4, "patients": 4, "labelled": 2, "modality": "MR"}
+    assert {key: found[key] for key in expected} == expected
+    assert found["classes"] == ["background", "Ring", "Disc"]
+    assert found["refused"] == [{"name": "toy_001", "reason": "the file is empty"}]
+    assert found["sizes"] == [[24, 20, 6], [24, 20, 6]]
+
+
+def test_a_store_is_counted_and_tells_who_was_refused(tmp_path: Path) -> None:
+    acdc.write(tmp_path / "data", patients=2)
+    write_nifti(tmp_path / "data/patient002/patient002_frame12.nii.gz", np.full((6, 20, 24), 7, np.int16))
+    prepare(tmp_path / "data", tmp_path / "store", workers=1)
+    found = as_json(tmp_path / "store")
+    expected = {"reader": "acdc", "cases": 3, "patients": 2, "labelled": 3, "modality": "MR", "slices": 18}
+    assert {key: found[key] for key in expected} == expected
+    assert found["classes"] == ["background", "RV", "MYO", "LV"]
+    assert [refused["name"] for refused in found["refused"]] == ["patient002_frame12"]
+    assert "constant" in found["refused"][0]["reason"]
+
+
+def test_a_scan_is_described(tmp_path: Path) -> None:
+    image = anatomy(0)[0]
+    found = as_json(write_nifti(tmp_path / "a.nii.gz", image, affine((0.5, 0.75, 3.0))))
+    assert (found["kind"], found["format"], found["orientation"], found["dtype"]) == ("scan", "NIfTI", "LPS", "int16")
+    assert (found["size"], found["spacing_mm"]) == ([24, 20, 6], [0.5, 0.75, 3.0])
+    assert found["range"] == [image.min(), image.max()]
+    picture = as_json(write_itk(tmp_path / "a.png", image[0].astype(np.uint8)))
+    assert (picture["format"], picture["spacing_mm"]) == ("PNG", None)
+    dicom.write_series(tmp_path / "series")
+    series = as_json(tmp_path / "series")
+    assert (series["format"], series["modality"], series["size"]) == ("DICOM", "MR", [16, 12, 5])
+    assert not {"quixote", "alonso", "1947"} & set(json.dumps(series).casefold().replace("^", " ").split())
+
+
+def test_a_run_is_described(tmp_path: Path) -> None:
+    store = write_toy_store(tmp_path / "store")
+    write_pretrained(tmp_path / "pretrained", store, steps=40)
+    found = as_json(tmp_path / "pretrained")
+    assert (found["kind"], found["finished"], found["cases"], found["patients"]) == ("pretrain", True, 3, 3)
+    assert found["settings"]["method"] == "macl"
+    assert found["last_log_line"]["step"] == 40
+    assert "last log line" in macl("inspect", tmp_path / "pretrained").out
+
+
+@pytest.mark.parametrize("what", ["source", "store", "scan"])
+def test_the_table_says_what_the_json_says(tmp_path: Path, what: str) -> None:
+    paths = {
+        "source": tmp_path / "data",
+        "store": tmp_path / "store",
+        "scan": tmp_path / "data/imagesTr/toy_001.nii.gz",
+    }
+    msd.write(tmp_path / "data")
+    write_toy_store(tmp_path / "store")
+    answer = macl("inspect", paths[what])
+    assert answer.code == 0
+    for key, value in inspect(paths[what]).items():
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            line = next(line for line in answer.out.splitlines() if line.startswith(key.replace("_", " ")))
+            assert line.split()[-1] == str(value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "notes.txt", "empty", "broken.nii.gz"])
+def test_what_is_unknown_is_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    truncate(write_nifti(tmp_path / "broken.nii.gz", anatomy(0)[0]))
+    answer = macl("inspect", tmp_path / name, "--json")
+    assert (answer.code, answer.out) == (1, "")
+    assert len(answer.err.strip().splitlines()) == 1
+    assert str(tmp_path / name) in answer.err

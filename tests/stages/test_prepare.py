@@ -1,0 +1,496 @@
+"""prepare, as a user calls it: good cases unharmed, bad ones refused with a reason, nothing left half-written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from fakes import acdc, dicom, msd, nnunet
+from fakes.command import macl
+from fakes.scans import (
+    affine,
+    anatomy,
+    announce,
+    bomb,
+    break_checksum,
+    files_below,
+    flip_bit,
+    truncate,
+    write_itk,
+    write_nifti,
+)
+from macl.config import PrepareSettings
+from macl.data.slicing import measure, to_scan
+from macl.data.store import Store
+from macl.errors import MaclError
+from macl.stages.prepare import prepare
+
+TRACES = ("Traceback", "Error:", 'File "')
+
+
+def sentence(err: str) -> str:
+    """The last line on stderr, which must be all there is to an error."""
+    assert not any(trace in err for trace in TRACES), err
+    return err.strip().splitlines()[-1]
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize(
+    ("write", "reader", "cases", "patients", "labelled"),
+    [(acdc.write, "acdc", 4, 2, 4), (msd.write, "msd", 5, 5, 3), (nnunet.write, "nnunet_raw", 4, 4, 3)],
+)
+def test_every_layout_becomes_a_store(tmp_path: Path, write, reader, cases, patients, labelled) -> None:
+    before = files_below(write(tmp_path / "data"))
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert answer.code == 0
+    assert answer.out == ""
+    assert f"{cases} cases of {patients} patients ({labelled} labelled" in answer.err
+    index = Store.open(tmp_path / "store").index
+    assert (index.reader, len(index.cases), len({case.patient for case in index.cases})) == (reader, cases, patients)
+    assert sum(case.labelled for case in index.cases) == labelled
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["cases", "store.json"]
+    assert files_below(tmp_path / "data") == before
+
+
+def test_slices_are_the_scans_own_numbers_in_canonical_order(tmp_path: Path) -> None:
+    msd.write(tmp_path / "data")
+    macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    store = Store.open(tmp_path / "store")
+    case = store.case("toy_002")
+    image, label = anatomy(2)
+    scan = nibabel.load(tmp_path / "data/imagesTr/toy_002.nii.gz")
+    left_posterior_superior = np.asarray(nibabel.as_closest_canonical(scan).dataobj)[::-1, ::-1].T
+    np.testing.assert_array_equal(store.read("toy_002")[:, 0], left_posterior_superior)
+    np.testing.assert_array_equal(to_scan(store.read("toy_002")[:, 0], case.slicing), image)
+    np.testing.assert_array_equal(to_scan(store.read("toy_002", "label"), case.slicing), label)
+    assert case.class_voxels == tuple(np.bincount(label.ravel()))
+    assert case.spacing_mm == pytest.approx((4.0, 1.5, 1.0))
+    assert case.geometry.size == (24, 20, 6)
+    assert case.normalisation == measure(store.read("toy_002"), "clip_zscore")
+    assert store.index.classes == ("background", "Ring", "Disc")
+    assert store.index.prepared == PrepareSettings(normalisation="clip_zscore")
+
+
+def test_several_channels_in_one_file_or_in_several(tmp_path: Path) -> None:
+    msd.write(tmp_path / "one", modality=("FLAIR", "T1w"))
+    nnunet.write(tmp_path / "several", channels=("FLAIR", "T1w"))
+    for name in ("one", "several"):
+        assert macl("prepare", tmp_path / name, tmp_path / f"{name}.store", "--workers", 1).code == 0
+        store = Store.open(tmp_path / f"{name}.store")
+        case = store.index.cases[1]
+        array = store.read(case.name)
+        assert store.index.channels == ("FLAIR", "T1w")
+        assert array.shape == (6, 2, 20, 24)
+        np.testing.assert_array_equal(array[:, 1], array[:, 0] + 10)
+        assert len(case.normalisation.mean) == 2
+
+
+def test_resampling_keeps_the_truth_on_the_scans_own_grid(tmp_path: Path) -> None:
+    msd.write(tmp_path / "data")
+    assert macl("prepare", tmp_path / "data", tmp_path / "store", "--spacing-mm", 0.8, "--workers", 1).code == 0
+    store = Store.open(tmp_path / "store")
+    case = store.case("toy_001")
+    assert case.size == (38, 30)
+    assert store.read("toy_001").shape == (6, 1, 38, 30)
+    assert store.read("toy_001", "label").shape == (6, 38, 30)
+    np.testing.assert_array_equal(to_scan(store.read("toy_001", "truth"), case.slicing), anatomy(1)[1])
+    assert case.slicing.scanned_size == (20, 24)
+    assert case.spacing_mm == pytest.approx((4.0, 30 / 38, 0.8))
+
+
+def test_outliers_and_fractions_become_float16_that_normalises_well(tmp_path: Path) -> None:
+    image = anatomy(1)[0] / 3
+    image[0, 0, :20] = 3e5
+    write_nifti(tmp_path / "data/a.nii.gz", image.astype(np.float32))
+    prepare(tmp_path / "data", tmp_path / "store", workers=1)
+    store = Store.open(tmp_path / "store")
+    case, array = store.case("a"), store.read("a").astype(np.float64)
+    assert case.arrays["image"].dtype == "float16"
+    assert np.isfinite(array).all()
+    (slope, shift), inside = case.rescale[0], image < 1e3
+    np.testing.assert_allclose(to_scan(array[:, 0], case.slicing)[inside] * slope + shift, image[inside], atol=0.05)
+    clipped = np.clip(array, case.normalisation.low[0], case.normalisation.high[0])
+    assert clipped.mean() == pytest.approx(case.normalisation.mean[0], abs=0.01)
+    assert clipped.std() == pytest.approx(case.normalisation.deviation[0], abs=0.01)
+
+
+def test_classes_are_found_where_none_are_declared_and_that_is_said(tmp_path: Path) -> None:
+    image, label = anatomy(0)
+    for name, values in (("a", (0, 7, 255)), ("b", (0, 7, 7)), ("c", (3, 3, 3))):
+        write_nifti(tmp_path / f"data/{name}.nii.gz", image)
+        write_nifti(tmp_path / f"data/{name}_seg.nii.gz", np.array(values, np.uint8)[label])
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    index = Store.open(tmp_path / "store").index
+    assert index.label_values == (0, 3, 7, 255)
+    assert index.classes == ("background", "class 3", "class 7", "class 255")
+    assert "the labels hold 0, 3, 7, 255" in answer.err
+    found = to_scan(Store.open(tmp_path / "store").read("a", "label"), index.cases[0].slicing)
+    np.testing.assert_array_equal(found, np.array([0, 2, 3])[label])
+
+
+def test_pictures_are_cases_of_one_slice_without_spacing(tmp_path: Path) -> None:
+    for number in range(3):
+        image, label = anatomy(number)
+        write_itk(tmp_path / f"data/images/{number}.png", np.repeat(image[0][..., None].astype(np.uint8), 3, axis=-1))
+        write_itk(tmp_path / f"data/labels/{number}.png", label[0] * 127)
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert answer.code == 0
+    index = Store.open(tmp_path / "store").index
+    assert index.channels == ("red", "green", "blue")
+    assert [(case.slices, case.spacing_mm) for case in index.cases] == [(1, None)] * 3
+    assert "3 of 3 cases: a single slice" in answer.err
+    refused = macl("prepare", tmp_path / "data", tmp_path / "other", "--spacing-mm", 1, "--workers", 1)
+    assert refused.code == 1
+    assert "tells no spacing" in sentence(refused.err)
+    assert not (tmp_path / "other").exists()
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def relabel(value: float, dtype: type = np.float32) -> Callable[[Path], None]:
+    def change(data: Path) -> None:
+        label = anatomy(2)[1].astype(dtype)
+        label[3, 4, 5] = value
+        write_nifti(data / "labelsTr/toy_002.nii.gz", label)
+
+    return change
+
+
+def rescan(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def rewrite(data: Path) -> None:
+        write_nifti(data / "imagesTr/toy_002.nii.gz", change(anatomy(2)[0].astype(np.float32)))
+
+    return rewrite
+
+
+def on_image(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda data: change(data / "imagesTr/toy_002.nii.gz")
+
+
+def on_label(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda data: change(data / "labelsTr/toy_002.nii.gz")
+
+
+def without_slices(path: Path) -> None:
+    plain = write_nifti(path.with_name("plain.nii"), anatomy(2)[0])
+    announce(plain, (24, 20, 0))
+    nothing = plain.read_bytes()
+    plain.unlink()
+    path.write_bytes(gzip.compress(nothing))
+
+
+def link_out(path: Path) -> None:
+    secret = path.parents[2] / "secret.nii.gz"
+    shutil.move(path, secret)
+    path.symlink_to(secret)
+
+
+BAD = {
+    "image cut": (on_image(truncate), "truncated|damaged"),
+    "image empty": (on_image(lambda path: path.write_bytes(b"")), "empty"),
+    "image of text": (on_image(lambda path: path.write_text("hello")), "not"),
+    "image with a wrong CRC": (on_image(break_checksum), "checksum"),
+    "image with a flipped bit": (on_image(flip_bit), "damaged"),
+    "image missing": (on_image(Path.unlink), "is not there"),
+    "image a bomb": (on_image(bomb), "more than the"),
+    "image without slices": (on_image(without_slices), "no slices"),
+    "image a link out": (on_image(link_out), "out of the data set's folder"),
+    "image constant": (rescan(lambda a: np.full_like(a, 3)), "constant"),
+    "image with NaN": (rescan(lambda a: np.where(a > a.max() - 2, np.nan, a)), "NaN or infinite"),
+    "image with infinity": (rescan(lambda a: np.where(a > a.max() - 2, np.inf, a)), "NaN or infinite"),
+    "image 4D": (rescan(lambda a: np.stack([a, a + 1])), "4D"),
+    "image sheared": (
+        on_image(lambda p: write_nifti(p, anatomy(2)[0], affine() + np.eye(4, k=1) * [0, 0.4, 0, 0])),
+        "sheared",
+    ),
+    "label cut": (on_label(truncate), "truncated|damaged"),
+    "label with a wrong CRC": (on_label(break_checksum), "checksum"),
+    "label missing": (on_label(Path.unlink), "is not there"),
+    "label of another size": (
+        on_label(lambda path: write_nifti(path, anatomy(2)[1][:5])),
+        "different grids: 24×20×6 voxels against 24×20×5",
+    ),
+    "label elsewhere": (
+        on_label(lambda path: write_nifti(path, anatomy(2)[1], affine() + np.eye(4, k=3) * 5)),
+        "different grids: origin",
+    ),
+    "label of another spacing": (
+        on_label(lambda path: write_nifti(path, anatomy(2)[1], affine((1.0, 1.5, 5.0)))),
+        "different grids: spacing",
+    ),
+    "label undeclared": (relabel(7), r"holds 7, outside the declared classes \(0, 1, 2\)"),
+    "label negative": (relabel(-1), "holds -1, outside"),
+    "label fractional": (relabel(1.5), "not whole numbers"),
+    "label with NaN": (relabel(np.nan), "not whole numbers"),
+}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A source without fault, and the files of the store that it becomes."""
+    folder = tmp_path_factory.mktemp("clean")
+    msd.write(folder / "data")
+    prepare(folder / "data", folder / "store", workers=1)
+    return folder / "data", files_below(folder / "store" / "cases")
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_case_is_refused_and_the_good_ones_are_unharmed(tmp_path: Path, clean, fault: str) -> None:
+    change, reason = BAD[fault]
+    shutil.copytree(clean[0], tmp_path / "data")
+    change(tmp_path / "data")
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert answer.code == 0, answer.err
+    assert not any(trace in answer.err for trace in TRACES)
+    store = Store.open(tmp_path / "store")
+    assert [refused.name for refused in store.index.refused] == ["toy_002"]
+    assert re.search(reason, store.index.refused[0].reason), store.index.refused[0].reason
+    assert f"refused: toy_002: {store.index.refused[0].reason}" in answer.err
+    assert sorted(store.cases) == ["toy_001", "toy_003", "toy_004", "toy_005"]
+    good = {name: data for name, data in clean[1].items() if "toy_002" not in name}
+    assert files_below(tmp_path / "store" / "cases") == good
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["cases", "store.json"]
+
+
+def test_strict_exits_1_and_still_keeps_the_good_cases(tmp_path: Path, clean) -> None:
+    shutil.copytree(clean[0], tmp_path / "data")
+    assert macl("prepare", tmp_path / "data", tmp_path / "a", "--strict", "--workers", 1).code == 0
+    truncate(tmp_path / "data/imagesTr/toy_002.nii.gz")
+    assert macl("prepare", tmp_path / "data", tmp_path / "b", "--strict", "--workers", 1).code == 1
+    assert len(Store.open(tmp_path / "b").index.cases) == 4
+
+
+def test_where_no_case_can_be_kept_nothing_is_left(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        break_checksum(write_nifti(tmp_path / f"data/{name}.nii.gz", anatomy(0)[0]))
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert answer.code == 1
+    assert "No case in" in sentence(answer.err)
+    assert "checksum" in sentence(answer.err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "A.nii"])
+def test_duplicate_names_are_refused(tmp_path: Path, name: str) -> None:
+    for scan in ("a.nii.gz", "b.nii.gz", name):
+        (write_itk if scan.endswith("nrrd") else write_nifti)(tmp_path / "data" / scan, anatomy(0)[0])
+    assert macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1).code == 0
+    index = Store.open(tmp_path / "store").index
+    assert [case.name for case in index.cases] == ["b"]
+    assert "share this name" in index.refused[0].reason
+
+
+def test_an_image_given_as_label_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_nifti(tmp_path / f"data/{name}.nii.gz", anatomy(0)[0])
+    write_nifti(tmp_path / "data/a_seg.nii.gz", anatomy(0)[1])
+    write_nifti(tmp_path / "data/b_seg.nii.gz", anatomy(0)[0])
+    macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    index = Store.open(tmp_path / "store").index
+    assert index.label_values == (0, 1, 2)
+    assert "more than 64: is it an image?" in index.refused[0].reason
+
+
+def test_scans_with_another_number_of_channels_than_most_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_itk(tmp_path / f"data/{name}.png", anatomy(0)[0][0].astype(np.uint8))
+    write_itk(tmp_path / "data/c.png", np.stack([anatomy(0)[0][0].astype(np.uint8)] * 3, axis=-1))
+    macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    index = Store.open(tmp_path / "store").index
+    assert (len(index.cases), index.refused[0].name) == (2, "c")
+    assert "3 channels where 1 is meant" in index.refused[0].reason
+
+
+# ---------------------------------------------------------------- a user's mistakes
+
+
+def mistakes(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
+    data = msd.write(tmp_path / "data")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    (tmp_path / "empty").mkdir()
+    return {
+        "missing": ([tmp_path / "nowhere", tmp_path / "store"], "does not exist"),
+        "file": ([data / "dataset.json", tmp_path / "store"], "is a file: name a folder of scans"),
+        "empty": ([tmp_path / "empty", tmp_path / "store"], "holds no scans"),
+        "reader": ([data, tmp_path / "store", "--reader", "mds"], "did you mean 'msd'"),
+        "other reader": ([data, tmp_path / "store", "--reader", "acdc"], "holds no folder patientNNN"),
+        "taken": ([data, tmp_path / "mine"], "already holds something that is not a store"),
+        "taken by a file": ([data, tmp_path / "mine/thesis.txt"], "is a file"),
+        "within": ([data, data / "store"], "lie within each other"),
+    }
+
+
+@pytest.mark.parametrize(
+    "which", ["missing", "file", "empty", "reader", "other reader", "taken", "taken by a file", "within"]
+)
+def test_a_mistake_is_one_sentence_and_changes_nothing(tmp_path: Path, which: str) -> None:
+    words, expected = mistakes(tmp_path)[which]
+    before = files_below(tmp_path)
+    answer = macl("prepare", *words)
+    assert answer.code == 1
+    assert answer.out == ""
+    assert expected in sentence(answer.err)
+    assert len(answer.err.strip().splitlines()) == 1
+    assert files_below(tmp_path) == before
+    assert not (tmp_path / "store").exists()
+
+
+def test_wrong_usage_exits_2(tmp_path: Path) -> None:
+    assert macl("prepare", tmp_path).code == 2
+    assert macl("prepare", tmp_path, tmp_path / "store", "--workers", 0).code == 2
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    msd.write(tmp_path / "data")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # pyright: ignore
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert answer.code == 1
+    assert "free some space" in sentence(answer.err)
+    assert not (tmp_path / "store").exists()
+
+
+# ---------------------------------------------------------------- again, in parallel, and killed
+
+
+def test_a_finished_store_is_left_alone(tmp_path: Path) -> None:
+    msd.write(tmp_path / "data")
+    prepare(tmp_path / "data", tmp_path / "store", workers=1)
+    before = files_below(tmp_path / "store")
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store")
+    assert answer.code == 0
+    assert "already prepared: 5 cases" in answer.err
+    other = macl("prepare", tmp_path / "data", tmp_path / "store", "--plane", "coronal")
+    assert other.code == 1
+    assert "with other settings" in sentence(other.err)
+    write_nifti(tmp_path / "data/imagesTr/toy_001.nii.gz", anatomy(9)[0])
+    assert macl("prepare", tmp_path / "data", tmp_path / "store").code == 1
+    assert files_below(tmp_path / "store") == before
+
+
+def test_any_number_of_workers_writes_the_same_store(tmp_path: Path, clean) -> None:
+    prepare(clean[0], tmp_path / "store", workers=3)
+    assert files_below(tmp_path / "store" / "cases") == clean[1]
+    assert (tmp_path / "store/store.json").read_text() == (clean[0].parent / "store/store.json").read_text()
+
+
+def test_killed_in_the_middle_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    nnunet.write(tmp_path / "data", cases=40, test=0)
+    command = [sys.executable, "-m", "macl", "prepare", str(tmp_path / "data"), str(tmp_path / "store")]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL)
+    markers = tmp_path / "store" / ".preparing"
+    until = time.monotonic() + 60
+    while len(list(markers.glob("[!.]*"))) < 5 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "store/store.json").exists()
+    with pytest.raises(MaclError, match="is not a store"):
+        Store.open(tmp_path / "store")
+    (tmp_path / "store/cases/.writing-1-toy_000.image.b2nd").write_bytes(b"half")
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert answer.code == 0
+    assert "was begun before" in answer.err
+    prepare(tmp_path / "data", tmp_path / "whole", workers=1)
+    assert files_below(tmp_path / "store") == files_below(tmp_path / "whole")
+
+
+def test_stale_results_of_an_interrupted_run_are_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    msd.write(tmp_path / "data")
+    prepare_all_but_the_index(tmp_path / "data", tmp_path / "store", monkeypatch)
+    write_nifti(tmp_path / "data/imagesTr/toy_001.nii.gz", anatomy(9)[0])
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert "4 of 5 cases are finished" in answer.err
+    store = Store.open(tmp_path / "store")
+    np.testing.assert_array_equal(to_scan(store.read("toy_001")[:, 0], store.case("toy_001").slicing), anatomy(9)[0])
+    prepare_all_but_the_index(tmp_path / "data", tmp_path / "again", monkeypatch)
+    answer = macl("prepare", tmp_path / "data", tmp_path / "again", "--spacing-mm", 0.8, "--workers", 1)
+    assert "begun before" not in answer.err
+    assert Store.open(tmp_path / "again").case("toy_001").size == (38, 30)
+
+
+def prepare_all_but_the_index(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("macl.stages.prepare.write_index", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data, store, workers=1)
+
+
+# ---------------------------------------------------------------- who was scanned
+
+
+def everything_told(folder: Path, *streams: str) -> str:
+    names = " ".join(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    contents = b" ".join(files_below(folder).values()).decode("latin-1")
+    return " ".join([names, contents, *streams]).casefold()
+
+
+def test_no_name_birth_date_or_id_of_a_patient_gets_out(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    dicom.write_series(data / "Quixote_A" / "t1")
+    dicom.write_series(data / "anonymous7" / "t1", seed=1, PatientName="Panza^Sancho", PatientID="9-8-7")
+    dicom.write_series(data / "born 1947-12-09" / "t1", seed=2)
+    dicom.write_series(data / "Alonso" / "broken", seed=3, missing=[2])
+    dicom.write_series(data / "Dulcinea" / "t1", seed=4)
+    for file in (data / "Dulcinea/t1").iterdir():
+        file.write_bytes(b"no header" * 30)
+    write_nifti(data / "quixote_seg.nii.gz", anatomy(0)[1])
+    (data / "letter to Quixote.txt").write_text("x")
+    answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
+    assert answer.code == 0, answer.err
+    told = everything_told(tmp_path / "store", answer.out, answer.err)
+    for secret in ("quixote", "alonso", "panza", "sancho", "dulcinea", "19471209", "1947-12-09", "mrn-4711", "9-8-7"):
+        assert secret not in told, secret
+    index = Store.open(tmp_path / "store").index
+    assert len(index.cases) == 3
+    assert len(index.refused) == 3
+    assert "anonymous7_t1" in {case.name for case in index.cases}
+    quixote = {case.patient for case in index.cases if case.name != "anonymous7_t1"}
+    assert len(quixote) == 1
+    assert next(iter(quixote)).startswith("patient-")
+    assert index.modality == "MR"
+    prepare(data, tmp_path / "again", workers=1)
+    assert Store.open(tmp_path / "again").index.cases == index.cases
+    inspected = macl("inspect", data)
+    assert inspected.code == 0
+    assert not {"quixote", "alonso", "dulcinea", "panza"} & set(inspected.out.casefold().replace("_", " ").split())
+
+
+def test_ids_are_kept_where_asked_for_but_never_names(tmp_path: Path) -> None:
+    dicom.write_series(tmp_path / "data/a/t1")
+    dicom.write_series(tmp_path / "data/b/t1", seed=1, PatientID="Quixote19471209")
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--keep-identity", "--workers", 1)
+    patients = [case.patient for case in Store.open(tmp_path / "store").index.cases]
+    assert patients[0] == dicom.PATIENT_ID
+    assert patients[1].startswith("patient-")
+    assert "quixote" not in everything_told(tmp_path / "store", answer.err)
+
+
+def test_names_of_any_bytes_are_made_safe(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "data/größe ÷ 2.nii.gz", anatomy(0)[0])
+    (tmp_path / "data/caf\udce9.txt").write_text("x")
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert answer.code == 0, answer.err
+    index = json.loads((tmp_path / "store/store.json").read_text(encoding="utf-8"))
+    assert index["cases"][0]["name"] == "gr_e_2"
+    assert "caf\\udce9.txt" in " ".join(index["notes"])
