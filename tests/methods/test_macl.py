@@ -1,0 +1,184 @@
+"""MACL: the branches' shapes, its size, and what moves what."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from macl.backbones import unet
+from macl.data.draws import Draws
+from macl.losses import contrastive, for_both_branches
+from macl.methods.macl import PLUGIN, Macl, Settings
+from macl.plugins import Batch
+
+
+def build(blocks: int = 2, width: int = 4, channels: int = 1, **changes: Any) -> Macl:
+    torch.manual_seed(0)
+    settings = Settings(decoder_blocks=blocks, **changes)
+    backbone = unet.PLUGIN.build(unet.Settings(width=width), channels, PLUGIN.decoder_blocks(settings))
+    return PLUGIN.build(settings, backbone)
+
+
+def batch(side: int = 64, slices: int = 3, channels: int = 1, step: int = 0) -> Batch:
+    images = torch.randn(slices, channels, side, side, generator=torch.Generator().manual_seed(1))
+    positions = torch.linspace(0.1, 1.0, slices)
+    return Batch(images, positions, Draws(0, step, torch.arange(slices)))
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_shapes_of_the_paper(blocks: int, channels: int) -> None:
+    side, slices, width = 16 * 2**blocks, 2, 4
+    method = build(blocks, width, channels).eval()
+    view = torch.randn(slices, channels, side, side)
+    outputs = method(view, view, view, view)
+    small, large = side // 16 // 2**blocks, side // 16
+    dense = 16 * width // 2**blocks
+    assert outputs.auxiliary_bottleneck.shape == (slices, 16 * width, large, large)
+    assert outputs.dominant_bottleneck.shape == (slices, 16 * width, small, small)
+    assert outputs.auxiliary_dense.shape == outputs.dominant_dense.shape == (slices, dense, large, large)
+    assert outputs.auxiliary_global.shape == outputs.dominant_global.shape == (slices, 128)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3, 4])
+def test_every_depth_trains(blocks: int) -> None:
+    method = build(blocks)
+    step = method.step(batch(PLUGIN.side_multiple(method.settings) * 2))
+    step.loss.backward()
+    assert step.loss.isfinite()
+    assert PLUGIN.side_multiple(method.settings) == 16 * 2**blocks
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_the_size_of_the_paper() -> None:
+    count = sum(parameter.numel() for parameter in build(2, width=32).parameters())
+    assert round(count / 1e6, 3) == 8.437
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    method = build(weight_global=0.3, weight_dense=0.7, weight_regularisation=2.0)
+    step = method.step(batch())
+    parts = step.parts
+    expected = 0.3 * parts["loss_global"] + 0.7 * parts["loss_dense"] + 2.0 * parts["loss_regularisation"]
+    torch.testing.assert_close(step.loss.detach(), expected)
+    assert not any(value.requires_grad for value in parts.values())
+    assert list(parts)[:3] == ["loss_global", "loss_dense", "loss_regularisation"]
+
+
+def test_the_released_factor_scales_the_contrasts_and_nothing_else() -> None:
+    with_factor, without = (build(released_factor=on).step(batch()).parts for on in (True, False))
+    for name in ("loss_global", "loss_dense"):
+        torch.testing.assert_close(with_factor[name], without[name] * 0.1 / 0.07)
+    assert torch.equal(with_factor["loss_regularisation"], without["loss_regularisation"])
+
+
+@pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_no_gradient_is_stopped_in_either_branch(weights: tuple[float, float, float]) -> None:
+    """Every loss reaches both branches' own inputs."""
+    names = ("weight_global", "weight_dense", "weight_regularisation")
+    method = build(**dict(zip(names, weights, strict=True)))
+    views = {name: torch.randn(3, 1, 64, 64).requires_grad_() for name in ("i1", "i2", "v1", "v2")}
+    method.losses(method(**views), torch.tensor([0.1, 0.5, 1.0])).loss.backward()
+    reached = {name for name, view in views.items() if view.grad is not None and view.grad.abs().sum() > 0}
+    assert reached == ({"v1", "v2"} if weights[0] else {"i1", "i2"})
+
+
+def test_the_branches_share_the_encoder_and_only_the_encoder() -> None:
+    method = build()
+    views = [torch.randn(3, 1, 64, 64) for _ in range(4)]
+    method(*views).auxiliary_dense.sum().backward()
+    moved = {name for name, parameter in method.named_parameters() if parameter.grad is not None}
+    assert any(name.startswith("backbone.encoder") for name in moved)
+    assert not any(name.startswith("backbone.decoder") for name in moved)
+
+
+def test_batch_norm_sees_every_view_by_itself() -> None:
+    method = build()
+    norm = next(module for module in method.backbone.encoder.modules() if isinstance(module, nn.BatchNorm2d))
+    seen: list[torch.Size] = []
+    norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    method.step(batch())
+    assert sorted(shape[-1] for shape in seen) == [16, 16, 64, 64], "two at full size, two downsampled"
+    assert {shape[0] for shape in seen} == {3}, "no two views in one pass"
+    assert norm.num_batches_tracked == 4
+
+    views = [torch.randn(3, 1, 64, 64) * scale for scale in (1, 1, 1, 1)]
+    first = build()(*views).auxiliary_bottleneck
+    views[2] = 100 * views[2]
+    assert torch.equal(build()(*views).auxiliary_bottleneck, first)
+
+
+def test_twins_are_always_positive() -> None:
+    method = build(threshold=0.0, released_factor=False)
+    outputs = method(*(torch.randn(3, 1, 64, 64) for _ in range(4)))
+    step = method.losses(outputs, torch.full((3,), 0.5))
+    anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
+    expected = contrastive(anchors, for_both_branches(torch.eye(3, dtype=torch.bool)), 0.1)
+    torch.testing.assert_close(step.parts["loss_global"], expected.detach())
+    assert step.parts["positives_per_anchor"] == 1
+
+
+def test_positives_are_counted() -> None:
+    method = build(threshold=0.15)
+    outputs = method(*(torch.randn(3, 1, 64, 64) for _ in range(4)))
+    parts = method.losses(outputs, torch.tensor([0.1, 0.2, 0.9])).parts
+    # The first two slices attract each other: twin, neighbour, neighbour's twin; the third has its twin alone.
+    assert parts["positives_per_anchor"].item() == pytest.approx((3 + 3 + 1) / 3)
+
+
+def test_regularisation_compares_the_bottlenecks() -> None:
+    method = build().eval()
+    outputs = method(*(torch.randn(2, 1, 128, 128) for _ in range(4)))
+    target = outputs.auxiliary_bottleneck
+    corners = target[..., ::7, ::7]
+    expected = (outputs.dominant_bottleneck - corners).abs().mean()
+    parts = method.losses(outputs, torch.tensor([0.1, 0.9])).parts
+    torch.testing.assert_close(parts["loss_regularisation"], expected.detach())
+
+
+def test_a_step_is_a_pure_function_of_the_batch() -> None:
+    first, second, later = (build().step(batch(step=step)) for step in (4, 4, 5))
+    assert torch.equal(first.loss, second.loss)
+    assert not torch.equal(first.parts["loss_global"], later.parts["loss_global"])
+    assert torch.equal(first.parts["loss_dense"], later.parts["loss_dense"]), "I1 = I2 is the slice, unaltered"
+
+
+def test_the_value_at_collapse() -> None:
+    method = build()
+    name, value = method.uniform_loss(16)
+    assert (name, round(value, 3)) == ("loss_global", 4.906)
+    flat = [torch.zeros(16, 1, 64, 64)] * 4
+    parts = method.eval().losses(method(*flat), torch.linspace(0.1, 1, 16)).parts
+    for projector in (method.dominant_global_projector, method.auxiliary_global_projector):
+        nn.init.zeros_(projector[-1].weight)
+        nn.init.ones_(projector[-1].bias)
+    parts = method.losses(method(*flat), torch.linspace(0.1, 1, 16)).parts
+    assert parts["loss_global"].item() == pytest.approx(value, rel=1e-5)
+    assert parts["feature_spread"].item() == pytest.approx(0, abs=1e-3)
+
+
+def test_what_is_handed_on_is_the_encoder_and_the_trained_blocks() -> None:
+    method = build(blocks=2)
+    names = [name for name in method.backbone.state_dict() if name.startswith(method.handed_on())]
+    assert names == list(method.backbone.state_dict())
+    assert {name.split(".")[2] for name in names if name.startswith("decoder")} == {"0", "1"}
+
+
+def test_the_loss_falls() -> None:
+    method = build(width=4)
+    optimiser = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for step in range(25):
+        outcome = method.step(batch(slices=4, step=step))
+        optimiser.zero_grad()
+        outcome.loss.backward()
+        optimiser.step()
+        losses.append(outcome.loss.item())
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
