@@ -1,0 +1,160 @@
+"""The fine-tuning task: its network, its mirror axes, its losses, and its way back from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from macl import checkpoint
+from macl.backbones import unet
+from macl.config import AugmentationSettings, FinetuneSettings, IntensitySettings, SpatialSettings
+from macl.data import runs
+from macl.data.draws import Draws
+from macl.errors import MaclError
+from macl.losses import soft_dice
+from macl.plugins import Batch
+from macl.segmentation import (
+    SegmentationTask,
+    build_segmenter,
+    load_segmenter,
+    mirror_axes,
+    weights_to_write,
+)
+
+SMALL = {"backbone_settings": {"width": 4}}
+STILL = AugmentationSettings(spatial=SpatialSettings(mirror=0.0, deform=0.0))
+
+
+def task(axes: Any = ("row", "column"), classes: int = 3, **changes: Any) -> SegmentationTask:
+    torch.manual_seed(0)
+    settings = FinetuneSettings(**(SMALL | changes))
+    return SegmentationTask(build_segmenter(settings, unet.PLUGIN, 1, classes), settings, axes)
+
+
+def batch(slices: int = 2, side: int = 32, step: int = 0) -> Batch:
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    labels = torch.zeros(slices, side, side, dtype=torch.long)
+    for number in range(slices):
+        distance = torch.hypot(y - 14.0 - number, x - 15.0 + number)
+        labels[number][distance < 10] = 1
+        labels[number][distance < 5] = 2
+    noise = torch.randn(slices, 1, side, side, generator=torch.Generator().manual_seed(2))
+    return Batch(labels[:, None] - 0.5 + 0.1 * noise, torch.ones(slices), Draws(0, step, torch.arange(slices)), labels)
+
+
+@pytest.mark.parametrize(
+    ("classes", "plane", "axes"),
+    [
+        (("background", "liver", "spleen"), "axial", ("row", "column")),
+        (("background", "left kidney", "liver"), "axial", ("row",)),
+        (("background", "Kidney_R"), "axial", ("row",)),
+        (("background", "kidney-l"), "coronal", ("row",)),
+        (("background", "right lung"), "sagittal", ("row", "column")),
+        (("background", "RV", "MYO", "LV"), "axial", ("row", "column")),
+        (("background", "liver", "bladder", "cleft"), "axial", ("row", "column")),
+    ],
+)
+def test_axes_that_would_swap_left_and_right_are_not_mirrored(
+    classes: tuple[str, ...], plane: str, axes: tuple
+) -> None:
+    assert mirror_axes(FinetuneSettings(), classes, plane) == axes
+
+
+def test_mirror_axes_as_set() -> None:
+    settings = FinetuneSettings(mirror_axes=("column",))
+    assert mirror_axes(settings, ("background", "left kidney"), "axial") == ("column",)
+    assert mirror_axes(FinetuneSettings(mirror_axes=()), ("background", "liver"), "axial") == ()
+
+
+@pytest.mark.parametrize("axes", [(), ("row",), ("column",), ("row", "column")])
+def test_augmentation_mirrors_the_axes_it_may(axes: tuple[str, ...]) -> None:
+    always = AugmentationSettings(spatial=SpatialSettings(mirror=1.0, deform=0.0))
+    given = batch()
+    images, labels = task(axes, augmentation=always).augment(given)
+    dimensions = [{"row": -2, "column": -1}[axis] for axis in axes]
+    assert torch.equal(labels, given.labels.flip(dimensions))
+    torch.testing.assert_close(images, given.images.flip(dimensions), rtol=0, atol=1e-4)
+
+
+def test_intensity_changes_leave_the_labels() -> None:
+    changes = AugmentationSettings(spatial=STILL.spatial, intensity=IntensitySettings(brightness=1, noise=1))
+    images, labels = task(augmentation=changes).augment(batch())
+    assert torch.equal(labels, batch().labels)
+    assert not torch.allclose(images, batch().images, atol=0.01)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy_dice"])
+def test_the_loss_is_what_the_settings_say(loss: str) -> None:
+    one = task(loss=loss, augmentation=STILL)
+    step = one.step(batch())
+    one.segmenter.train()
+    logits = one.segmenter(one.augment(batch())[0])
+    cross_entropy, dice = F.cross_entropy(logits, batch().labels), soft_dice(logits, batch().labels)
+    torch.testing.assert_close(step.loss, cross_entropy + (dice if loss == "cross_entropy_dice" else 0))
+    torch.testing.assert_close(step.parts["loss_cross_entropy"], cross_entropy.detach())
+    assert ("loss_dice" in step.parts) == (loss == "cross_entropy_dice")
+
+
+def test_a_tiny_batch_is_learned_by_heart() -> None:
+    one = task(augmentation=STILL, backbone_settings={"width": 8})
+    optimiser = torch.optim.AdamW(one.parameters(), lr=1e-2)
+    first = one.step(batch()).loss.item()
+    for step in range(100):
+        optimiser.zero_grad()
+        one.step(batch(step=step)).loss.backward()
+        optimiser.step()
+    assert one.step(batch()).loss.item() < 0.15 * first
+    predicted = one.segmenter(batch().images).argmax(1)
+    assert (predicted == batch().labels).float().mean() > 0.98
+
+
+def test_the_names_are_the_backbones() -> None:
+    named = task().segmenter.named_state()
+    backbone = unet.PLUGIN.build(unet.Settings(width=4), 1).state_dict()
+    assert set(named) == {*backbone, "head.weight", "head.bias"}
+    assert set(weights_to_write(task().state_dict())) == set(named)
+
+
+# ---------------------------------------------------------------- back from disk
+
+
+def write_run(folder: Path, one: SegmentationTask, **changes: Any) -> Path:
+    values: dict[str, Any] = {
+        "kind": "finetune", "finished": True, "settings": one.settings.model_dump(mode="json"), "seed": 0,
+        "device": "cpu", "versions": {}, "store": "a", "store_checksum": "", "reader": "folder", "modality": "MR",
+        "prepared": {}, "channels": ("image",), "classes": ("background", "ring", "disc"),
+    }  # fmt: skip
+    runs.write_record(folder, runs.RunRecord(**(values | changes)))
+    checkpoint.write(folder / runs.WEIGHTS, weights_to_write(one.state_dict()), {"kind": "finetune"})
+    return folder
+
+
+def test_a_segmenter_comes_back_from_disk(tmp_path: Path) -> None:
+    one = task()
+    one.step(batch())
+    loaded = load_segmenter(write_run(tmp_path, one), unet.PLUGIN, torch.device("cpu"))
+    assert not loaded.training
+    images = batch().images
+    assert torch.equal(loaded(images), one.segmenter.eval()(images))
+
+
+def test_runs_that_cannot_segment(tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    with pytest.raises(MaclError, match="pre-training run, which has no classes"):
+        load_segmenter(write_run(tmp_path / "a", task(), kind="pretrain"), unet.PLUGIN, device)
+    with pytest.raises(MaclError, match="is not finished"):
+        load_segmenter(write_run(tmp_path / "b", task(), finished=False), unet.PLUGIN, device)
+    with pytest.raises(MaclError, match="does not fit the settings"):
+        load_segmenter(write_run(tmp_path / "c", task(), classes=("background", "ring")), unet.PLUGIN, device)
+    with pytest.raises(MaclError, match="does not fit the settings"):
+        load_segmenter(write_run(tmp_path / "d", task(), channels=("t1", "t2")), unet.PLUGIN, device)
+    run = write_run(tmp_path / "e", task())
+    (run / runs.WEIGHTS).unlink()
+    with pytest.raises(MaclError, match="There is no"):
+        load_segmenter(run, unet.PLUGIN, device)
+    with pytest.raises(MaclError, match="does not exist"):
+        load_segmenter(tmp_path / "f", unet.PLUGIN, device)
