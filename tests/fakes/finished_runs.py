@@ -111,7 +111,11 @@ def _write_log(path: Path, lines: list[dict[str, float]]) -> None:
 
 def _transfer(init: str) -> dict:
     loaded = init != "scratch"
-    shapes = {"encoder.levels.0.0.weight": [8, 1, 3, 3], "decoder.blocks.0.up.weight": [128, 64, 2, 2], "head.weight": [3, 8, 1, 1]}
+    shapes = {
+        "encoder.levels.0.0.weight": [8, 1, 3, 3],
+        "decoder.blocks.0.up.weight": [128, 64, 2, 2],
+        "head.weight": [3, 8, 1, 1],
+    }
     tensors = []
     for name, shape in shapes.items():
         outcome = "loaded" if loaded and not name.startswith("head") else "fresh"

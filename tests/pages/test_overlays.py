@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -136,4 +137,4 @@ def test_anisotropic_pixels_keep_their_shape_and_captions_make_room() -> None:
 
 def test_colours_go_round_and_neighbours_differ() -> None:
     colours = [colour_of(label) for label in range(1, 31)]
-    assert all(colour != following for colour, following in zip(colours, colours[1:], strict=False))
+    assert all(colour != following for colour, following in pairwise(colours))

@@ -19,6 +19,7 @@ from macl.data.store import Store
 from macl.errors import MaclError
 from macl.pages import facts
 from macl.pages.facts import read_run
+from macl.stages.evaluate import evaluate
 from macl.stages.report import report
 
 
@@ -221,6 +222,21 @@ def test_a_table_without_a_summary_is_averaged_again(fake: FakeRuns, tmp_path: P
     assert after
     for name in before.classes:
         assert after.spread("dice", name).mean == pytest.approx(before.spread("dice", name).mean, abs=1e-5)
+
+
+def test_the_paper_s_convention_is_told_apart(fake: FakeRuns, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fake.scratch, run)
+    evaluate(run / runs.PREDICTIONS, fake.store, run / runs.CASES, convention="paper")
+    shown = Page(report([run, fake.scratch], tmp_path / "report.html")).text
+    pooled = json.loads((run / "cases.summary.json").read_text())["mean"]["dice"]["mean"]
+    assert f"{100 * pooled:.1f}" in shown
+    assert "pooled over all slices of all cases" in shown
+    assert "Distances are per slice and in pixels" in shown
+    assert "the runs were scored by different conventions" in shown
+    told = json.loads((tmp_path / "report.json").read_text())["runs"][0]
+    assert (told["convention"], told["unit"]) == ("paper", "pixel")
+    assert told["scores"]["ring"]["dice"]["standard_deviation"] is None
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,7 @@ SYNTHETIC = (
     "These subjects are synthetic: every one is the same brain template (MNI152), randomly bent, with a contrast, a bias field "
     "and noise of its own. They are much more alike than people are, and the task is easy: nothing here carries over to a clinic."
 )
-ONE_SEED = (
-    "One seed and {tests} synthetic test subjects: whichever start comes out ahead here, another seed may turn it round."
-)
+ONE_SEED = "One seed and {tests} synthetic test subjects: whichever start comes out ahead here, another seed may turn it round."
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,10 @@ class Scale:
     test: int = 4
     budgets: tuple[int, ...] = (1, 2)
     grid: Grid = field(default_factory=Grid)
-    side: int = 128
-    pretraining_epochs: int = 16
-    finetuning_epochs: int = 100
+    pretraining_side: int = 128
+    finetuning_side: int = 112
+    pretraining_epochs: int = 12
+    finetuning_epochs: int = 60
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,6 @@ def demo(out: Path, scale: Scale = Scale()) -> Path:
     cells = [Cell(start, labels) for labels in scale.budgets for start in ("scratch", "macl")]
     runs = {cell: out / "runs" / cell.name for cell in cells}
     pretrained = out / "runs" / "macl-pretraining"
-    common = (f"backbone_settings.width={WIDTH}", f"training.size={scale.side}")
-
     _step(1, f"make {scale.subjects} synthetic subjects")
     say(SYNTHETIC)
     with progress("subjects", scale.subjects) as advance:
@@ -94,16 +91,13 @@ def demo(out: Path, scale: Scale = Scale()) -> Path:
     budgets = ",".join(map(str, scale.budgets))
     split(store, Path(chosen), test=str(scale.test), budgets=budgets, seed=SEED)
     _step(4, "pre-train (no labels)")
-    lengths = (f"training.epochs={scale.pretraining_epochs}", "training.batch_size=16")
-    pretrain(store, pretrained, method="macl", split=chosen, overrides=(*common, *lengths), seed=SEED, resume=True)
+    overrides = _overrides(scale.pretraining_side, scale.pretraining_epochs, batch_size=16)
+    pretrain(store, pretrained, method="macl", split=chosen, overrides=overrides, seed=SEED, resume=True)
     _step(5, f"fine-tune {len(cells)} segmenters")
+    overrides = _overrides(scale.finetuning_side, scale.finetuning_epochs, batch_size=8)
     for cell, run in runs.items():
-        init = "scratch" if cell.start == "scratch" else str(pretrained)
-        lengths = (f"training.epochs={scale.finetuning_epochs}", "training.batch_size=8")
-        overrides = (*common, *lengths)
-        finetune(
-            store, run, init=init, split=chosen, labels=str(cell.labels), overrides=overrides, seed=SEED, resume=True
-        )
+        init, labels = "scratch" if cell.start == "scratch" else str(pretrained), str(cell.labels)
+        finetune(store, run, init=init, split=chosen, labels=labels, overrides=overrides, seed=SEED, resume=True)
     _step(6, "predict the test subjects")
     for run in runs.values():
         predict([run, store], run / "predictions")
@@ -126,6 +120,13 @@ def _open_folder(out: Path, scale: Scale) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MaclError(f"--out {out} already holds something that is not this demo: choose another folder.")
     write_json(out / MARK, made)
+
+
+def _overrides(side: int, epochs: int, batch_size: int) -> tuple[str, ...]:
+    return (
+        f"backbone_settings.width={WIDTH}", f"training.size={side}", f"training.epochs={epochs}",
+        f"training.batch_size={batch_size}",
+    )  # fmt: skip
 
 
 def _step(number: int, what: str) -> None:

@@ -28,8 +28,8 @@ CENTRE_MM = (0.0, -18.0, 14.0)
 class Grid:
     """The voxel grid of every synthetic scan, in x, y, z (right, anterior, superior)."""
 
-    size: tuple[int, int, int] = (112, 128, 16)
-    spacing_mm: tuple[float, float, float] = (1.6, 1.6, 6.0)
+    size: tuple[int, int, int] = (96, 112, 16)
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 6.0)
 
     @property
     def affine(self) -> np.ndarray:

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+import macl.workflows
+from macl.errors import MaclError
+from macl.metrics import dice
+from macl.plugins import find
+from macl.workflows.demo import SYNTHETIC, Scale, demo
+from macl.workflows.subjects import CLASSES, Grid, load_template, synthetic_subject, write_subjects
+
+WORKFLOWS = Path(macl.workflows.__file__).parent
+SMALL = Grid(size=(48, 56, 6), spacing_mm=(4.0, 4.0, 16.0))
+TINY = Scale(
+    subjects=5, test=2, budgets=(1, 2), grid=SMALL, pretraining_side=64, finetuning_side=64, pretraining_epochs=1,
+    finetuning_epochs=2,
+)  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports from, at the top and inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            # `from macl import stages` would name the module only among the names.
+            found |= {node.module or ""} if node.module != "macl" else {f"macl.{alias.name}" for alias in node.names}
+    return found
+
+
+# ---------------------------------------------------------------- public stages alone
+
+
+def test_the_demo_uses_nothing_but_the_public_stages() -> None:
+    allowed = {"macl.errors", "macl.files", "macl.progress", "macl.workflows.subjects"}
+    stages = {
+        f"macl.stages.{name}" for name in ("prepare", "split", "pretrain", "finetune", "predict", "evaluate", "report")
+    }
+    found = imports(WORKFLOWS / "demo.py")
+    ours = {name for name in found if name.partition(".")[0] == "macl"}
+    assert ours - allowed == stages
+    outside = {name.partition(".")[0] for name in found - ours}
+    assert outside <= set(sys.stdlib_module_names), "the demo computes nothing itself"
+    assert "importlib" not in outside
+
+
+def test_the_subjects_are_made_without_anything_of_macl() -> None:
+    ours = {name for name in imports(WORKFLOWS / "subjects.py") if name.partition(".")[0] == "macl"}
+    assert ours <= {"macl.errors", "macl.files"}
+
+
+# ---------------------------------------------------------------- subjects
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[tuple[np.ndarray, np.ndarray]]:
+    template = load_template()
+    return [synthetic_subject(template, SMALL, np.random.default_rng([0, number])) for number in (1, 2)]
+
+
+def test_a_subject_looks_like_a_brain_in_a_t1_scan(pair: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    for image, label in pair:
+        assert image.shape == label.shape == SMALL.size
+        assert set(np.unique(label)) == {0, 1, 2}
+        background, grey, white = (image[label == value].mean() for value in range(3))
+        assert background < 0.5 * grey < grey < white
+        share = np.bincount(label.ravel()) / label.size
+        assert 0.1 < share[1] < 0.5
+        assert 0.1 < share[2] < 0.4
+        # The brain lies within the scan: no class touches its sides.
+        assert not label[[0, -1]].any()
+        assert not label[:, [0, -1]].any()
+
+
+def test_subjects_are_clearly_different_brains(pair: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    (first_image, first), (second_image, second) = pair
+    assert abs(first_image.mean() / second_image.mean() - 1) > 0.02
+    for label in (1, 2):
+        one, other = first == label, second == label
+        assert 0.3 < dice(int(one.sum()), int(other.sum()), int((one & other).sum())) < 0.85
+
+
+def test_subjects_are_written_as_nnunet_lays_them_out_and_kept(tmp_path: Path) -> None:
+    folder, counted = tmp_path / "Dataset001_Synthetic", []
+    write_subjects(folder, 2, SMALL, 3, lambda: counted.append(1))
+    assert len(counted) == 2
+    reader = find("readers", "nnunet_raw")
+    assert reader.evidence(folder)
+    source = reader.read(folder)
+    assert [case.name for case in source.cases] == ["synthetic_01", "synthetic_02"]
+    assert all(case.label for case in source.cases)
+    assert tuple(source.classes.values()) == CLASSES
+    assert source.modality == "MR"
+    image = nibabel.load(source.cases[0].images[0])
+    assert image.header.get_zooms() == (4.0, 4.0, 16.0)  # pyright: ignore[reportAttributeAccessIssue]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")}
+    contents = source.cases[1].images[0].read_bytes()
+    source.cases[1].images[0].unlink()
+    write_subjects(folder, 2, SMALL, 3, lambda: None)
+    assert source.cases[0].images[0].stat().st_mtime_ns == before[source.cases[0].images[0]]
+    again = np.asarray(nibabel.load(source.cases[1].images[0]).dataobj)  # pyright: ignore[reportAttributeAccessIssue]
+    (tmp_path / "before.nii.gz").write_bytes(contents)
+    np.testing.assert_array_equal(again, np.asarray(nibabel.load(tmp_path / "before.nii.gz").dataobj))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_without_nilearn_the_user_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nilearn", None)
+    with pytest.raises(MaclError, match=r"pip install 'macl\[demo\]'"):
+        demo(tmp_path / "demo", TINY)
+
+
+# ---------------------------------------------------------------- the whole path
+
+
+def test_the_demo_from_end_to_end_and_once_more(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    page = demo(out, TINY)
+    first = capfd.readouterr()
+    steps = [line.partition("/")[0] for line in first.err.splitlines() if "/8 " in line[:4]]
+    assert steps == [str(number) for number in range(1, 9)]
+    assert SYNTHETIC in first.err
+    rows = [line.split() for line in first.out.splitlines() if line.startswith("from ")]
+    assert [row[1:3] for row in rows] == [["scratch", "1"], ["macl", "1"], ["scratch", "2"], ["macl", "2"]]
+    assert all(0 <= float(cell) <= 100 for row in rows for cell in row[3:])
+    assert "One seed and 2 synthetic test subjects" in first.out
+    assert SYNTHETIC in first.out
+    text = page.read_text(encoding="utf-8")
+    assert "These subjects are synthetic" in text
+    assert "grey matter" in text
+    assert text.count("data:image/png") == 4 * 2 * 3 + 6
+    assert (out / "report.json").is_file()
+    assert len(list((out / "overlays").glob("*.png"))) == 4 * 2
+
+    kept = [
+        *out.glob("runs/*/weights.safetensors"),
+        *out.glob("runs/*/predictions/*.nii.gz"),
+        *out.glob("scans/**/*.gz"),
+    ]
+    assert len(kept) == 5 + 4 * 2 + 2 * 5
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    demo(out, TINY)
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert [line.split() for line in capfd.readouterr().out.splitlines() if line.startswith("from ")] == rows
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(MaclError, match="choose another folder"):
+        demo(tmp_path, TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(MaclError, match="choose another folder"):
+        demo(tmp_path / "thesis.tex", TINY)
+
+
+def test_a_demo_of_another_size_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nilearn", None)
+    with pytest.raises(MaclError, match="nilearn"):
+        demo(tmp_path, TINY)
+    with pytest.raises(MaclError, match="choose another folder"):
+        demo(tmp_path, Scale())
