@@ -1,0 +1,262 @@
+"""Fine-tuning as a user calls it, on a miniature store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fakes.command import Answer, macl
+from fakes.toy_store import write_toy_store
+from macl import checkpoint
+from macl.backbones import unet
+from macl.data.splits import read_split, write_split
+from macl.segmentation import load_segmenter
+from macl.stages.pretrain import pretrain
+from macl.stages.split import split
+
+SMALL = (
+    "training.epochs=2", "training.batch_size=4", "training.size=32", "backbone_settings.width=4",
+    "mirror_averaging=false",
+)  # fmt: skip
+PRETRAINED = ("training.epochs=1", "training.batch_size=8", "training.size=64", "backbone_settings.width=4")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, a split, and runs pre-trained without and with the split's test person."""
+    folder = tmp_path_factory.mktemp("toy")
+    store = folder / "toy.store"
+    write_toy_store(store, patients=5, slices=4, side=32)
+    split(store, folder / "split.json", test="1", budgets="2")
+    for out, name, more in (
+        ("clean", str(folder / "split.json"), ()),
+        ("leaked", None, ()),
+        ("wide", str(folder / "split.json"), ("backbone_settings.width=8",)),
+        ("encoder", str(folder / "split.json"), ("method_settings.decoder_blocks=0",)),
+    ):
+        pretrain(store, folder / out, split=name, overrides=(*PRETRAINED, *more), device="cpu")
+    return folder
+
+
+@pytest.fixture
+def finetune(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    """Call `macl finetune` on the miniature store, quickly, from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(init: str, *words: str, settings: tuple[str, ...] = SMALL, labels: str = "2", chosen: str = "") -> Answer:
+        changes = [word for setting in settings for word in ("--set", setting)]
+        return macl(
+            "finetune", str(toy / "toy.store"), "--init", init, "--split", chosen or str(toy / "split.json"),
+            "--labels", labels, "--device", "cpu", *changes, *words,
+        )  # fmt: skip
+
+    return call
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "run.json").read_text())
+
+
+def outcomes(run: Path) -> dict[str, str]:
+    return {row["name"]: row["outcome"] for row in json.loads((run / "transfer.json").read_text())["tensors"]}
+
+
+def test_what_a_run_leaves(finetune, toy: Path, tmp_path: Path) -> None:
+    answer = finetune(str(toy / "clean"), "--out", "run", "--seed", "2")
+    assert answer.code == 0, answer.err
+    assert answer.out == ""
+    run = tmp_path / "run"
+    files = ["log.jsonl", "run.json", "transfer.json", "weights.safetensors"]
+    assert sorted(item.name for item in run.iterdir()) == files
+    said, pretrained = record(run), record(toy / "clean")
+    assert (said["kind"], said["finished"], said["labels"], said["recipe"]) == ("finetune", True, "2", "strong")
+    assert said["cases"] == sorted(read_split(toy / "split.json").budgets["2"])
+    assert said["test_cases"] == list(read_split(toy / "split.json").test)
+    assert said["init"].startswith(f"{toy / 'clean'} (")
+    assert said["init_patients"] == pretrained["patients"]
+    assert said["classes"] == ["background", "ring", "disc"]
+    assert said["mirror_axes"] == ["row", "column"]
+    assert said["steps"] == 4
+    segmenter = load_segmenter(run, unet.PLUGIN, torch.device("cpu"))
+    assert segmenter(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 32, 32)
+
+
+def test_the_transplantation_is_told_and_recorded(finetune, toy: Path, tmp_path: Path) -> None:
+    slow = (*SMALL, "training.learning_rate=1e-12", "training.weight_decay=0")
+    answer = finetune(str(toy / "clean"), "--out", "run", settings=slow)
+    assert f"Weights from {toy / 'clean'}" in answer.err
+    became = outcomes(tmp_path / "run")
+    for name, outcome in became.items():
+        handed_on = name.startswith(("encoder.", "decoder.blocks.0.", "decoder.blocks.1."))
+        assert outcome == ("loaded" if handed_on else "fresh"), name
+    start = checkpoint.read(toy / "clean" / "weights.safetensors").tensors
+    end = checkpoint.read(tmp_path / "run" / "weights.safetensors").tensors
+    for name, tensor in start.items():
+        if tensor.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(end[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_scratch_starts_fresh(finetune, tmp_path: Path) -> None:
+    assert finetune("scratch", "--out", "run").code == 0
+    assert set(outcomes(tmp_path / "run").values()) == {"fresh"}
+    assert (record(tmp_path / "run")["init"], record(tmp_path / "run")["init_patients"]) == ("scratch", [])
+
+
+def test_scratch_and_pretrained_differ_in_nothing_but_the_start(finetune, toy: Path, tmp_path: Path) -> None:
+    for out, init in (("a", "scratch"), ("b", "scratch"), ("c", str(toy / "clean"))):
+        assert finetune(init, "--out", out).code == 0
+    first, again, other = (checkpoint.read(tmp_path / out / "weights.safetensors").tensors for out in "abc")
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    assert not torch.equal(first["encoder.centre.0.weight"], other["encoder.centre.0.weight"])
+    without = [{k: v for k, v in record(tmp_path / out).items() if "init" not in k and k != "seconds"} for out in "ac"]
+    assert without[0] == without[1]
+
+
+def test_test_people_in_the_pretraining_are_refused_or_recorded(finetune, toy: Path, tmp_path: Path) -> None:
+    (tested,) = read_split(toy / "split.json").test
+    answer = finetune(str(toy / "leaked"), "--out", "run")
+    assert answer.code == 1
+    assert tested in answer.err
+    assert "--allow-overlap" in answer.err
+    assert not (tmp_path / "run").exists()
+    assert finetune(str(toy / "leaked"), "--out", "run", "--allow-overlap").code == 0
+    said = record(tmp_path / "run")
+    assert said["overlap_allowed"]
+    assert tested in said["init_patients"]
+
+
+def test_a_fine_tuned_run_hands_on_whom_it_saw(finetune, toy: Path, tmp_path: Path) -> None:
+    assert finetune(str(toy / "leaked"), "--out", "first", "--allow-overlap").code == 0
+    answer = finetune("first", "--out", "second")
+    assert answer.code == 1
+    assert "--allow-overlap" in answer.err
+
+
+def test_another_width_is_refused(finetune, toy: Path, tmp_path: Path) -> None:
+    answer = finetune(str(toy / "wide"), "--out", "run")
+    assert answer.code == 1
+    assert "backbone_settings.width" in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_alone_must_be_asked_for(finetune, toy: Path, tmp_path: Path) -> None:
+    answer = finetune(str(toy / "encoder"), "--out", "run")
+    assert answer.code == 1
+    assert "--encoder-only" in answer.err
+    assert not (tmp_path / "run").exists()
+    assert finetune(str(toy / "encoder"), "--out", "run", "--encoder-only").code == 0
+    loaded = {name.split(".")[0] for name, outcome in outcomes(tmp_path / "run").items() if outcome == "loaded"}
+    assert loaded == {"encoder"}
+
+
+@pytest.mark.parametrize(("words", "blocks"), [((), 2), (("--init-decoder-blocks", "3"), 3)])
+def test_the_authors_file(finetune, tmp_path: Path, words: tuple[str, ...], blocks: int) -> None:
+    state = {}
+    for name, tensor in unet.PLUGIN.build(unet.Settings(width=4), 1).state_dict().items():
+        state[f"module.{released_name(name)}"] = tensor
+    torch.save({"epoch": 100, "state_dict": state}, tmp_path / "released.pth")
+    answer = finetune("released.pth", "--out", "run", *words)
+    assert answer.code == 0, answer.err
+    assert "does not say whose scans it was trained on" in answer.err
+    taken = {name.split(".")[2] for name, outcome in outcomes(tmp_path / "run").items() if outcome == "loaded"
+             and name.startswith("decoder")}  # fmt: skip
+    assert taken == {str(block) for block in range(blocks)}
+    assert all(
+        outcome == "loaded" for name, outcome in outcomes(tmp_path / "run").items() if name.startswith("encoder")
+    )
+
+
+def released_name(name: str) -> str:
+    """The released program's name of one of our tensors."""
+    part, kind, number, *rest = name.split(".")
+    if kind == "centre":
+        return ".".join(("share_encoder.center", number, *rest))
+    if part == "encoder":
+        layer = int(rest[0])
+        return ".".join((f"share_encoder.contr_{int(number) + 1}_{1 + layer // 3}", str(layer % 3), *rest[1:]))
+    level = 4 - int(number)
+    if rest[0] == "up":
+        return f"online_decoder.upscale{level + 1}.{rest[1]}"
+    layer = int(rest[1])
+    return ".".join((f"online_decoder.expand_{level}_{1 + layer // 3}", str(layer % 3), *rest[2:]))
+
+
+def test_a_weights_file_of_ours(finetune, toy: Path, tmp_path: Path) -> None:
+    assert finetune(str(toy / "clean" / "weights.safetensors"), "--out", "run").code == 0
+    assert "loaded" in outcomes(tmp_path / "run").values()
+
+
+def test_an_unfinished_run_is_no_start(finetune, toy: Path, tmp_path: Path) -> None:
+    unfinished = record(toy / "clean") | {"finished": False}
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "run.json").write_text(json.dumps(unfinished))
+    answer = finetune("early", "--out", "run")
+    assert answer.code == 1
+    assert "is not finished" in answer.err
+
+
+def test_validation_people_choose_the_weights(finetune, toy: Path, tmp_path: Path) -> None:
+    drawn = read_split(toy / "split.json")
+    others = sorted({f"patient{n:03d}" for n in range(1, 6)} - {*drawn.test, *drawn.budgets["2"]})
+    chosen = drawn.model_copy(update={"validation": (others[0],), "budgets": {"3": drawn.budgets["2"]}})
+    write_split(tmp_path / "with.json", chosen)
+    answer = finetune("scratch", "--out", "run", labels="3", chosen="with.json")
+    assert answer.code == 0, answer.err
+    said = record(tmp_path / "run")
+    assert said["validation_cases"] == [others[0]]
+    assert others[0] not in said["cases"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--set", "training.epohcs=3"), "training.epohcs"),
+        (("--set", "backbone_settings.widht=8"), "backbone_settings.widht"),
+        (("--set", "loss=hinge"), "loss"),
+        (("--recipe", "nothing"), "no finetune recipe called 'nothing'"),
+        (("--labels", "3"), "no label budget '3'"),
+        (("--init", "nowhere"), "does not exist"),
+        (("--device", "mps"), "try --device cpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_mistakes_are_a_sentence_and_leave_nothing(finetune, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    if "mps" in words and torch.backends.mps.is_available():
+        pytest.skip("the device is there")
+    answer = finetune("scratch", "--out", "run", *words)
+    assert answer.code == 1
+    assert said in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_stays_as_it_is(finetune, tmp_path: Path) -> None:
+    assert finetune("scratch", "--out", "run").code == 0
+    before = {item: item.stat().st_mtime_ns for item in (tmp_path / "run").iterdir()}
+    assert "is finished already" in finetune("scratch", "--out", "run", "--resume").err
+    for words in (("--resume", "--set", "training.epochs=3"), ("--resume", "--recipe", "paper"), ()):
+        assert finetune("scratch", "--out", "run", *words).code == 1
+    assert {item: item.stat().st_mtime_ns for item in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_run_is_not_resumed_from_another_start(finetune, toy: Path) -> None:
+    assert finetune("scratch", "--out", "run").code == 0
+    answer = finetune(str(toy / "clean"), "--out", "run", "--resume")
+    assert answer.code == 1
+    assert "other settings (init" in answer.err
+
+
+def test_a_size_that_does_not_fit_is_padded_and_said(finetune, tmp_path: Path) -> None:
+    answer = finetune("scratch", "--out", "run", settings=(*SMALL, "training.size=30"))
+    assert "Slices of 30² are padded to 32²" in answer.err
+    assert record(tmp_path / "run")["settings"]["training"]["size"] == 32
+
+
+def test_the_papers_recipe(finetune, tmp_path: Path) -> None:
+    assert finetune("scratch", "--out", "run", "--recipe", "paper").code == 0
+    settings = record(tmp_path / "run")["settings"]
+    assert (settings["loss"], settings["training"]["optimiser"]) == ("cross_entropy", "adam")
+    assert settings["training"]["learning_rate_floor"] == 5e-6
