@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from macl import checkpoint
-from macl.config import PluginSettings, PretrainSettings, read_recipe, resolve, validate
+from macl.config import PretrainSettings, read_recipe, resolve
 from macl.data import runs, splits
 from macl.data.batches import Batches, SliceBank
 from macl.data.runs import RunRecord
 from macl.data.store import Store
 from macl.files import require_disk_space
-from macl.plugins import Method, MethodModule, find
+from macl.plugins import Backbone, Method, find
+from macl.pretraining import CollapseWatch, about_weights, build_task, handed_on, settle
 from macl.progress import say
 from macl.training import fit, make_fabric
 
 DEFAULT_METHOD = "macl"
-NEAR_UNIFORM = 0.98
-"""Share of the uniform solution's loss from which on a run is said to stand near it."""
 
 
 def pretrain(
@@ -58,7 +55,7 @@ def pretrain(
         MaclError: a setting, the store, the split or the folder does not fit; the sentence says what to do.
     """
     opened = Store.open(store)
-    settings, plugin, method_settings = _settings(method, recipe, overrides)
+    settings, plugin, backbone = _settings(method, recipe, overrides)
     fabric = make_fabric(device, settings.training.precision)
     chosen = splits.read_split(split) if split else None
     resolved = splits.resolve(chosen, opened, allow_overlap=allow_overlap) if chosen else None
@@ -75,34 +72,20 @@ def pretrain(
     if record.finished:
         say(f"{out} is finished already.")
         return record
-    return _train(opened, out, record, settings, plugin, method_settings, fabric)
+    return _train(opened, out, record, settings, plugin, backbone, fabric)
 
 
 def _settings(
     method: str | None, recipe: str | None, overrides: Iterable[str]
-) -> tuple[PretrainSettings, Method, PluginSettings]:
-    """Settings with the method's own resolved, and slice sides that its network can take."""
+) -> tuple[PretrainSettings, Method, Backbone]:
     values = read_recipe("pretrain", recipe or find("methods", method or DEFAULT_METHOD).name)
     settings = resolve(PretrainSettings, {**values, "method": method} if method else values, overrides)
-    plugin = find("methods", settings.method)
-    own = validate(plugin.Settings, settings.method_settings, where="method_settings")
-    backbone = validate(
-        find("backbones", settings.backbone).Settings, settings.backbone_settings, where="backbone_settings"
-    )
-    multiple = plugin.side_multiple(own)
-    size = math.ceil(settings.training.size / multiple) * multiple
-    if size != settings.training.size:
-        say(f"Slices of {settings.training.size}² are padded to {size}²: {plugin.name} takes multiples of {multiple}.")
-    training = settings.training.model_copy(update={"size": size})
-    changed = {
-        "method_settings": own.model_dump(mode="json"), "backbone_settings": backbone.model_dump(mode="json"),
-        "training": training,
-    }  # fmt: skip
-    return settings.model_copy(update=changed), plugin, own
+    plugin, backbone = find("methods", settings.method), find("backbones", settings.backbone)
+    return settle(settings, plugin, backbone), plugin, backbone
 
 
 def _train(
-    store: Store, out: Path, record: RunRecord, settings: PretrainSettings, plugin: Method, own: PluginSettings,
+    store: Store, out: Path, record: RunRecord, settings: PretrainSettings, plugin: Method, backbone: Backbone,
     fabric: Fabric,
 ) -> RunRecord:  # fmt: skip
     bank = SliceBank(store, record.cases, labelled=False, device=fabric.device)
@@ -111,52 +94,16 @@ def _train(
     )
     if max(case.slices for case in bank.cases) == 1:
         say("Every case has a single slice, so that slice positions tell nothing: all slices will be positives.")
-    backbone_plugin = find("backbones", settings.backbone)
-    backbone_settings = validate(backbone_plugin.Settings, settings.backbone_settings, where="backbone_settings")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(record.seed)
-        blocks = plugin.decoder_blocks(own)
-        backbone = backbone_plugin.build(backbone_settings, len(record.channels), blocks)
-        task = plugin.build(own, backbone)
+    task = build_task(settings, plugin, backbone, len(record.channels), record.seed)
     count = sum(parameter.numel() for parameter in cast(nn.Module, task).parameters())
     require_disk_space(out, 4 * count * 4, "The run")
     steps = settings.training.epochs * batches.steps_per_epoch
     say(f"{plugin.name}: {count / 1e6:.3f} M parameters, {steps} steps on {fabric.device}.")
-    watch = _CollapseWatch(task, batches.batch_size, steps)
+    watch = CollapseWatch(task, batches.batch_size, steps)
     tensors, seconds = fit(task, batches, settings.training, out, fabric, watch)
-    handed_on = {
-        name.removeprefix("backbone."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(tuple(f"backbone.{prefix}" for prefix in task.handed_on()))
-    }
-    about = {
-        "kind": "pretrain", "method": plugin.name, "decoder_blocks": blocks, "backbone": settings.backbone,
-        "backbone_settings": backbone_settings.model_dump(mode="json"), "channels": list(record.channels),
-    }  # fmt: skip
-    checkpoint.write(out / runs.WEIGHTS, handed_on, about)
+    checkpoint.write(out / runs.WEIGHTS, handed_on(task, tensors), about_weights(settings, record.channels))
     record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})
     runs.write_record(out, record)
     (out / runs.STATE).unlink(missing_ok=True)
     say(f"Pre-trained weights are in {out / runs.WEIGHTS}.")
     return record
-
-
-class _CollapseWatch:
-    """Warns once where a run stands near the solution in which all features are equal."""
-
-    def __init__(self, task: MethodModule, batch_size: int, steps: int) -> None:
-        self.uniform = task.uniform_loss(batch_size)
-        self.from_step = max(100, steps // 10)
-        self.warned = False
-
-    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
-        if self.warned or self.uniform is None or step < self.from_step:
-            return
-        name, uniform = self.uniform
-        if values[name] > NEAR_UNIFORM * uniform:
-            self.warned = True
-            say(
-                f"Warning: at step {step} {name} is {values[name]:.3f}, near {uniform:.3f}, where all features are equal "
-                f"(feature spread {values.get('feature_spread', float('nan')):.3f}): nothing is being learned yet; "
-                "if it stays so, change training.learning_rate."
-            )
