@@ -26,7 +26,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.config import IntensitySettings, PluginSettings, SpatialSettings
-from macl.heads import Queue, follow, global_projector, image_channels, momentum_twin, patch_discriminator
+from macl.heads import (
+    Queue,
+    follow,
+    image_channels,
+    momentum_twin,
+    normed_perceptron,
+    patch_discriminator,
+    pooled,
+)
 from macl.losses import contrastive_with_queue, spread
 from macl.plugins import BackboneModule, Batch, Step
 from macl.views import STRONG_VIEWS, change_intensity, random_blocks, spatial_view
@@ -60,7 +68,7 @@ class Dira(nn.Module):
         self.settings = settings
         self.backbone = backbone
         bottleneck, channels = backbone.channels[-1], image_channels(backbone.encoder)
-        self.projector = global_projector(bottleneck, bottleneck, settings.projection)
+        self.projector = nn.Sequential(*pooled(), *normed_perceptron((bottleneck, bottleneck, settings.projection)))
         self.to_pixels = nn.Conv2d(backbone.channels[0], channels, 1)
         self.discriminator = patch_discriminator(channels, settings.discriminator_width)
         self.key_encoder = momentum_twin(backbone.encoder)

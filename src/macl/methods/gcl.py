@@ -75,10 +75,10 @@ class Gcl(nn.Module):
         positives = for_both_branches(positives_by_partition(positions, self.settings.partitions))
         return self._factor() * form(torch.cat((z1, z2)), positives, self.settings.temperature)
 
-    def local_loss(self, first: Tensor, second: Tensor, draws: Draws) -> Tensor:
-        """Stage 2's loss of two renderings' maps (B, D, h, w): every region against all others of its slice, in both."""
-        anchors = torch.cat([self._regions(maps, draws) for maps in (first, second)], dim=1)
-        same = torch.eye(anchors.shape[1] // 2, dtype=torch.bool, device=first.device)
+    def local_loss(self, first: Tensor, second: Tensor) -> Tensor:
+        """Stage 2's loss of two renderings' regions (B, R, D): each against all others of its slice, in both."""
+        anchors = torch.cat((first, second), dim=1)
+        same = torch.eye(first.shape[1], dtype=torch.bool, device=first.device)
         return contrastive(anchors, for_both_branches(same), self.settings.temperature)
 
     def _regions(self, maps: Tensor, draws: Draws) -> Tensor:
@@ -97,8 +97,8 @@ class Gcl(nn.Module):
             loss, features = self.global_loss(z1, z2, batch.positions), torch.cat((z1, z2))
             parts = {"loss_global": loss.detach(), "loss_local": none}
         else:
-            first, second = (self._frozen_maps(batch, name) for name in ("r1", "r2"))
-            loss, features = self.local_loss(first, second, batch.draws), first.mean((2, 3))
+            first, second = (self._regions(self._frozen_maps(batch, name), batch.draws) for name in ("r1", "r2"))
+            loss, features = self.local_loss(first, second), first.flatten(0, 1)
             parts = {"loss_global": none, "loss_local": loss.detach()}
         return Step(loss, {**parts, "feature_spread": spread(features)})
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import Queue, follow, global_projector, momentum_twin
+from macl.heads import Queue, follow, momentum_twin, normed_perceptron, pooled
 from macl.losses import contrastive_with_queue, spread
 from macl.plugins import BackboneModule, Batch, Step
 from macl.views import STRONG_VIEWS, view
@@ -43,7 +43,7 @@ class Moco(nn.Module):
         self.settings = settings
         self.backbone = backbone
         bottleneck = backbone.channels[-1]
-        self.projector = global_projector(bottleneck, bottleneck, settings.projection)
+        self.projector = nn.Sequential(*pooled(), *normed_perceptron((bottleneck, bottleneck, settings.projection)))
         self.key_encoder = momentum_twin(backbone.encoder)
         self.key_projector = momentum_twin(self.projector)
         self.queue = Queue(settings.queue, settings.projection)
