@@ -84,7 +84,9 @@ def test_nnunet_channels_are_in_order_and_complete(tmp_path: Path) -> None:
 def test_nnunet_tells_what_does_not_fit(tmp_path: Path) -> None:
     folder = nnunet.write(tmp_path / "d")
     (folder / "imagesTr/toy_000_0000.nii.gz").rename(folder / "imagesTr/stray.nii.gz")
+    (folder / "labelsTr/toy_001.nii.gz").unlink()
     source = read(folder)
+    assert "1 scans of imagesTr have no label in labelsTr." in source.notes
     assert "label without an image" in source.refused["toy_000"]
     assert any("imagesTr/stray.nii.gz" in note for note in source.notes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -50,7 +51,8 @@ def workers_for(items: int, workers: int) -> Iterator[Run]:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers, so each watches for that itself."""
+    """Ctrl-C is the parent's to answer; but a killed parent cannot stop its workers, so each watches for that itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

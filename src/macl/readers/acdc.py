@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from macl.data.layouts import one_of_each_name, passed_over, readable, visible_files
@@ -36,33 +37,11 @@ class Acdc:
         patients = _patients(source)
         if not patients:
             raise MaclError(f"{source} holds no folder patientNNN, as ACDC's layout wants: check the folder.")
-        cases: list[Case] = []
-        refused: dict[str, str] = {}
-        strange: list[Path] = []
-        series = 0
-        for folder in patients:
-            images: dict[str, list[Path]] = {}
-            labels: dict[str, list[Path]] = {}
-            for path in visible_files(folder):
-                frame = _FRAME.fullmatch(path.name)
-                if frame:
-                    (labels if frame[2] else images).setdefault(frame[1], []).append(path)
-                elif _SERIES.fullmatch(path.name):
-                    series += path.name.endswith((".nii", ".nii.gz"))
-                else:
-                    strange.append(path)
-            for name, found in labels.items():
-                if name not in images:
-                    refused[name] = f"a label without an image: {readable(found[0])}"
-                elif len(found) > 1:
-                    refused[name] = f"two labels ({', '.join(readable(path) for path in found)}): remove one"
-            cases += [
-                Case(name, (path,), folder.name, labels.get(name, [None])[0])
-                for name, found in images.items()
-                if name not in refused
-                for path in found
-            ]
-        kept, duplicates = one_of_each_name(cases)
+        frames = [_frames(folder) for folder in patients]
+        refused = {name: reason for found in frames for name, reason in found.refused.items()}
+        strange = [path for found in frames for path in found.strange]
+        series = sum(found.series for found in frames)
+        kept, duplicates = one_of_each_name(case for found in frames for case in found.cases)
         cine = (f"Passed over: {series} whole cine series (…_4d), which have no labels.",) if series else ()
         return Source(
             reader=self.name,
@@ -74,6 +53,38 @@ class Acdc:
             normalisation="zscore",
             notes=cine + passed_over(strange, source, "not part of the layout"),
         )
+
+
+@dataclass
+class _Frames:
+    """What one patient's folder holds."""
+
+    cases: list[Case] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    strange: list[Path] = field(default_factory=list)
+    series: int = 0
+
+
+def _frames(folder: Path) -> _Frames:
+    frames = _Frames()
+    images: dict[str, list[Path]] = {}
+    labels: dict[str, list[Path]] = {}
+    for path in visible_files(folder):
+        if frame := _FRAME.fullmatch(path.name):
+            (labels if frame[2] else images).setdefault(frame[1], []).append(path)
+        elif _SERIES.fullmatch(path.name):
+            frames.series += path.name.endswith((".nii", ".nii.gz"))
+        else:
+            frames.strange.append(path)
+    for name, found in labels.items():
+        if name not in images:
+            frames.refused[name] = f"a label without an image: {readable(found[0])}"
+        elif len(found) > 1:
+            frames.refused[name] = f"two labels ({', '.join(readable(path) for path in found)}): remove one"
+    for name, found in images.items():
+        if name not in frames.refused:
+            frames.cases += [Case(name, (path,), folder.name, labels.get(name, [None])[0]) for path in found]
+    return frames
 
 
 def _patients(source: Path) -> list[Path]:

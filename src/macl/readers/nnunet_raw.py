@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,32 +48,25 @@ class NnunetRaw:
         if "dataset" in found:
             raise MaclError(f"{source / DESCRIPTION} lists its files itself ('dataset'), which is not read: copy them.")
         labels = {path.name.removesuffix(ending): path for path in visible_files(source / "labelsTr")}
-        cases: list[Case] = []
-        refused: dict[str, str] = {}
-        strange: list[Path] = []
-        for folder in ("imagesTr", "imagesTs"):
-            scans, others = _scans(source / folder, ending)
-            strange += others
-            for name, files in scans.items():
-                if sorted(files) != list(range(len(channels))):
-                    refused[name] = f"it has the channels {_numbers(files)} where {_numbers(range(len(channels)))} are"
-                    refused[name] += f" declared in {DESCRIPTION}"
-                    labels.pop(name, None) if folder == "imagesTr" else None
-                    continue
-                label = labels.pop(name, None) if folder == "imagesTr" else None
-                cases.append(Case(name, tuple(files[index] for index in sorted(files)), name, label))
+        training, strange = _scans(source / "imagesTr", ending)
+        test, others = _scans(source / "imagesTs", ending)
+        whole = [_case(name, files, labels.pop(name, None), len(channels)) for name, files in training.items()]
+        whole += [_case(name, files, None, len(channels)) for name, files in test.items()]
+        kept, refused = one_of_each_name(case for case in whole if isinstance(case, Case))
+        refused |= dict(case for case in whole if not isinstance(case, Case))
         refused |= {name: f"a label without an image: {readable(path)}" for name, path in labels.items()}
-        kept, duplicates = one_of_each_name(cases)
-        strange += [path for path in visible_files(source) if path.name != DESCRIPTION]
+        strange += others + [path for path in visible_files(source) if path.name != DESCRIPTION]
         strange += visible_files(source / "labelsTs")
         notes = ("nnU-Net's layout names no patients: every case counts as a patient of its own.",)
+        if unlabelled := sum(case.label is None for case in kept if case.name in training):
+            notes += (f"{unlabelled} scans of imagesTr have no label in labelsTr.",)
         return Source(
             reader=self.name,
             modality=modality_of(channels),
             channels=channels,
             classes=classes,
             cases=kept,
-            refused=refused | duplicates,
+            refused=refused,
             notes=notes + passed_over(strange, source, "not part of the layout"),
         )
 
@@ -103,6 +96,16 @@ def _classes(source: Path, labels: Mapping[str, Any]) -> dict[int, str]:
     return dict(sorted(classes.items()))
 
 
+def _case(name: str, files: Mapping[int, Path], label: Path | None, channels: int) -> Case | tuple[str, str]:
+    """The case, or its name and why it is none."""
+    if sorted(files) == list(range(channels)):
+        return Case(name, tuple(files[index] for index in range(channels)), name, label)
+    return (
+        name,
+        f"it has the channels {_numbers(files)} where {_numbers(range(channels))} are declared in {DESCRIPTION}",
+    )
+
+
 def _scans(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Path]]:
     """Case name → channel number → file, and the files that are named otherwise."""
     scans: dict[str, dict[int, Path]] = {}
@@ -116,7 +119,7 @@ def _scans(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[
     return scans, others
 
 
-def _numbers(numbers: Any) -> str:
+def _numbers(numbers: Iterable[int]) -> str:
     return ", ".join(f"{number:04d}" for number in sorted(numbers))
 
 

@@ -87,11 +87,7 @@ def prepare(
     if not index.cases:
         _remove(store)
         raise MaclError(_none_kept(source, refused))
-    write_index(store, index)
-    kept = {array.file for case in index.cases for array in case.arrays.values()}
-    for path in leftovers(store, kept):
-        path.unlink()
-    shutil.rmtree(store / MARKERS)
+    _finish(store, index)
     _tell(store, index)
     return index
 
@@ -223,6 +219,15 @@ def _index(
         macl_version=macl.__version__,
         fingerprint=fingerprint,
     )
+
+
+def _finish(store: Path, index: StoreIndex) -> None:
+    """From here on it is a store; what only served to go on after a kill is removed."""
+    kept = {array.file for case in index.cases for array in case.arrays.values()}
+    for path in leftovers(store, kept):
+        path.unlink()
+    write_index(store, index)
+    shutil.rmtree(store / MARKERS)
 
 
 def _remove(store: Path) -> None:
