@@ -240,6 +240,9 @@ def main() -> None:
     except MaclError as error:
         say(f"macl: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Typer turns Ctrl-C into this exit code without a word.
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         say("macl: interrupted; run the same command again (with --resume for training) to go on.")
         sys.exit(130)

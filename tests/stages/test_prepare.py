@@ -32,6 +32,7 @@ from fakes.scans import (
     write_nifti,
 )
 from macl.config import PrepareSettings
+from macl.data.preparing import Outcome, Task, prepare_case
 from macl.data.slicing import measure, to_scan
 from macl.data.store import Store
 from macl.errors import MaclError
@@ -408,6 +409,25 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(tmp_path: Path) -> Non
     assert "was begun before" in answer.err
     prepare(tmp_path / "data", tmp_path / "whole", workers=1)
     assert files_below(tmp_path / "store") == files_below(tmp_path / "whole")
+
+
+def test_an_interruption_is_one_sentence_and_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    msd.write(tmp_path / "data")
+
+    def interrupted_at_the_third(task: Task) -> Outcome:
+        if task.case.name == "toy_003":
+            raise KeyboardInterrupt
+        return prepare_case(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("macl.stages.prepare.prepare_case", interrupted_at_the_third)
+        answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert answer.code == 130
+    assert "interrupted; run the same command again" in sentence(answer.err)
+    again = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert "2 of 5 cases are finished" in again.err
 
 
 def test_stale_results_of_an_interrupted_run_are_not_taken_over(
