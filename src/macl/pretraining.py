@@ -54,10 +54,12 @@ def handed_on(task: MethodModule, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith(prefixes)}
 
 
-def about_weights(settings: PretrainSettings, channels: tuple[str, ...]) -> dict[str, Any]:
+def about_weights(settings: PretrainSettings, method: Method, channels: tuple[str, ...]) -> dict[str, Any]:
     """What the header of `weights.safetensors` says."""
+    own = validate(method.Settings, settings.method_settings, where="method_settings")
     return {
         "kind": "pretrain", "method": settings.method, "method_settings": settings.method_settings,
+        "decoder_blocks": method.decoder_blocks(own),
         "backbone": settings.backbone, "backbone_settings": settings.backbone_settings, "channels": list(channels),
     }  # fmt: skip
 

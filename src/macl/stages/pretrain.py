@@ -101,7 +101,7 @@ def _train(
     say(f"{plugin.name}: {count / 1e6:.3f} M parameters, {steps} steps on {fabric.device}.")
     watch = CollapseWatch(task, batches.batch_size, steps)
     tensors, seconds = fit(task, batches, settings.training, out, fabric, watch)
-    checkpoint.write(out / runs.WEIGHTS, handed_on(task, tensors), about_weights(settings, record.channels))
+    checkpoint.write(out / runs.WEIGHTS, handed_on(task, tensors), about_weights(settings, plugin, record.channels))
     record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})
     runs.write_record(out, record)
     (out / runs.STATE).unlink(missing_ok=True)
