@@ -1,0 +1,21 @@
+"""Work in several processes: the same results, and a killed worker is told."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from macl.data.parallel import workers_for
+from macl.errors import MaclError
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_with_their_index(workers: int) -> None:
+    with workers_for(3, workers) as run:
+        assert dict(run(abs, [-1, 2, -3])) == {0: 1, 1: 2, 2: 3}
+
+
+def test_a_killed_worker_is_a_sentence() -> None:
+    with pytest.raises(MaclError, match="A worker process was killed"), workers_for(2, 2) as run:
+        list(run(os._exit, [1, 1]))
