@@ -181,20 +181,6 @@ def test_something_else_in_the_folder_is_left_alone(pretrain, tmp_path: Path) ->
     assert [item.name for item in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
-def test_a_warning_near_collapse(pretrain, toy: Path, tmp_path: Path) -> None:
-    slow = (
-        *SMALL[1:],
-        "training.epochs=11",
-        "training.batch_size=2",
-        "training.learning_rate=1e-12",
-        "method_settings.temperature=50.0",
-    )
-    answer = pretrain("--out", "run", settings=(*slow, "training.size=32", "method_settings.decoder_blocks=1"))
-    assert answer.code == 0
-    assert answer.err.count("Warning: at step 100 loss_global is") == 1
-    assert "nothing is being learned yet" in answer.err
-
-
 def test_slices_without_volumes_are_said(tmp_path: Path) -> None:
     write_toy_store(tmp_path / "photographs.store", patients=4, slices=1, side=64)
     words = [word for setting in (*SMALL, "training.batch_size=4") for word in ("--set", setting)]
