@@ -26,6 +26,7 @@ from macl.segmentation import (
 )
 
 SMALL = {"backbone_settings": {"width": 4}}
+UPRIGHT = AugmentationSettings(spatial=SpatialSettings(rotation_degrees=30.0))
 STILL = AugmentationSettings(spatial=SpatialSettings(mirror=0.0, deform=0.0))
 
 
@@ -61,7 +62,27 @@ def batch(slices: int = 2, side: int = 32, step: int = 0) -> Batch:
 def test_axes_that_would_swap_left_and_right_are_not_mirrored(
     classes: tuple[str, ...], plane: str, axes: tuple
 ) -> None:
-    assert mirror_axes(FinetuneSettings(), classes, plane) == axes
+    assert mirror_axes(FinetuneSettings(augmentation=UPRIGHT), classes, plane) == axes
+
+
+def test_a_mirrored_row_and_a_half_turn_are_a_mirrored_column() -> None:
+    turning = AugmentationSettings(spatial=SpatialSettings(rotation_degrees=180.0))
+    classes = ("background", "left kidney", "right kidney")
+    assert mirror_axes(FinetuneSettings(augmentation=turning), classes, "axial") == ()
+    assert mirror_axes(FinetuneSettings(augmentation=STILL), classes, "axial") == ("row",)
+    always = AugmentationSettings(
+        spatial=SpatialSettings(
+            mirror=1.0, deform=1.0, rotation_degrees=180.0, scale=(1.0, 1.0), elastic_alpha=(0.0, 0.0)
+        )
+    )
+    left, right = torch.zeros(64, 33, 33, dtype=torch.long), torch.zeros(64, 33, 33, dtype=torch.long)
+    left[:, 4:9, 4:12], right[:, 4:9, 21:29] = 1, 1
+    swapped = 0.0
+    for step in range(20):
+        both = Batch(torch.zeros(64, 1, 33, 33), torch.ones(64), Draws(0, step, torch.arange(64)), left)
+        moved = task(("row",), augmentation=always).augment(both)[1]
+        swapped = max(swapped, ((moved * right).sum((1, 2)) / right.sum((1, 2))).max().item())
+    assert swapped > 0.8, "the left class on the right class's place"
 
 
 def test_mirror_axes_as_set() -> None:

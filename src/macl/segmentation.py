@@ -77,14 +77,18 @@ class SegmentationTask(nn.Module):
 
 
 def mirror_axes(settings: FinetuneSettings, classes: tuple[str, ...], plane: str) -> tuple[Axis, ...]:
-    """The axes that may be mirrored: as set, or both, but not the one that would swap a left and a right class.
+    """The axes that may be mirrored: as set, or both, but not one that would swap a left and a right class.
 
-    In axial and coronal slices left and right lie along the columns; in sagittal ones they lie across the slices.
+    In axial and coronal slices left and right lie along the columns; in sagittal ones they lie across the slices. Where
+    slices are turned upside down too, mirrored rows would amount to mirrored columns.
     """
     if settings.mirror_axes != "auto":
         return settings.mirror_axes
     sided = any(re.search(r"(?<![a-z])(left|right|l|r)(?![a-z])", name.lower()) for name in classes)
-    return ("row",) if sided and plane != "sagittal" else ("row", "column")
+    if not sided or plane == "sagittal":
+        return ("row", "column")
+    spatial = settings.augmentation.spatial
+    return () if spatial.deform > 0 and spatial.rotation_degrees > 90 else ("row",)
 
 
 def build_segmenter(settings: FinetuneSettings, backbone: Backbone, channels: int, classes: int) -> Segmenter:
