@@ -28,20 +28,48 @@ Kind = Literal["methods", "backbones", "readers"]
 
 
 @dataclass(frozen=True)
+class Stack:
+    """One volume in several files: the slices of a DICOM series, sorted by position when read, or pictures in order.
+
+    Attributes:
+        files: the slices.
+        grey: the pictures hold a grey image in three equal channels, of which one is read.
+    """
+
+    files: tuple[Path, ...]
+    grey: bool = False
+
+    @property
+    def name(self) -> str:
+        """The first file's name, which stands for all in messages."""
+        return self.files[0].name
+
+
+Scan = Path | Stack
+"""Where one volume lies: a file, a folder of a DICOM series, or a stack of files."""
+
+
+def files_of(scan: Scan) -> tuple[Path, ...]:
+    """The file, folder or files that a scan is made of."""
+    return scan.files if isinstance(scan, Stack) else (scan,)
+
+
+@dataclass(frozen=True)
 class Case:
     """One scan of a source, with its label if it has one.
 
     Attributes:
         name: unique within the source; names the case in stores, masks and tables.
-        images: one file (or folder of a DICOM series) per channel, or one file that holds all channels.
-        label: the label's file, with the image's geometry.
+        images: one scan per channel, or one file that holds all channels.
+        label: the label, with the image's geometry; a stack of pictures has a slice for each of the image's, in the
+            order of the image's files.
         patient: who was scanned; cases of one patient never cross a split.
     """
 
     name: str
-    images: tuple[Path, ...]
+    images: tuple[Scan, ...]
     patient: str
-    label: Path | None = None
+    label: Scan | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +80,12 @@ class Source:
         reader: the reader's name.
         modality: "MR", "CT", "photograph" or "unknown".
         channels: names of the image channels, in order.
-        classes: raw label value → class name, background first, in the order of the store's labels 0…K;
+        classes: raw label value → class name, background first, in the order of the store's labels 0…K; values
+            of one name are one class;
             empty where the layout declares none: then the values found in the labels are taken, and said.
         cases: every case the layout names, sorted by name.
         refused: case name → why the layout itself rules it out (a label without an image, a duplicate name).
+        plane: the plane the slices were scanned in, where headers tell it wrongly or not at all.
         normalisation: "clip_zscore" (1st/99th percentile, then z-score of the case) or "zscore".
         notes: what was assumed, in sentences for the user.
     """
@@ -66,6 +96,7 @@ class Source:
     classes: Mapping[int, str]
     cases: tuple[Case, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
+    plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
     normalisation: Literal["clip_zscore", "zscore"] = "clip_zscore"
     notes: tuple[str, ...] = ()
 
@@ -203,12 +234,21 @@ def find(kind: Literal["readers"], name: str) -> Reader: ...
 def find(kind: Kind, name: str) -> Any:
     """The plug-in `name` of a catalogue: `PLUGIN` in `macl/<kind>/<name>.py`.
 
+    A reader whose data set has parts (CT and MR) has a reader for each in `parts`, found as "name:part".
+
     Raises:
         MaclError: there is none of that name; the nearest right one is named.
     """
+    name, _, part = name.partition(":")
     known = names(kind)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? Known" if near else "known"
         raise MaclError(f"There is no {kind[:-1]} called {name!r}; {hint}: {', '.join(known)}.")
-    return importlib.import_module(f"macl.{kind}.{name}").PLUGIN
+    plugin = importlib.import_module(f"macl.{kind}.{name}").PLUGIN
+    if not part:
+        return plugin
+    parts = getattr(plugin, "parts", {})
+    if part not in parts:
+        raise MaclError(f"{name!r} has no part {part!r}; {'known: ' + ', '.join(parts) if parts else 'it has none'}.")
+    return parts[part]
