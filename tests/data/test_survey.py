@@ -70,3 +70,10 @@ def test_a_lone_scan_has_a_name_that_tells_nothing(tmp_path: Path) -> None:
     hidden = lone_case(tmp_path / "Quixote 1947").name
     assert re.fullmatch(r"case-[0-9a-f]{12}", hidden)
     assert lone_case(tmp_path / "Quixote 1947").name == hidden
+
+
+def test_a_folder_named_by_the_patients_id_is_hidden_unless_ids_are_kept(tmp_path: Path) -> None:
+    dicom.write_series(tmp_path / f"scans {dicom.PATIENT_ID}/t1")
+    assert surveyed(tmp_path).source.cases[0].name.startswith("case-")
+    kept = surveyed(tmp_path, keep_identity=True).source.cases[0]
+    assert (kept.name, kept.patient) == ("scans_MRN-4711-22_t1", dicom.PATIENT_ID)
