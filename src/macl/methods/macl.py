@@ -187,7 +187,9 @@ class Macl(nn.Module):
         if batch.done >= settings.encoder_share:
             self.backbone.encoder.requires_grad_(False).eval()
         if weights[0]:
-            v1, v2 = (spatial_view(image, batch.draws, name, settings.views) for name in ("v1", "v2"))
+            v1, v2 = (
+                spatial_view(image, batch.draws.within(name), "geometry", settings.views) for name in ("v1", "v2")
+            )
         if weights[1] or weights[2]:
             i1, i2 = (change_intensity(image, batch.draws.within(name), settings.invariance) for name in ("i1", "i2"))
         return self.losses(self(i1, i2, v1, v2), batch.positions, batch.done)

@@ -1,0 +1,117 @@
+"""The paper's ablations of MACL, each a setting: what is computed, what learns, what shapes meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from macl.config import IntensitySettings
+from macl.data.draws import Draws
+from macl.plugins import Batch, find
+
+
+def batch(side: int = 64, count: int = 3) -> Batch:
+    images = torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(1))
+    draws = Draws(seed=5, step=3, samples=torch.arange(count))
+    return Batch(images, torch.linspace(0.1, 1, count), draws)
+
+
+def build(**settings):
+    torch.manual_seed(0)
+    plugin, unet = find("methods", "macl"), find("backbones", "unet")
+    own = plugin.Settings(**settings)
+    return plugin.build(own, unet.build(unet.Settings(width=2), 1, own.decoder_blocks))
+
+
+def learning(task) -> set[str]:
+    """Parts of the task that a step gives a gradient."""
+    names = [name for name, parameter in task.named_parameters() if parameter.grad is not None]
+    return {".".join(name.split(".")[: 2 if name.startswith("backbone") else 1]) for name in names}
+
+
+def passes(task, given: Batch) -> int:
+    """How often a step runs the shared encoder."""
+    count = 0
+
+    def hook(*_) -> None:
+        nonlocal count
+        count += 1
+
+    handle = task.backbone.encoder.register_forward_hook(hook)
+    task.step(given)
+    handle.remove()
+    return count
+
+
+@pytest.mark.parametrize("blocks", range(5))
+def test_any_number_of_decoder_blocks(blocks):
+    task, side = build(decoder_blocks=blocks), 16 * 2**blocks
+    outputs = task(*(batch(side, 2).images for _ in range(4)))
+    assert outputs.dominant_dense.shape == outputs.auxiliary_dense.shape == (2, 32 // 2**blocks, side // 16, side // 16)
+    assert torch.isfinite(task.step(batch(side, 2)).loss)
+
+
+def test_what_weighs_nothing_is_not_computed():
+    given = batch()
+    assert passes(build(), given) == 4
+    assert passes(build(weight_dense=0, weight_regularisation=0), given) == 2
+    assert passes(build(weight_global=0), given) == 2
+    without = build(weight_dense=0).step(given).parts
+    whole = build().step(given).parts
+    assert without["loss_dense"] == 0
+    assert without["loss_regularisation"] == whole["loss_regularisation"]
+    assert without["loss_global"] == whole["loss_global"]
+
+
+def test_an_encoder_that_follows_learns_nothing_by_itself():
+    task = build(encoders="ema", encoder_momentum=0.9)
+    task.step(batch()).loss.backward()
+    assert "auxiliary_encoder" not in learning(task)
+    name, weight = next(iter(task.auxiliary_encoder.named_parameters()))
+    before = weight.clone()
+    source = dict(task.backbone.encoder.named_parameters())[name]
+    with torch.no_grad():
+        source.add_(1.0)
+    task.step(batch())
+    torch.testing.assert_close(weight, 0.9 * before + 0.1 * source)
+
+
+def test_independent_encoders_both_learn():
+    task = build(encoders="independent")
+    task.step(batch()).loss.backward()
+    assert {"auxiliary_encoder", "backbone.encoder"} <= learning(task)
+
+
+def test_symmetric_branches_meet_at_the_same_size():
+    task = build(symmetric=True)
+    outputs = task(*(batch().images for _ in range(4)))
+    assert outputs.auxiliary_bottleneck.shape == outputs.dominant_bottleneck.shape
+    torch.testing.assert_close(outputs.auxiliary_dense, outputs.dominant_dense)
+    assert torch.isfinite(task.step(batch()).loss)
+
+
+def test_two_stages():
+    task = build(encoder_share=0.5)
+    first = task.step(batch())
+    assert first.parts["loss_dense"] == 0
+    assert first.parts["loss_global"] > 0
+    first.loss.backward()
+    assert "backbone.encoder" in learning(task)
+    task.zero_grad(set_to_none=True)
+    encoder = {name: tensor.clone() for name, tensor in task.backbone.encoder.state_dict().items()}
+    second = task.step(replace(batch(), done=0.5))
+    assert second.parts["loss_global"] == 0
+    assert second.parts["loss_dense"] > 0
+    second.loss.backward()
+    assert learning(task) == {"backbone.decoder", "auxiliary_pixel_projector"}
+    assert all(torch.equal(encoder[name], tensor) for name, tensor in task.backbone.encoder.state_dict().items())
+
+
+def test_augmentation_in_the_invariance_group_changes_its_losses_alone():
+    changed = IntensitySettings(brightness=1, contrast=1)
+    plain, augmented = (build(invariance=own).step(batch()).parts for own in (IntensitySettings(), changed))
+    assert plain["loss_global"] == augmented["loss_global"]
+    assert plain["loss_regularisation"] != augmented["loss_regularisation"]
+    assert plain["loss_dense"] != augmented["loss_dense"]
