@@ -69,7 +69,7 @@ def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
     assert all(target.startswith(("data:", "#")) for target in shown.loads)
     assert not re.search(r"url\(|@import|https?://", shown.source)
     assert "default-src 'none'" in shown.source
-    assert sum(target.startswith("data:image/png") for target in shown.loads) == 2 * 9 + 4
+    assert sum(target.startswith("data:image/jpeg") for target in shown.loads) == 2 * 9 + 4
 
 
 def test_the_numbers_are_those_of_the_evaluation(fake: FakeRuns, page: Path) -> None:

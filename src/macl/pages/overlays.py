@@ -125,8 +125,13 @@ def window_of(views: Sequence[View]) -> Window:
     return sides[0], sides[1]
 
 
-def draw(shown: Sequence[tuple[Kind, View]], window: Window, captions: Sequence[str] = ()) -> bytes:
-    """One PNG, panel beside panel, each a view within the window, with its caption above it if there are captions.
+def draw(
+    shown: Sequence[tuple[Kind, View]],
+    window: Window,
+    captions: Sequence[str] = (),
+    file_format: Literal["png", "jpeg"] = "png",
+) -> bytes:
+    """One picture, panel beside panel, each a view within the window, with its caption above it if there are captions.
 
     "scan" shows the scan alone, "truth" fills the true structures, "prediction" the predicted ones; both outline the truth.
     """
@@ -150,7 +155,9 @@ def draw(shown: Sequence[tuple[Kind, View]], window: Window, captions: Sequence[
         if captions:
             axes.set_title(captions[number], color="white", fontsize=8, pad=4)
     file = io.BytesIO()
-    figure.savefig(file, format="png", facecolor="black")
+    # Noise makes a PNG several times larger; colours are not subsampled, so that outlines stay sharp.
+    options = {"quality": 85, "subsampling": 0, "optimize": True} if file_format == "jpeg" else {}
+    figure.savefig(file, format=file_format, facecolor="black", pil_kwargs=options)
     return file.getvalue()
 
 

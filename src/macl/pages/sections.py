@@ -19,7 +19,7 @@ OUTCOMES = ("loaded", "adapted", "fresh", "refused")
 
 @dataclass(frozen=True)
 class Overlay:
-    """A case drawn: its role in the run, its Dice, and PNG files by kind."""
+    """A case drawn: its role in the run, its Dice, and JPEG files by kind."""
 
     role: str
     dice: float
@@ -88,7 +88,9 @@ def _overlays(run: Run) -> tuple[tuple[Overlay, ...], tuple[Missing, ...]]:
         except MaclError as error:
             troubles.append(Missing(f"{role} is not drawn: {error}"))
         else:
-            pictures: dict[Kind, bytes] = {kind: draw([(kind, view)], window_of([view])) for kind in KINDS}
+            pictures: dict[Kind, bytes] = {
+                kind: draw([(kind, view)], window_of([view]), file_format="jpeg") for kind in KINDS
+            }
             drawn.append(Overlay(role, means[case], view, pictures))
     return tuple(drawn), tuple(troubles)
 
@@ -127,7 +129,7 @@ def side_by_side(comparison: Comparison) -> dict[str, Any] | None:
         "slices": views[0].slices,
         "classes": rows[0].run.record.classes,
         "panels": [
-            {"png": draw([(kind, view)], window), "alt": f"{case}, {caption}", "caption": caption}
+            {"jpeg": draw([(kind, view)], window, file_format="jpeg"), "alt": f"{case}, {caption}", "caption": caption}
             for kind, view, caption in pictures
         ],
     }

@@ -77,7 +77,7 @@ def _render(
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "data_uri": lambda png: "data:image/png;base64," + base64.b64encode(png).decode(),
+        "data_uri": lambda jpeg: "data:image/jpeg;base64," + base64.b64encode(jpeg).decode(),
         "class_colour": colour_of,
         "short": lambda value: f"{value:.3g}".replace("-", "−"),
     }

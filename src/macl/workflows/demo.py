@@ -33,7 +33,7 @@ WIDTH = 8
 
 SYNTHETIC = (
     "These subjects are synthetic: every one is the same brain template (MNI152), randomly bent, with a contrast, a bias field "
-    "and noise of its own. They are much more alike than people are, and the task is easy: nothing here carries over to a clinic."
+    "and noise of its own. They are much more alike than people are: nothing here carries over to a clinic."
 )
 ONE_SEED = "One seed and {tests} synthetic test subjects: whichever start comes out ahead here, another seed may turn it round."
 
@@ -49,7 +49,7 @@ class Scale:
     pretraining_side: int = 128
     finetuning_side: int = 112
     pretraining_epochs: int = 12
-    finetuning_epochs: int = 60
+    finetuning_epochs: int = 80
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def demo(out: Path, scale: Scale = Scale()) -> Path:
     _step(5, f"fine-tune {len(cells)} segmenters")
     overrides = _overrides(scale.finetuning_side, scale.finetuning_epochs, batch_size=8)
     for cell, run in runs.items():
+        say(f"From {cell.start}, {cell.labels} labelled:")
         init, labels = "scratch" if cell.start == "scratch" else str(pretrained), str(cell.labels)
         finetune(store, run, init=init, split=chosen, labels=labels, overrides=overrides, seed=SEED, resume=True)
     _step(6, "predict the test subjects")

@@ -1,8 +1,7 @@
 """Synthetic subjects from the one brain template that travels with nilearn: real anatomy, invented people.
 
 Each subject is the template bent by a random smooth deformation on top of a random affine, with its own contrast between
-tissues, bias field and noise. They differ far less than people do, and are scanned without any fault: what is learned here says
-nothing about a clinic.
+tissues, bias field and noise. They differ far less than people do: what is learned here says nothing about a clinic.
 """
 
 from __future__ import annotations
