@@ -63,13 +63,13 @@ def modules_after(statement: str) -> tuple[set[str], float]:
 
 def test_imports_run_one_way() -> None:
     done = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_module_has_a_layer() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
     placed = {name.strip() for layer in layers for name in re.split(r"[|:]", layer)}
     there = {f"macl.{path.stem}" for path in SOURCE.iterdir() if path.suffix == ".py" and path.stem[0] != "_"}

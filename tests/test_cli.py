@@ -109,7 +109,7 @@ def test_wrong_usage_exits_2(macl, words: list[str]) -> None:
 def test_a_mistake_exits_1_with_one_sentence_and_nothing_written(macl, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").write_text("…")
+    (tmp_path / "full" / "thesis.tex").write_text("a thesis")
     hearts(tmp_path / "acdc.store", patients=100)
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     answer = macl(*words)

@@ -74,7 +74,7 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("…")
+    (tmp_path / "thesis.tex").write_text("a thesis")
     for resume in (False, True):
         with pytest.raises(MaclError, match="holds something that is not a run"):
             runs.open_run(tmp_path, record(), resume=resume)
@@ -82,7 +82,7 @@ def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("…")
+    (tmp_path / "a").write_text("a thesis")
     with pytest.raises(MaclError, match="holds something that is not a run"):
         runs.open_run(tmp_path / "a", record(), resume=False)
 

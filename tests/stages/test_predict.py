@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import math
 import subprocess
 import sys
@@ -317,6 +318,7 @@ def write_series(folder: Path, array: np.ndarray, spacing: tuple[float, float, f
             piece.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{90 - number}.dcm"))
         writer.Execute(piece)
+    locale.setlocale(locale.LC_ALL, "")  # writing DICOM leaves the process in the C locale, for all tests to come
 
 
 def test_a_dicom_series_gives_a_mask_on_its_grid_that_names_nobody(run: Path, tmp_path: Path, capsys) -> None:

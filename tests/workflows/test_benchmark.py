@@ -46,8 +46,8 @@ def grid(tmp_path: Path) -> Path:
 
 
 def edit(grid: Path, old: str, new: str) -> None:
-    assert old in grid.read_text()
-    grid.write_text(grid.read_text().replace(old, new))
+    assert old in grid.read_text(encoding="utf-8")
+    grid.write_text(grid.read_text(encoding="utf-8").replace(old, new))
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -155,7 +155,7 @@ def test_every_cell_is_run_scored_and_tabled_once(
     changed = {str(out / name) for name in ("results.csv", "results.md", "grid.toml")}
     assert {name: content for name, content in before.items() if name not in changed}.items() <= after.items()
     assert len(table(out)) == 2 * len(found)
-    summary = (out / "results.md").read_text()
+    summary = (out / "results.md").read_text(encoding="utf-8")
     assert "| 1 | paper | scratch | 2 |" in summary
     assert summary in capsys.readouterr().out
 
@@ -199,11 +199,11 @@ def test_a_failed_cell_is_reported_and_the_rest_goes_on(
     assert "2 of 4 cells are finished" in streams.err
     assert "Traceback" not in streams.err
     assert {(row["start"], row["labels"]) for row in table(tmp_path / "bench")} == {("scratch", "1"), ("macl", "1")}
-    assert "- macl__2__paper__seed0: " in (tmp_path / "bench" / "results.md").read_text()
+    assert "- macl__2__paper__seed0: " in (tmp_path / "bench" / "results.md").read_text(encoding="utf-8")
 
     hidden.rename(hidden.with_suffix(".b2nd"))
     assert benchmark(grid, tmp_path / "bench", device="cpu"), "once the cause is mended, the same command finishes it"
-    assert "Failed" not in (tmp_path / "bench" / "results.md").read_text()
+    assert "Failed" not in (tmp_path / "bench" / "results.md").read_text(encoding="utf-8")
 
 
 def test_pretraining_that_fails_is_tried_once(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_pretraining_that_fails_is_tried_once(grid: Path, tmp_path: Path, monkey
     monkeypatch.setattr(workflow, "pretrain", broken)
     assert not benchmark(grid, tmp_path / "bench", device="cpu")
     assert len(calls) == 1
-    summary = (tmp_path / "bench" / "results.md").read_text()
+    summary = (tmp_path / "bench" / "results.md").read_text(encoding="utf-8")
     assert summary.count("Its pre-training failed: RuntimeError: the device fell off") == 2
 
 
@@ -229,7 +229,7 @@ def test_a_cell_is_not_mixed_with_one_of_other_settings(grid: Path, tmp_path: Pa
     edit(grid, "[finetune]\nset = [", '[finetune]\nset = ["training.learning_rate=0.1", ')
     assert not benchmark(grid, out, device="cpu")
     assert contents(out / "cells") == before
-    assert "was made with other settings" in (out / "results.md").read_text()
+    assert "was made with other settings" in (out / "results.md").read_text(encoding="utf-8")
     assert table(out) == []
 
 
