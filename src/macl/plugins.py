@@ -72,6 +72,11 @@ class Case:
     label: Scan | None = None
 
 
+def scans_of(case: Case) -> tuple[Scan, ...]:
+    """A case's images and its label, if it has one."""
+    return (*case.images, case.label) if case.label else case.images
+
+
 @dataclass(frozen=True)
 class Source:
     """What a reader found in a folder.
@@ -86,6 +91,7 @@ class Source:
         cases: every case the layout names, sorted by name.
         refused: case name → why the layout itself rules it out (a label without an image, a duplicate name).
         plane: the plane the slices were scanned in, where headers tell it wrongly or not at all.
+        anonymous: the data set is published without identities, so its own names are kept whatever DICOM headers hold.
         normalisation: "clip_zscore" (1st/99th percentile, then z-score of the case) or "zscore".
         notes: what was assumed, in sentences for the user.
     """
@@ -97,6 +103,7 @@ class Source:
     cases: tuple[Case, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
+    anonymous: bool = False
     normalisation: Literal["clip_zscore", "zscore"] = "clip_zscore"
     notes: tuple[str, ...] = ()
 

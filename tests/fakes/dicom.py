@@ -29,7 +29,7 @@ def write_series(
     folder.mkdir(parents=True, exist_ok=True)
     pixels = anatomy(seed, shape)[0]
     for index in set(range(shape[0])) - set(missing):
-        dataset = _slice(pixels[index], seed, index)
+        dataset = dicom_slice(pixels[index], seed, index)
         dataset.ImagePositionPatient = [-8.0, -6.0 + index * tilt_mm, 10.0 + 4.0 * index]
         for tag, value in tags.items():
             setattr(dataset, tag, value)
@@ -37,7 +37,8 @@ def write_series(
     return pixels
 
 
-def _slice(pixels: np.ndarray, seed: int, index: int) -> Dataset:
+def dicom_slice(pixels: np.ndarray, seed: int, index: int) -> Dataset:
+    """One slice with all that a DICOM file needs but its position."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -17,9 +17,7 @@ def write(folder: Path) -> dict[str, Truth]:
             part = "Training dataset" if patient < 10 else "Test dataset"
             write_oriented(folder / place / part / f"{name}.nii.gz", image, "RAS", (0.9, 0.9, 0.85))
             if patient < 10:
-                write_oriented(
-                    folder / place / "Ground truth" / f"{name}-label.nii.gz", label, "RAS", (0.9, 0.9, 0.85)
-                )
+                write_oriented(folder / place / "Ground truth" / f"{name}-label.nii.gz", label, "RAS", (0.9, 0.9, 0.85))
             if version == "axial_crop":
                 truths[name] = Truth(f"pat{patient}", image[None], label if patient < 10 else None)
     return truths

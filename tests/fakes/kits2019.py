@@ -24,8 +24,8 @@ def write(folder: Path) -> dict[str, Truth]:
         labelled = name != "case_00210"
         if labelled:
             nibabel.Nifti1Image(label, matrix).to_filename(place / "segmentation.nii.gz")
-        # The header calls the first axis left-right and the last one inferior-superior, both against the order here.
-        turned = [np.flip(array.transpose(0, 2, 1), (0, 1, 2)) for array in (image, label)]
+        # By the header, the axes run to the right, to the front and up.
+        turned = [np.flip(array.transpose(0, 2, 1), (0, 2)) for array in (image, label)]
         truths[name] = Truth(name, turned[0][None].astype(np.float32), turned[1] if labelled else None)
     (folder / "data/kits.json").write_text("[]")
     (folder / "README.md").write_text("# KiTS19\n")

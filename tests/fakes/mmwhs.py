@@ -20,7 +20,9 @@ def write(folder: Path) -> dict[str, Truth]:
                 name = f"{modality}_{part}_{number}"
                 place = folder / f"{modality}_{part}"
                 image, label = structures(number, 7)
-                write_oriented(place / f"{name}_image.nii.gz", image, "LAS" if modality == "ct" else "RIP", (0.5, 0.5, 0.6))
+                write_oriented(
+                    place / f"{name}_image.nii.gz", image, "LAS" if modality == "ct" else "RIP", (0.5, 0.5, 0.6)
+                )
                 if part == "train":
                     write_oriented(
                         place / f"{name}_label.nii.gz", VALUES[label], "LAS" if modality == "ct" else "RIP", (0.5, 0.5, 0.6)

@@ -15,6 +15,7 @@ from macl.data.identity import Identity, secrets_of
 from macl.data.intact import require_length, require_size
 from macl.data.store import Geometry
 from macl.errors import RefusedCaseError
+from macl.plugins import Scan, Stack
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -40,19 +41,37 @@ def is_series(folder: Path) -> bool:
     return folder.is_dir() and any(_belongs(path) for path in sorted(folder.iterdir()))
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files of a series: those of a folder that are DICOM by name or contents, or the file itself.
+def holds(scan: Scan) -> bool:
+    """Whether a scan is DICOM: a folder of a series, a file that says so, or a stack of such files."""
+    if isinstance(scan, Stack):
+        return is_dicom(scan.files[0])
+    return is_series(scan) or is_dicom(scan)
+
+
+def files_of(scan: Scan) -> list[Path]:
+    """The files of a series: those of a stack, those of a folder that are DICOM by name or contents, or the file itself.
 
     Raises:
         RefusedCaseError: there are none.
     """
-    files = [file for file in sorted(path.iterdir()) if _belongs(file)] if path.is_dir() else [path]
+    if isinstance(scan, Stack):
+        return list(scan.files)
+    files = [file for file in sorted(scan.iterdir()) if _belongs(file)] if scan.is_dir() else [scan]
     if not files:
         raise RefusedCaseError("the folder holds no DICOM file: there are no slices")
     return files
 
 
-def read_header(path: Path) -> tuple[Geometry, int, str, str]:
+def order(scan: Scan) -> list[int]:
+    """The places of a series' files among `files_of`, in the order of their positions.
+
+    Raises:
+        RefusedCaseError: as for `read`.
+    """
+    return _sort([_dataset(file) for file in files_of(scan)])[0]
+
+
+def read_header(path: Scan) -> tuple[Geometry, int, str, str]:
     """Geometry, channels, type and modality as the first file announces them, without the checks of `read`."""
     files = files_of(path)
     first = _dataset(files[0])
@@ -72,7 +91,7 @@ def modality_of(dataset: Any) -> str:
     return found if found in ("MR", "CT") else "unknown"
 
 
-def identity(path: Path) -> Identity:
+def identity(path: Scan) -> Identity:
     """Who was scanned, from every readable header of the series; all empty where no header can be read."""
     ids: list[str] = []
     series: list[str] = []
@@ -89,8 +108,8 @@ def identity(path: Path) -> Identity:
     return Identity(next(iter(ids), ""), next(iter(series), ""), tuple(sorted(secrets)), readable=bool(ids))
 
 
-def read(path: Path) -> Volume:
-    """The series as (channels, z, y, x).
+def read(path: Scan) -> Volume:
+    """The series as (channels, z, y, x); a stack's files are one series whatever series their headers name.
 
     Raises:
         RefusedCaseError: a file is no DICOM, cut off or of several frames; several series or several images at one
@@ -98,17 +117,23 @@ def read(path: Path) -> Volume:
     """
     files = files_of(path)
     datasets = [_dataset(file) for file in files]
-    _require_one_series(datasets)
-    order, step = _sort(datasets)
-    first = datasets[order[0]]
+    if not isinstance(path, Stack):
+        _require_one_series(datasets)
+    _require_alike(datasets)
+    places, step = _sort(datasets)
+    first = datasets[places[0]]
     size = (int(first.Columns), int(first.Rows), len(files))
     require_size(size)
     for file, dataset in zip(files, datasets, strict=True):
         _require_whole(file, dataset)
-    array = np.stack([_pixels(files[index], size) for index in order], axis=1)
+    array = np.stack([_pixels(files[index], size) for index in places], axis=1)
     matrix, spacing, known = _plane(first)
     notes = () if known else ("the DICOM header tells no spacing: distances are in voxels",)
-    if path.is_dir() and (passed := sum(file.is_file() for file in path.iterdir()) - len(files)):
+    if (
+        isinstance(path, Path)
+        and path.is_dir()
+        and (passed := sum(file.is_file() for file in path.iterdir()) - len(files))
+    ):
         notes = (*notes, f"{passed} files beside the DICOM series were passed over")
     return Volume(array, _geometry(size, (*spacing, step), _origin(first), matrix, known), notes=notes)
 
@@ -140,6 +165,9 @@ def _require_one_series(datasets: Sequence[Any]) -> None:
     series = {str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets}
     if len(series) > 1:
         raise RefusedCaseError(f"the folder holds {len(series)} DICOM series: put each in a folder of its own")
+
+
+def _require_alike(datasets: Sequence[Any]) -> None:
     if any(int(dataset.get("NumberOfFrames", 1) or 1) > 1 for dataset in datasets):
         raise RefusedCaseError("a DICOM file of it holds several frames: convert it to NIfTI first")
     for key, words in (("Rows", "sizes"), ("Columns", "sizes"), ("SamplesPerPixel", "channels")):

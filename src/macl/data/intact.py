@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ MAX_VOXELS = 2**30
 """The largest scan that is read, per channel: 512 × 512 × 4096."""
 
 _CHUNK = 1 << 20
+
+_JPEG_END = 0xD9
+_JPEG_SCAN = 0xDA
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+"""What ends a scan's compressed data, in which 0xFF is followed by 0, a restart mark or padding."""
 
 
 def require_size(size: tuple[int, ...]) -> None:
@@ -122,6 +129,34 @@ def require_whole_png(path: Path) -> None:
         raise RefusedCaseError("it is truncated: its compressed data ends too early")
     if not interlaced:
         require_length(len(pixels), expected)
+
+
+def require_whole_jpeg(path: Path) -> None:
+    """Follow a JPEG's segments to its end marker; it has no checksum, so a flipped bit within them goes unseen.
+
+    Raises:
+        RefusedCaseError: the file is no JPEG, is cut off, announces too much, or is neither grey nor RGB.
+    """
+    data = path.read_bytes()
+    if data[:3] != b"\xff\xd8\xff":
+        raise RefusedCaseError("its name says JPEG, but its contents are not")
+    try:
+        place = 2
+        while (marker := data[place + 1]) != _JPEG_END:
+            if data[place] != 0xFF:
+                raise RefusedCaseError("it is damaged: a segment of the JPEG does not begin with a marker")
+            length = int.from_bytes(data[place + 2 : place + 4], "big")
+            if marker in _JPEG_FRAMES:
+                rows, columns = struct.unpack(">HH", data[place + 5 : place + 9])
+                require_size((columns, rows))
+                if data[place + 9] not in (1, 3):
+                    raise RefusedCaseError("it is neither grey nor RGB: save it as one of them")
+            place += 2 + max(length, 2)
+            if marker == _JPEG_SCAN:
+                found = _JPEG_MARKER.search(data, place)
+                place = found.start() if found else len(data)
+    except (IndexError, struct.error):
+        raise RefusedCaseError("it is truncated: the JPEG does not reach its end marker") from None
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

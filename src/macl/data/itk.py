@@ -1,4 +1,4 @@
-"""NRRD, MetaImage and PNG: checked for damage byte by byte, then read by SimpleITK.
+"""NRRD, MetaImage, PNG and JPEG: checked for damage byte by byte, then read by SimpleITK.
 
 SimpleITK reads a MetaImage whose checksum is broken without a word, so lengths and checksums are checked here first.
 """
@@ -13,13 +13,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from macl.data.grids import Volume
-from macl.data.intact import checksum, gunzip, inflate, require_size, require_whole_png
+from macl.data.intact import checksum, gunzip, inflate, require_size, require_whole_jpeg, require_whole_png
 from macl.data.store import Geometry
 from macl.errors import RefusedCaseError
 
-SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", ".png")
+PICTURES = (".png", ".jpg", ".jpeg")
+
+SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", *PICTURES)
 
 _LONGEST_HEADER = 1 << 20
+
+_READERS = {
+    ".png": "PNGImageIO", ".jpg": "JPEGImageIO", ".jpeg": "JPEGImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO",
+}  # fmt: skip
+
+_KINDS = {
+    ".png": "a PNG picture", ".jpg": "a JPEG picture", ".jpeg": "a JPEG picture",
+    ".nrrd": "an NRRD file", ".nhdr": "an NRRD header",
+}  # fmt: skip
 
 _BYTES = {
     "uchar": 1, "unsigned char": 1, "uint8": 1, "uint8_t": 1, "char": 1, "signed char": 1, "int8": 1, "int8_t": 1,
@@ -53,10 +64,17 @@ class _Data(NamedTuple):
     expected: int
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file's name says that it is a picture: one slice, without spacing."""
+    return path.suffix.lower() in PICTURES
+
+
 def read_header(path: Path) -> ItkHeader:
     """The header alone; RefusedCaseError where SimpleITK cannot make sense of it or it announces too much."""
     if path.suffix.lower() == ".png":
         require_whole_png(path)
+    elif is_picture(path):
+        require_whole_jpeg(path)
     else:
         _data_of(path)
     reader = _reader(path)
@@ -72,7 +90,7 @@ def read_header(path: Path) -> ItkHeader:
     if "complex" in pixel or "label" in pixel:
         raise RefusedCaseError(f"its voxels are {pixel}, where real numbers are meant")
     return ItkHeader(
-        geometry=_grid(reader, size, known=path.suffix.lower() != ".png"),
+        geometry=_grid(reader, size, known=not is_picture(path)),
         components=int(reader.GetNumberOfComponents()),
         stacked=size[3] if len(size) == 4 else 1,
         dtype=pixel.removeprefix("vector of "),
@@ -82,7 +100,7 @@ def read_header(path: Path) -> ItkHeader:
 def read(path: Path) -> Volume:
     """The whole file as (components or stacked, z, y, x); RefusedCaseError unless every byte is there."""
     header = read_header(path)
-    expected = None if path.suffix.lower() == ".png" else _checksum(_data_of(path))
+    expected = None if is_picture(path) else _checksum(_data_of(path))
     if header.components > 1 and header.stacked > 1:
         raise RefusedCaseError("it has a fourth axis and several components a voxel")
     try:
@@ -128,7 +146,7 @@ def _sitk() -> Any:
 
 def _reader(path: Path) -> Any:
     sitk = _sitk()
-    io = {".png": "PNGImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}.get(path.suffix.lower(), "MetaImageIO")
+    io = _READERS.get(path.suffix.lower(), "MetaImageIO")
     reader = sitk.ImageFileReader()
     reader.SetImageIO(io)
     reader.SetFileName(str(path))
@@ -136,8 +154,7 @@ def _reader(path: Path) -> Any:
 
 
 def _kind(path: Path) -> str:
-    kinds = {".png": "a PNG picture", ".nrrd": "an NRRD file", ".nhdr": "an NRRD header"}
-    return kinds.get(path.suffix.lower(), "a MetaImage file")
+    return _KINDS.get(path.suffix.lower(), "a MetaImage file")
 
 
 def _grid(reader: Any, size: tuple[int, ...], known: bool) -> Geometry:

@@ -10,7 +10,7 @@ from typing import Any
 from macl.data.volumes import safe_name, suffix_of
 from macl.errors import MaclError
 from macl.files import read_json
-from macl.plugins import Case
+from macl.plugins import Case, Scan
 
 DESCRIPTION = "dataset.json"
 
@@ -78,7 +78,7 @@ def one_of_each_name(cases: Iterable[Case]) -> tuple[tuple[Case, ...], dict[str,
     return tuple(sorted(kept, key=lambda case: case.name)), dict(sorted(refused.items()))
 
 
-def readable(path: Path) -> str:
+def readable(path: Scan) -> str:
     """A file's name as text that can be written anywhere, whatever bytes it holds."""
     return _as_text(path.name)
 

@@ -109,6 +109,8 @@ def choose_part(reader: str, counts: Mapping[str, int], wanted: str | None) -> t
     there = [part for part, count in counts.items() if count]
     part = wanted or there[0]
     if part not in there:
-        raise MaclError(f"There is no {part} scan here: read it with --reader {reader}:{there[0]}, or check the folder.")
+        raise MaclError(
+            f"There is no {part} scan here: read it with --reader {reader}:{there[0]}, or check the folder."
+        )
     others = [f"{counts[other]} of {other} (--reader {reader}:{other})" for other in there if other != part]
     return part, (f"Of this data set, {part} is read; passed over: {', '.join(others)}.",) if others else ()

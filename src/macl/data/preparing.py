@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,13 +19,16 @@ from macl.data.store import CASES, ArrayKind, StoredArray, StoredCase, write_arr
 from macl.data.volumes import Volume, grid_difference, read_label, read_scan
 from macl.errors import RefusedCaseError
 from macl.files import write_text
-from macl.plugins import Case
+from macl.plugins import Case, Scan, files_of, scans_of
 
 MARKERS = ".preparing"
 """Folder in an unfinished store: one file per finished case."""
 
 MOST_CLASSES = 64
 LARGEST_LABEL = 65535
+
+_NAMED = 16
+"""How many label values a sentence lists."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ class Task:
     Attributes:
         case: names and files.
         channels: how many there must be.
-        values: the label's own values, in the order of the store's labels 0…K; empty where nothing is labelled.
+        values: the label's own value → the store's label 0…K; empty where nothing is labelled.
         settings: resolved, so that normalisation is told.
         store: the folder to write to.
     """
 
     case: Case
     channels: int
-    values: tuple[int, ...]
+    values: Mapping[int, int]
     settings: PrepareSettings
     store: Path
 
@@ -60,7 +63,7 @@ class Outcome(Settings):
 def files_fingerprint(case: Case) -> str:
     """Of a case's files: names, sizes and times of change."""
     lines = [case.name, case.patient]
-    for path in (*case.images, *([case.label] if case.label else ())):
+    for path in (path for scan in scans_of(case) for path in files_of(scan)):
         for file in _parts(path):
             state = file.stat()
             lines.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
@@ -69,7 +72,13 @@ def files_fingerprint(case: Case) -> str:
 
 def fingerprint(task: Task) -> str:
     """Of everything a prepared case depends on."""
-    parts = [files_fingerprint(task.case), task.channels, task.values, task.settings.model_dump(), macl.__version__]
+    parts = [
+        files_fingerprint(task.case),
+        task.channels,
+        sorted(task.values.items()),
+        task.settings.model_dump(),
+        macl.__version__,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -98,10 +107,10 @@ def prepare_case(task: Task) -> Outcome:
     return outcome
 
 
-def label_values(path: Path) -> tuple[int, ...] | str:
+def label_values(scan: Scan) -> tuple[int, ...] | str:
     """The values in a label file, sorted; or why it cannot be a label."""
     try:
-        values = np.unique(read_label(path).array)
+        values = np.unique(read_label(scan).array)
     except RefusedCaseError as error:
         return str(error)
     if len(values) > MOST_CLASSES:
@@ -114,7 +123,7 @@ def label_values(path: Path) -> tuple[int, ...] | str:
 def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
     case, settings = task.case, task.settings
     volume = read_scan(case.images, task.channels)
-    label = _read_label(case.label, volume, task.values) if case.label else None
+    label = _read_label(case, volume, task.values) if case.label else None
     slices = to_slices(volume, settings)
     kind: Literal["clip_zscore", "zscore"] = settings.normalisation or "clip_zscore"
     stored = as_stored(slices.array, volume.rescale, kind)
@@ -124,7 +133,7 @@ def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
     if label is not None:
         small = label_to_slices(label, slices.slicing, (rows, columns))
         arrays["label"] = write_array(task.store, case.name, "label", small)
-        voxels = tuple(int(n) for n in np.bincount(small.ravel(), minlength=len(task.values)))
+        voxels = tuple(int(n) for n in np.bincount(small.ravel(), minlength=len({*task.values.values()})))
         if (rows, columns) != slices.slicing.scanned_size:
             truth = label_to_slices(label, slices.slicing, slices.slicing.scanned_size)
             arrays["truth"] = write_array(task.store, case.name, "truth", truth)
@@ -147,17 +156,23 @@ def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
     ), notes
 
 
-def _read_label(path: Path, image: Volume, values: tuple[int, ...]) -> np.ndarray:
+def _read_label(case: Case, image: Volume, values: Mapping[int, int]) -> np.ndarray:
     """(z, y, x) labels 0…K."""
-    label = read_label(path)
+    assert case.label
+    label = read_label(case.label, case.images[0])
     if difference := grid_difference(image.geometry, label.geometry):
         raise RefusedCaseError(f"image and label lie on different grids: {difference}")
     found = np.unique(label.array)
-    if strange := sorted(set(found.tolist()) - set(values)):
-        some = ", ".join(map(str, strange[:5])) + (", …" if len(strange) > 5 else "")
-        raise RefusedCaseError(f"its label holds {some}, outside the declared classes ({', '.join(map(str, values))})")
-    order = np.argsort(values)
-    return order[np.searchsorted(np.asarray(values)[order], label.array[0])].astype(np.uint8)
+    if strange := sorted({*found.tolist()} - {*values}):
+        raise RefusedCaseError(f"its label holds {_some(strange)}, outside the declared classes ({_some(values)})")
+    known = np.asarray(sorted(values))
+    labels = np.asarray([values[value] for value in known.tolist()], dtype=np.uint8)
+    return labels[np.searchsorted(known, label.array[0])]
+
+
+def _some(values: Iterable[int]) -> str:
+    values = list(values)
+    return ", ".join(map(str, values[:_NAMED])) + (", …" if len(values) > _NAMED else "")
 
 
 def _marker(task: Task) -> Path:

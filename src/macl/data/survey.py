@@ -12,7 +12,9 @@ from macl.data.identity import Identity, hashed, reveals
 from macl.data.volumes import Header, read_header, safe_name, stem_of
 from macl.errors import MaclError, RefusedCaseError
 from macl.files import inside
-from macl.plugins import Case, Reader, Source
+from macl.plugins import Case, Reader, Source, files_of, scans_of
+
+PICTURES = ("PNG", "JPEG")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _without_links_out(folder: Path, source: Source) -> Source:
     kept: list[Case] = []
     for case in source.cases:
         try:
-            for path in (*case.images, *([case.label] if case.label else [])):
+            for path in (path for scan in scans_of(case) for path in files_of(scan)):
                 for file in (path, *(path.iterdir() if path.is_dir() else ())):
                     inside(folder, str(file.relative_to(folder)))
             kept.append(case)
@@ -97,7 +99,9 @@ def _without_links_out(folder: Path, source: Source) -> Source:
 
 
 def _without_identity(source: Source, keep_identity: bool) -> Source:
-    who = {case.name: dicom.identity(case.images[0]) for case in source.cases if _is_dicom(case)}
+    if source.anonymous:
+        return source
+    who = {case.name: dicom.identity(case.images[0]) for case in source.cases if dicom.holds(case.images[0])}
     if not who:
         return source
     secrets = {secret for one in who.values() for secret in one.secrets}
@@ -114,10 +118,6 @@ def _without_identity(source: Source, keep_identity: bool) -> Source:
     notes.append("DICOM patient ids are kept, as asked." if keep_identity else "DICOM patient ids are hashed.")
     cases.sort(key=lambda case: case.name)
     return replace(source, cases=tuple(cases), refused=refused, notes=tuple(notes))
-
-
-def _is_dicom(case: Case) -> bool:
-    return dicom.is_series(case.images[0]) or dicom.is_dicom(case.images[0])
 
 
 def _without_secrets(case: Case, who: Identity | None, secrets: Collection[str], keep_identity: bool) -> Case:
@@ -140,13 +140,13 @@ def _scrub(text: str, secrets: Collection[str]) -> str:
 def _usual_channels(headers: Mapping[str, Header]) -> tuple[str, ...]:
     counts = Counter(header.channels for header in headers.values())
     usual = min(counts, key=lambda count: (-counts[count], count), default=1)
-    if usual == 3 and all(header.format == "PNG" for header in headers.values() if header.channels == 3):
+    if usual == 3 and all(header.format in PICTURES for header in headers.values() if header.channels == 3):
         return "red", "green", "blue"
     return ("image",) if usual == 1 else tuple(f"channel {number}" for number in range(1, usual + 1))
 
 
 def _other_channels(header: Header, meant: int) -> str:
-    if header.format in ("PNG", "DICOM"):
+    if header.format in (*PICTURES, "DICOM"):
         return f"it has {header.channels} channels where {meant} {'is' if meant == 1 else 'are'} meant"
     return (
         f"it holds {header.channels} volumes or channels (4D) where {meant} {'is' if meant == 1 else 'are'} meant: "

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from macl.data import dicom, itk, nifti
+from macl.data import dicom, itk, nifti, pictures
 from macl.data.grids import Volume as Volume
 from macl.data.grids import grid_difference as grid_difference
 from macl.data.store import Geometry
 from macl.errors import MaclError, RefusedCaseError
 from macl.files import atomic_path
+from macl.plugins import Scan, Stack
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *dicom.SUFFIXES)
 """What the name of a scan's file ends with; a folder may hold a DICOM series."""
@@ -26,7 +27,7 @@ class Header:
     """What a scan's file announces before its voxels are read.
 
     Attributes:
-        format: "NIfTI", "NRRD", "MetaImage", "PNG" or "DICOM".
+        format: "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG" or "DICOM".
         geometry: the grid.
         channels: components of a voxel, or volumes along a fourth axis.
         dtype: of the stored numbers, as the file's library names it.
@@ -58,26 +59,29 @@ def safe_name(text: str) -> str:
     return name or "scan"
 
 
-def read_header(path: Path) -> Header:
-    """What the file or DICOM folder announces.
+def read_header(path: Scan) -> Header:
+    """What the file, DICOM folder or stack announces.
 
     Raises:
         RefusedCaseError: it is missing, empty, no image, or announces more than is read.
     """
     with _refusing():
-        if path.is_dir() or _is_dicom(path):
+        if _is_dicom(path):
             return Header("DICOM", *dicom.read_header(path))
+        if isinstance(path, Stack):
+            return Header(_format(_known_suffix(path.files[0])), *pictures.read_header(path))
         suffix = _known_suffix(path)
         if suffix in nifti.SUFFIXES:
             header = nifti.read_header(path)
             return Header("NIfTI", header.geometry, header.stacked, header.dtype.name)
         itk_header = itk.read_header(path)
-        name = {".png": "PNG", ".nrrd": "NRRD", ".nhdr": "NRRD"}.get(suffix, "MetaImage")
-        return Header(name, itk_header.geometry, itk_header.components * itk_header.stacked, itk_header.dtype)
+        return Header(
+            _format(suffix), itk_header.geometry, itk_header.components * itk_header.stacked, itk_header.dtype
+        )
 
 
-def read_scan(images: tuple[Path, ...], channels: int | None = None) -> Volume:
-    """One scan: one file (or DICOM folder) per channel, or one file that holds all channels.
+def read_scan(images: tuple[Scan, ...], channels: int | None = None) -> Volume:
+    """One scan: one file, DICOM folder or stack per channel, or one that holds all channels.
 
     Args:
         images: the files.
@@ -107,8 +111,11 @@ def read_scan(images: tuple[Path, ...], channels: int | None = None) -> Volume:
     return first
 
 
-def read_label(path: Path) -> Volume:
+def read_label(path: Scan, image: Scan | None = None) -> Volume:
     """One label: (1, z, y, x) whole numbers.
+
+    A stack of pictures has a slice for each file of `image`, in the order of their names; where these are DICOM, it is
+    brought into the order of their positions.
 
     Raises:
         RefusedCaseError: as for a scan, or its values are not whole numbers.
@@ -116,9 +123,11 @@ def read_label(path: Path) -> Volume:
     volume = _read_file(path, None)
     array = volume.array
     if len(array) > 1:
-        if path.suffix.lower() != ".png" or not (array == array[:1]).all():
+        if not _is_picture(path) or not (array == array[:1]).all():
             raise RefusedCaseError(f"its label has {len(array)} channels: save class numbers as one grey channel")
         array = array[:1]
+    if isinstance(path, Stack) and image is not None and _is_dicom(image):
+        array = array[:, _order(image, array.shape[1])]
     if volume.rescale:
         slope, intercept = volume.rescale[0]
         array = array * slope + intercept
@@ -147,10 +156,12 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         writer.write(aside, array, geometry)
 
 
-def _read_file(path: Path, channels: int | None) -> Volume:
+def _read_file(path: Scan, channels: int | None) -> Volume:
     with _refusing():
-        if path.is_dir() or _is_dicom(path):
+        if _is_dicom(path):
             volume, stacked = dicom.read(path), False
+        elif isinstance(path, Stack):
+            volume, stacked = pictures.read(path), False
         elif _known_suffix(path) in nifti.SUFFIXES:
             volume = nifti.read(path)
             stacked = len(volume.array) > 1
@@ -191,8 +202,25 @@ def _require_contents(array: np.ndarray) -> None:
             raise RefusedCaseError(f"{which} is constant: every voxel is {float(channel.flat[0]):g}")
 
 
-def _is_dicom(path: Path) -> bool:
-    return path.is_file() and (path.name.lower().endswith(dicom.SUFFIXES) or (dicom.is_dicom(path)))
+def _is_dicom(scan: Scan) -> bool:
+    path = scan.files[0] if isinstance(scan, Stack) else scan
+    return path.is_dir() or (path.is_file() and (path.name.lower().endswith(dicom.SUFFIXES) or dicom.is_dicom(path)))
+
+
+def _is_picture(scan: Scan) -> bool:
+    return itk.is_picture(scan.files[0] if isinstance(scan, Stack) else scan)
+
+
+def _order(image: Scan, slices: int) -> list[int]:
+    places = dicom.order(image)
+    if len(places) != slices:
+        raise RefusedCaseError(f"it has {len(places)} slices and its label {slices}")
+    return places
+
+
+def _format(suffix: str) -> str:
+    names = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".nrrd": "NRRD", ".nhdr": "NRRD"}
+    return names.get(suffix, "MetaImage")
 
 
 def _known_suffix(path: Path) -> str:

@@ -50,7 +50,9 @@ class Mmwhs:
         """
         files = sort_files(files_below(source), _role)
         if not files.images:
-            raise MaclError(f"{source} holds no ct_train_NNNN_image.nii.gz, as MM-WHS's layout wants: check the folder.")
+            raise MaclError(
+                f"{source} holds no ct_train_NNNN_image.nii.gz, as MM-WHS's layout wants: check the folder."
+            )
         counts = Counter(name[:2] for name in files.images)
         part, notes = choose_part(self.name, {name: counts[name] for name in _PARTS}, self._part)
         cases, refused = pair(

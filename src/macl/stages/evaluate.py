@@ -21,7 +21,7 @@ from macl.data.volumes import Volume, grid_difference, read_label
 from macl.errors import MaclError, RefusedCaseError
 from macl.files import write_json
 from macl.metrics import Convention, Score, empty_score, score_classes
-from macl.plugins import Source, find, names
+from macl.plugins import Scan, Source, find, names
 from macl.progress import progress, say
 from macl.scores import Row, render, summarise, write_rows
 
@@ -103,13 +103,13 @@ def open_truth(path: Path, predictions: Path) -> Truth:
         what = "is not a folder" if path.exists() else "does not exist"
         raise MaclError(f"{path} {what}: name a store, a folder of scans with labels, or a folder of true masks.")
     source = _recognise(path)
-    labels = {case.name: case.label for case in source.cases if case.label is not None} if source else {}
+    labels = {case.name: (case.label, case.images[0]) for case in source.cases if case.label} if source else {}
     if source and labels:
         say(f"{path} is read as {source.reader}: {len(labels)} cases with a label.")
         return _files_truth(labels, source.classes or None)
     record = read_predictions(path) or read_predictions(predictions)
     classes = dict(zip(record.label_values, record.classes, strict=True)) if record else None
-    return _files_truth(list_masks(path), classes)
+    return _files_truth({name: (mask, None) for name, mask in list_masks(path).items()}, classes)
 
 
 def _recognise(path: Path) -> Source | None:
@@ -134,19 +134,26 @@ def _store_truth(store: Store) -> Truth:
     return Truth(tuple(labelled), dict(zip(index.label_values, index.classes, strict=True)), read)
 
 
-def _files_truth(labels: Mapping[str, Path], classes: Mapping[int, str] | None) -> Truth:
+def _files_truth(labels: Mapping[str, tuple[Scan, Scan | None]], classes: Mapping[int, str] | None) -> Truth:
+    firsts: dict[str, int] = {}
+    same = {value: firsts.setdefault(name, value) for value, name in (classes or {}).items()}
+
     def read(name: str) -> Label:
-        volume = _read_mask(labels[name])
-        return Label(volume.array[0], volume.geometry, plan(volume.geometry))
+        volume = _read_mask(*labels[name])
+        array = volume.array[0]
+        for value in np.unique(array).tolist():
+            if same.get(value, value) != value:
+                array = np.where(array == value, same[value], array)
+        return Label(array, volume.geometry, plan(volume.geometry))
 
-    return Truth(tuple(sorted(labels)), classes, read)
+    return Truth(tuple(sorted(labels)), classes and {value: name for name, value in firsts.items()}, read)
 
 
-def _read_mask(path: Path) -> Volume:
+def _read_mask(path: Scan, image: Scan | None = None) -> Volume:
     try:
-        return read_label(path)
+        return read_label(path, image)
     except RefusedCaseError as error:
-        raise MaclError(f"The mask {path} cannot be used: {error}.") from None
+        raise MaclError(f"The mask {path if isinstance(path, Path) else path.name} cannot be used: {error}.") from None
 
 
 def match(predictions: Path, masks: Mapping[str, Path], truth: Path, labelled: Sequence[str]) -> list[str]:

@@ -94,7 +94,7 @@ def _source(path: Path, reader: str | None) -> dict[str, Any]:
         "reader": source.reader,
         "modality": source.modality,
         "channels": list(source.channels),
-        "classes": list(source.classes.values()),
+        "classes": list(dict.fromkeys(source.classes.values())),
         "cases": len(source.cases),
         "patients": len({case.patient for case in source.cases}),
         "labelled": sum(case.label is not None for case in source.cases),

@@ -203,9 +203,11 @@ def _of_files(case: Case, record: RunRecord) -> Scan:
         stored = as_stored(slices.array, volume.rescale, kind)
         return ReadyScan(stored.array, slices.slicing, stored.normalisation, volume.geometry, volume.notes)
 
-    suffix = suffix_of(case.images[0]) if case.images[0].is_file() else None
+    first = case.images[0]
+    suffix = suffix_of(first) if isinstance(first, Path) and first.is_file() else None
+    suffix = ".png" if suffix in (".jpg", ".jpeg") else suffix
     written = suffix if suffix in WRITTEN_SUFFIXES else ".nii.gz"
-    return Scan(case.name, written, lambda: read_header(case.images[0]).geometry, read)
+    return Scan(case.name, written, lambda: read_header(first).geometry, read)
 
 
 def _of_store(store: Store, records: Sequence[RunRecord], cases: Literal["test", "all"]) -> list[Scan]:

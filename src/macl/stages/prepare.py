@@ -37,11 +37,18 @@ _REFUSALS_SHOWN = 20
 
 @dataclass(frozen=True)
 class _Classes:
-    """What labels 0…K are called, their values in the scans, and how that is known."""
+    """What labels 0…K are called, which values in the scans mean which, and how that is known."""
 
     names: tuple[str, ...]
-    values: tuple[int, ...]
+    labels: Mapping[int, int]
     notes: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """For every label 0…K its value in the scans, the first one declared where several mean the same."""
+        return tuple(
+            {label: value for value, label in reversed(self.labels.items())}[k] for k in range(len(self.names))
+        )
 
 
 def prepare(
@@ -69,7 +76,7 @@ def prepare(
     """
     _require_apart(source, store)
     looked = survey(source, _reader(source, reader).read(source), settings.keep_identity)
-    settings = settings.model_copy(update={"normalisation": settings.normalisation or looked.source.normalisation})
+    settings = _settled(settings, looked.source)
     fingerprint = _fingerprint(looked.source, settings)
     if finished := _finished(store, fingerprint):
         say(f"{store} is already prepared: {len(finished.cases)} cases, made of the same scans with the same settings.")
@@ -78,7 +85,7 @@ def prepare(
     classes, unusable = _classes(looked.source, count)
     cases = [case for case in looked.source.cases if case.name not in unusable]
     refused = {**looked.source.refused, **unusable}
-    tasks = [Task(case, len(looked.source.channels), classes.values, settings, store) for case in cases]
+    tasks = [Task(case, len(looked.source.channels), classes.labels, settings, store) for case in cases]
     if tasks:
         require_disk_space(store, sum(_bytes(looked, task) for task in tasks), "The store")
     outcomes = _run(store, tasks, count)
@@ -105,6 +112,12 @@ def _reader(source: Path, name: str | None) -> plugins.Reader:
     if name is not None:
         return plugins.find("readers", name)
     return recognise(source, [plugins.find("readers", known) for known in plugins.names("readers")])
+
+
+def _settled(settings: PrepareSettings, source: Source) -> PrepareSettings:
+    """Settings with what the reader knows in the place of what nobody asked for."""
+    plane = source.plane if settings.plane == "auto" else settings.plane
+    return settings.model_copy(update={"normalisation": settings.normalisation or source.normalisation, "plane": plane})
 
 
 def _fingerprint(source: Source, settings: PrepareSettings) -> str:
@@ -142,9 +155,10 @@ def _classes(source: Source, workers: int) -> tuple[_Classes, Mapping[str, str]]
     """The classes as declared, or else as found in the labels; and the cases whose labels cannot be any."""
     labelled = [case for case in source.cases if case.label]
     if source.classes:
-        return _Classes(tuple(source.classes.values()), tuple(source.classes)), {}
+        names = tuple(dict.fromkeys(source.classes.values()))
+        return _Classes(names, {value: names.index(name) for value, name in source.classes.items()}), {}
     if not labelled:
-        return _Classes((), ()), {}
+        return _Classes((), {}), {}
     values = {0}
     unusable: dict[str, str] = {}
     with workers_for(len(labelled), workers) as run, progress("labels", len(labelled)) as advance:
@@ -159,7 +173,8 @@ def _classes(source: Source, workers: int) -> tuple[_Classes, Mapping[str, str]]
         raise MaclError(f"The labels hold {len(ordered)} different values together, more than 256: are they labels?")
     listed = ", ".join(map(str, ordered))
     names = tuple("background" if value == 0 else f"class {value}" for value in ordered)
-    return _Classes(names, ordered, (f"No classes are declared: the labels hold {listed}.",)), unusable
+    labels = {value: label for label, value in enumerate(ordered)}
+    return _Classes(names, labels, (f"No classes are declared: the labels hold {listed}.",)), unusable
 
 
 def _bytes(looked: Survey, task: Task) -> int:

@@ -1,0 +1,133 @@
+"""One contract for every reader, through the command line: recognised, counted, and stored as it was scanned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fakes import acdc, amos, brats2018, chaos, chd, hvsmr, isic2018, kits2019, mmwhs, msd, nnunet, sunnybrook
+from fakes.command import macl
+from fakes.structures import Truth
+from macl.data.store import Store
+from macl.plugins import find, names
+from macl.readers.amos import ORGANS
+
+SEVEN = ("LV", "RV", "LA", "RA", "MYO", "AO", "PA")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A fake, and what the command line must say of it; truths of every voxel where the fake hands them out."""
+
+    write: Callable[[Path], Mapping[str, Truth] | Path]
+    modality: str
+    cases: int
+    patients: int
+    labelled: int
+    classes: tuple[str, ...]
+    values: tuple[int, ...]
+    channels: int = 1
+    plane: str = "axial"
+
+
+LAYOUTS = {
+    "acdc": Layout(acdc.write, "MR", 4, 2, 4, ("RV", "MYO", "LV"), (0, 1, 2, 3)),
+    "msd": Layout(msd.write, "MR", 5, 5, 3, ("Ring", "Disc"), (0, 1, 2)),
+    "nnunet_raw": Layout(nnunet.write, "CT", 4, 4, 3, ("ring", "disc"), (0, 1, 2)),
+    "chd": Layout(chd.write, "CT", 3, 3, 3, SEVEN, tuple(range(8))),
+    "brats2018": Layout(
+        brats2018.write, "MR", 3, 3, 3,
+        ("necrotic and non-enhancing core", "edema", "enhancing tumour"), (0, 1, 2, 4), channels=4,
+    ),
+    "kits2019": Layout(kits2019.write, "CT", 3, 3, 2, ("kidney", "tumour"), (0, 1, 2), plane="sagittal"),
+    "mmwhs": Layout(
+        mmwhs.write, "CT", 3, 3, 2, ("MYO", "LA", "LV", "RA", "RV", "AO", "PA"), (0, 205, 420, 500, 550, 600, 820, 850)
+    ),
+    "hvsmr": Layout(hvsmr.write, "MR", 3, 3, 2, ("myocardium", "blood pool"), (0, 1, 2)),
+    "amos": Layout(amos.write, "CT", 4, 4, 3, ORGANS, tuple(range(16))),
+    "chaos": Layout(
+        chaos.write, "MR", 3, 3, 2, ("liver", "right kidney", "left kidney", "spleen"), (0, 63, 126, 189, 252)
+    ),
+    "isic2018": Layout(isic2018.write, "photograph", 4, 4, 3, ("lesion",), (0, 255), channels=3),
+    "sunnybrook": Layout(sunnybrook.write, "MR", 4, 2, 4, ("LV",), (0, 255)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(tmp_path: Path, name: str) -> None:
+    layout, data = LAYOUTS[name], tmp_path / "data"
+    data.mkdir()
+    truths = layout.write(data)
+
+    answer = macl("inspect", data, "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    counts = {"cases": layout.cases, "patients": layout.patients, "labelled": layout.labelled}
+    expected = {"reader": name, "modality": layout.modality, "classes": ["background", *layout.classes]} | counts
+    assert {key: found[key] for key in expected} == expected
+    assert found["refused"] == []
+
+    answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
+    assert answer.code == 0, answer.err
+    store = Store.open(tmp_path / "store")
+    index = store.index
+    assert (index.reader, index.modality, len(index.channels)) == (name, layout.modality, layout.channels)
+    assert (index.classes, index.label_values) == (("background", *layout.classes), layout.values)
+    assert index.refused == ()
+    stored = {"cases": len(index.cases), "patients": len({case.patient for case in index.cases})}
+    assert stored | {"labelled": sum(case.labelled for case in index.cases)} == counts
+    assert {case.slicing.plane for case in index.cases} == {layout.plane}
+    if isinstance(truths, Mapping):
+        for case, truth in truths.items():
+            same(store, case, truth)
+
+
+def same(store: Store, name: str, truth: Truth) -> None:
+    """A stored case is what the fake drew, voxel for voxel, in left-posterior-superior order."""
+    case = store.case(name)
+    assert case.patient == truth.patient
+    array = store.read(name).swapaxes(0, 1)
+    if case.rescale:
+        array = np.stack([one * slope + shift for one, (slope, shift) in zip(array, case.rescale, strict=True)])
+    np.testing.assert_array_equal(array, truth.image)
+    assert case.labelled == (truth.label is not None)
+    if truth.label is not None:
+        np.testing.assert_array_equal(store.read(name, "label"), truth.label)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_layout_looks_like_another(tmp_path: Path, name: str) -> None:
+    LAYOUTS[name].write(tmp_path)
+    signs = {other: sign[0] for other in names("readers") if (sign := find("readers", other).evidence(tmp_path))}
+    strongest = max(signs.values())
+    assert [other for other, strength in signs.items() if strength == strongest] == [name]
+
+
+def test_every_reader_has_a_fake_and_a_page() -> None:
+    assert {*LAYOUTS} == {*names("readers")} - {"folder"}
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "modality", "cases"),
+    [
+        ("mmwhs", "mr", "MR", 3),
+        ("amos", "mr", "MR", 3),
+        ("hvsmr", "sa_crop", "MR", 3),
+        ("chaos", "t1dual", "MR", 3),
+        ("chaos", "ct", "CT", 1),
+    ],
+)
+def test_another_part_is_read_where_asked_for_and_named_where_not(tmp_path: Path, name, part, modality, cases) -> None:
+    LAYOUTS[name].write(tmp_path / "data")
+    assert f"--reader {name}:{part}" in macl("inspect", tmp_path / "data").out.replace("\n", " ")
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--reader", f"{name}:{part}", "--workers", 1)
+    assert answer.code == 0, answer.err
+    index = Store.open(tmp_path / "store").index
+    assert (index.modality, len(index.cases)) == (modality, cases)
+    wrong = macl("inspect", tmp_path / "data", "--reader", f"{name}:pet")
+    assert (wrong.code, "has no part 'pet'" in wrong.err, part in wrong.err) == (1, True, True)
