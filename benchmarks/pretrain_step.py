@@ -71,7 +71,8 @@ def main() -> None:
     def step(number: int, dense: Callable) -> None:
         macl_method.dense_contrastive = dense
         draws = Draws(0, number, torch.arange(arguments.batch, device=device))
-        outcome = module.step(Batch(images, positions, draws))
+        with fabric.autocast():
+            outcome = module.step(Batch(images, positions, draws))
         fabric.backward(outcome.loss)
         optimiser.step()
         optimiser.zero_grad()
@@ -82,7 +83,9 @@ def main() -> None:
     positives = positives_by_position(positions, settings.threshold)
 
     def dense_alone(dense: Callable) -> None:
-        dense(*maps, positives, settings.temperature).backward()
+        with fabric.autocast():
+            loss = dense(*maps, positives, settings.temperature)
+        loss.backward()
 
     ways = {"ours": dense_contrastive, "baseline": looped_dense_contrastive}
     steps: dict[str, list[float]] = {name: [] for name in ways}
@@ -101,7 +104,9 @@ def main() -> None:
                 losses[name].append(alone)
     ours, baseline = (statistics.median(steps[name]) for name in ways)
     figures = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "batch": arguments.batch,
         "size": arguments.size,

@@ -210,6 +210,32 @@ def evaluate(
 
 
 @app.command()
+def profile(
+    method: Annotated[str, typer.Option(help="Way to pre-train.")] = "macl",
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe by name or path (.toml); the method's own by default.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    channels: Annotated[int, typer.Option(min=1, help="Image channels.")] = 1,
+    slices: Annotated[int | None, typer.Option(min=1, help="Slices of a data set, to estimate the whole run.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 5,
+    device: DeviceOption = Device.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Say what pre-training costs on this machine: time, memory, and where the time goes."""
+    import json
+
+    from macl.stages.profile import profile as run
+    from macl.stages.profile import render
+
+    found = run(
+        method=method, recipe=recipe, overrides=overrides, channels=channels, slices=slices, device=device.value,
+        steps=steps,
+    )  # fmt: skip
+    print(json.dumps(found, indent=1) if as_json else render(found))
+
+
+@app.command()
 def benchmark(
     grid: Annotated[Path, typer.Argument(help="Grid of methods, label budgets, recipes and seeds (.toml).")],
     out: Out,

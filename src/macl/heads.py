@@ -25,16 +25,29 @@ def global_projector(in_channels: int, hidden_channels: int, out_channels: int) 
     )
 
 
+NEGATIVE_SLOPE = 0.01
+"""Of every LeakyReLU in the paper's network."""
+
+
+def initialise_convolutions(module: nn.Module) -> None:
+    """Kaiming-normal weights for LeakyReLU and zero biases, as the paper's network starts; for `nn.Module.apply`."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def pixel_projector(in_channels: int, out_channels: int) -> nn.Sequential:
     """Two 3×3 convolutions with BatchNorm and LeakyReLU: (B, in, h, w) → (B, out, h, w)."""
-    return nn.Sequential(
+    projector = nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1),
         nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(0.01, inplace=True),
+        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
         nn.Conv2d(out_channels, out_channels, 3, padding=1),
         nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(0.01, inplace=True),
+        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
     )
+    return projector.apply(initialise_convolutions)
 
 
 def region_projector(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -18,9 +18,13 @@ def released_factor(temperature: float, applied: bool) -> float:
     return temperature / RELEASED_BASE_TEMPERATURE if applied else 1.0
 
 
+ROUNDING = 1e-6
+
+
 def positives_by_position(positions: Tensor, threshold: float) -> Tensor:
     """(B,) slice positions p → (B, B) bool: |p_i − p_j| < t, and every slice with itself (PCL; MACL §3.2)."""
-    near = (positions[:, None] - positions[None, :]).abs() < threshold
+    # Slices exactly t apart, as neighbours among ten at t = 0.1, are no positives, however their float32 is rounded.
+    near = (positions[:, None] - positions[None, :]).abs() < threshold - ROUNDING
     return near | torch.eye(len(positions), dtype=torch.bool, device=positions.device)
 
 

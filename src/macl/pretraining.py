@@ -87,6 +87,6 @@ class CollapseWatch:
             self.warned = True
             say(
                 f"Warning: at step {step} {name} is {values[name]:.3f}, near {uniform:.3f}, where all features are equal "
-                f"(feature spread {values.get('feature_spread', float('nan')):.3f}): it teaches nothing there; "
+                f"(feature spread {values.get('feature_spread', float('nan')):.3f}): nothing is being learned yet; "
                 "if it stays so, change training.learning_rate."
             )

@@ -15,6 +15,7 @@ from macl import checkpoint
 from macl.config import FinetuneSettings, validate
 from macl.data.runs import WEIGHTS, RunRecord, read_record
 from macl.errors import MaclError
+from macl.heads import initialise_convolutions
 from macl.losses import soft_dice
 from macl.plugins import Backbone, BackboneModule, Batch, Step
 from macl.views import change_intensity, resample, resample_labels, sampling_grid
@@ -28,7 +29,7 @@ class Segmenter(nn.Module):
     def __init__(self, backbone: BackboneModule, classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Conv2d(backbone.channels[0], classes, 1)
+        self.head = nn.Conv2d(backbone.channels[0], classes, 1).apply(initialise_convolutions)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W), sides multiples of 16 → logits (B, K, H, W)."""

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.config import PluginSettings
+from macl.heads import NEGATIVE_SLOPE, initialise_convolutions
 
 LEVELS = 4
-NEGATIVE_SLOPE = 0.01
 
 
 def _convolutions(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -83,7 +83,7 @@ class UNet(nn.Module):
         self.channels = tuple(width * 2**level for level in range(LEVELS + 1))
         self.encoder = Encoder(in_channels, self.channels)
         self.decoder = Decoder(self.channels, decoder_blocks)
-        self.apply(_initialise)
+        self.apply(initialise_convolutions)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The encoder's maps, finest first, bottleneck last."""
@@ -96,13 +96,6 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """`decode(encode(images))`."""
         return self.decode(self.encode(images))
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 class Settings(PluginSettings):

@@ -1,0 +1,201 @@
+"""What a way to pre-train costs on this machine, before a long run starts: time, memory, and where the time goes."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from macl.config import PretrainSettings, read_recipe, resolve
+from macl.data.draws import Draws
+from macl.optimisation import make_optimiser
+from macl.plugins import Batch, MethodModule, find
+from macl.pretraining import build_task, settle
+from macl.progress import progress
+from macl.training import make_fabric
+
+WARM_UP_STEPS = 2
+
+
+def profile(
+    *,
+    method: str = "macl",
+    recipe: str | None = None,
+    overrides: Iterable[str] = (),
+    channels: int = 1,
+    slices: int | None = None,
+    device: str = "auto",
+    steps: int = 5,
+) -> dict[str, Any]:
+    """Time pre-training steps on random slices that lie on the device.
+
+    Whole steps are timed as they run; then as many are timed again with a wait for the device around every part, which
+    tells the parts' shares. A part is what happens before, inside and after the passes through encoder and decoder
+    (views, encoder, decoder, heads and losses), the backward pass, and the optimiser.
+
+    Args:
+        method, recipe, overrides: as in `pretrain`.
+        channels: of the images.
+        slices: of a data set, to estimate an epoch and the whole run.
+        device: "auto", "cpu", "cuda" or "mps".
+        steps: steps to time.
+
+    Returns:
+        `parameters`, `ms_per_step`, `ms_per_slice`, `slices_per_second`, `peak_memory_mib`, `share` of every part, and with
+        `slices` also `epoch_seconds` and `run_hours`.
+
+    Raises:
+        MaclError: a setting does not fit, or the device is not there.
+    """
+    settings = resolve(PretrainSettings, {**read_recipe("pretrain", recipe or method), "method": method}, overrides)
+    plugin, backbone = find("methods", settings.method), find("backbones", settings.backbone)
+    settings = settle(settings, plugin, backbone)
+    fabric = make_fabric(device, settings.training.precision)
+    task = build_task(settings, plugin, backbone, channels, seed=0)
+    step = _Steps(task, settings, channels, fabric)
+    with progress("steps", 2 * steps + WARM_UP_STEPS) as advance:
+        for _ in range(WARM_UP_STEPS):
+            step.whole()
+            advance()
+        whole = [_advancing(step.whole, advance) for _ in range(steps)]
+        parts: dict[str, list[float]] = defaultdict(list)
+        for _ in range(steps):
+            for name, seconds in _advancing(step.by_parts, advance).items():
+                parts[name].append(seconds)
+    seconds = statistics.median(whole)
+    batch = settings.training.batch_size
+    medians = {name: statistics.median(values) for name, values in parts.items()}
+    found: dict[str, Any] = {
+        "method": plugin.name, "backbone": settings.backbone, "size": settings.training.size, "batch_size": batch,
+        "device": _device_name(fabric), "precision": str(fabric.strategy.precision.precision),
+        "parameters": sum(parameter.numel() for parameter in cast(nn.Module, task).parameters()),
+        "ms_per_step": 1000 * seconds, "ms_per_slice": 1000 * seconds / batch, "slices_per_second": batch / seconds,
+        "peak_memory_mib": _peak_memory_mib(fabric),
+        "share": {name: value / sum(medians.values()) for name, value in medians.items()},
+    }  # fmt: skip
+    if slices is not None:
+        epoch = seconds * (slices // batch)
+        found |= {"epoch_seconds": epoch, "run_hours": epoch * settings.training.epochs / 3600}
+    return found
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The figures as lines for a person."""
+    memory = found["peak_memory_mib"]
+    lines = [
+        f"{found['method']} on {found['backbone']}, {found['batch_size']} slices of {found['size']}², "
+        f"{found['precision']}, {found['device']}",
+        f"  parameters      {found['parameters'] / 1e6:.3f} M",
+        f"  a step          {found['ms_per_step']:.1f} ms, {found['ms_per_slice']:.2f} ms a slice",
+        f"  throughput      {found['slices_per_second']:.1f} slices a second",
+        f"  peak memory     {memory:.0f} MiB" + ("" if "cuda" in found["device"] else " (of the whole process)"),
+        *(f"  {name:<15} {100 * share:.0f} %" for name, share in found["share"].items()),
+    ]
+    if "run_hours" in found:
+        lines.append(f"  an epoch takes about {found['epoch_seconds']:.0f} s, the run {found['run_hours']:.2f} h")
+    return "\n".join(lines)
+
+
+def _advancing(work: Callable[[], Any], advance: Callable[[], None]) -> Any:
+    result = work()
+    advance()
+    return result
+
+
+class _Steps:
+    """Steps on random slices, timed whole or by parts."""
+
+    def __init__(self, task: MethodModule, settings: PretrainSettings, channels: int, fabric: Fabric) -> None:
+        module = cast(nn.Module, task)
+        if fabric.device.type == "cuda":
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            torch.cuda.reset_peak_memory_stats(fabric.device)
+        self.fabric, self.number = fabric, 0
+        self.module, self.optimiser = fabric.setup(module, make_optimiser(settings.training, module))
+        self.module.mark_forward_method("step")
+        self.passes = {"encoder": task.backbone.encoder, "decoder": task.backbone.decoder}
+        training = settings.training
+        samples = torch.arange(training.batch_size)
+        shape = (training.batch_size, channels, training.size, training.size)
+        images = Draws(0, 0, samples).normal("image", shape[1:])
+        self.images = images.to(fabric.device)
+        self.positions = Draws(0, 0, samples).uniform("position").to(fabric.device)
+        self.samples = samples.to(fabric.device)
+
+    def _batch(self) -> Batch:
+        self.number += 1
+        draws = Draws(0, self.number, self.samples)
+        return Batch(self.images, self.positions, draws, neighbours=self.images)
+
+    def _wait(self) -> float:
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize(self.fabric.device)
+        elif self.fabric.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    def whole(self) -> float:
+        """Seconds of one step."""
+        start = self._wait()
+        self._finish(self._loss())
+        return self._wait() - start
+
+    def _loss(self) -> Tensor:
+        with self.fabric.autocast():
+            return self.module.step(self._batch()).loss
+
+    def _finish(self, loss: Tensor) -> None:
+        self.fabric.backward(loss)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+    def by_parts(self) -> dict[str, float]:
+        """Seconds of every part of one step."""
+        watch = _Stopwatch(self._wait, "views")
+        hooks = []
+        for name, part in self.passes.items():
+            hooks.append(part.register_forward_pre_hook(lambda *_, name=name: watch.enter(name)))
+            hooks.append(part.register_forward_hook(lambda *_: watch.enter("heads and losses")))
+        loss = self._loss()
+        for hook in hooks:
+            hook.remove()
+        watch.enter("backward")
+        self.fabric.backward(loss)
+        watch.enter("optimiser")
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        watch.enter("")
+        return dict(watch.spent)
+
+
+class _Stopwatch:
+    """Adds up the seconds between one part and the next."""
+
+    def __init__(self, now: Callable[[], float], part: str) -> None:
+        self.now, self.part, self.since = now, part, now()
+        self.spent: dict[str, float] = defaultdict(float)
+
+    def enter(self, part: str) -> None:
+        """The part so far ends here and `part` begins."""
+        now = self.now()
+        self.spent[self.part] += now - self.since
+        self.part, self.since = part, now
+
+
+def _device_name(fabric: Fabric) -> str:
+    if fabric.device.type == "cuda":
+        return f"cuda, {torch.cuda.get_device_name(fabric.device)}"
+    return f"{fabric.device.type}, {torch.get_num_threads()} threads"
+
+
+def _peak_memory_mib(fabric: Fabric) -> float:
+    if fabric.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(fabric.device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,41 @@
+"""Costs before a run, as a user asks for them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from macl.cli import app
+from macl.stages.profile import profile
+
+SMALL = ["training.size=64", "training.batch_size=2", "backbone_settings.width=4"]
+
+
+def test_json_through_the_command_line(capsys):
+    options = [word for setting in SMALL for word in ("--set", setting)]
+    app(["profile", *options, "--device", "cpu", "--steps", "1", "--slices", "20", "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["ms_per_slice"] == pytest.approx(found["ms_per_step"] / 2)
+    assert found["slices_per_second"] == pytest.approx(2000 / found["ms_per_step"])
+    assert found["epoch_seconds"] == pytest.approx(10 * found["ms_per_step"] / 1000)
+    assert found["run_hours"] == pytest.approx(100 * found["epoch_seconds"] / 3600)
+    assert found["peak_memory_mib"] > 0
+
+
+def test_parts_add_up_and_networks_count(capsys):
+    found = profile(method="macl", overrides=SMALL, device="cpu", steps=1)
+    parts = {"views", "encoder", "decoder", "heads and losses", "backward", "optimiser"}
+    assert set(found["share"]) == parts
+    assert sum(found["share"].values()) == pytest.approx(1)
+    assert all(share > 0 for share in found["share"].values())
+    wider = profile(method="macl", overrides=[*SMALL[:-1], "backbone_settings.width=8"], device="cpu", steps=1)
+    assert wider["parameters"] > 3 * found["parameters"]
+
+
+def test_published_parameter_count():
+    found = profile(
+        method="macl", overrides=["training.size=64", "training.batch_size=2", "backbone_settings.width=32"],
+        device="cpu", steps=1,
+    )  # fmt: skip
+    assert found["parameters"] == pytest.approx(8.437e6, abs=500)
