@@ -18,7 +18,7 @@ class Truth:
     """What a store must hold of a case.
 
     Attributes:
-        patient: who was scanned.
+        patient: who was scanned; empty where the name is made up by hashing.
         image: (channels, z, y, x) in left-posterior-superior order.
         label: (z, y, x) in 0…K, alike; None: unlabelled.
     """

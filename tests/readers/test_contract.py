@@ -10,7 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes import acdc, amos, brats2018, chaos, chd, hvsmr, isic2018, kits2019, mmwhs, msd, nnunet, sunnybrook
+from fakes import (
+    acdc,
+    amos,
+    bids,
+    brats2018,
+    chaos,
+    chd,
+    dicom_tree,
+    hvsmr,
+    isic2018,
+    kits2019,
+    mmwhs,
+    msd,
+    nnunet,
+    sunnybrook,
+)
 from fakes.command import macl
 from fakes.structures import Truth
 from macl.data.store import Store
@@ -54,6 +69,8 @@ LAYOUTS = {
         chaos.write, "MR", 3, 3, 2, ("liver", "right kidney", "left kidney", "spleen"), (0, 63, 126, 189, 252)
     ),
     "isic2018": Layout(isic2018.write, "photograph", 4, 4, 3, ("lesion",), (0, 255), channels=3),
+    "bids": Layout(bids.write, "MR", 3, 2, 2, ("Left-Hippocampus", "Right-Hippocampus"), (0, 17, 53)),
+    "dicom": Layout(dicom_tree.write, "MR", 4, 2, 0, (), ()),
     "sunnybrook": Layout(sunnybrook.write, "MR", 4, 2, 4, ("LV",), (0, 255)),
 }  # fmt: skip
 
@@ -68,7 +85,8 @@ def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(tmp_path:
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     counts = {"cases": layout.cases, "patients": layout.patients, "labelled": layout.labelled}
-    expected = {"reader": name, "modality": layout.modality, "classes": ["background", *layout.classes]} | counts
+    classes = ("background", *layout.classes) if layout.classes else ()
+    expected = {"reader": name, "modality": layout.modality, "classes": [*classes]} | counts
     assert {key: found[key] for key in expected} == expected
     assert found["refused"] == []
 
@@ -77,7 +95,7 @@ def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(tmp_path:
     store = Store.open(tmp_path / "store")
     index = store.index
     assert (index.reader, index.modality, len(index.channels)) == (name, layout.modality, layout.channels)
-    assert (index.classes, index.label_values) == (("background", *layout.classes), layout.values)
+    assert (index.classes, index.label_values) == (classes, layout.values)
     assert index.refused == ()
     stored = {"cases": len(index.cases), "patients": len({case.patient for case in index.cases})}
     assert stored | {"labelled": sum(case.labelled for case in index.cases)} == counts
@@ -90,7 +108,7 @@ def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(tmp_path:
 def same(store: Store, name: str, truth: Truth) -> None:
     """A stored case is what the fake drew, voxel for voxel, in left-posterior-superior order."""
     case = store.case(name)
-    assert case.patient == truth.patient
+    assert case.patient == truth.patient or not truth.patient
     array = store.read(name).swapaxes(0, 1)
     if case.rescale:
         array = np.stack([one * slope + shift for one, (slope, shift) in zip(array, case.rescale, strict=True)])
@@ -120,6 +138,7 @@ def test_every_reader_has_a_fake_and_a_page() -> None:
         ("hvsmr", "sa_crop", "MR", 3),
         ("chaos", "t1dual", "MR", 3),
         ("chaos", "ct", "CT", 1),
+        ("bids", "T2w", "MR", 1),
     ],
 )
 def test_another_part_is_read_where_asked_for_and_named_where_not(tmp_path: Path, name, part, modality, cases) -> None:

@@ -38,7 +38,7 @@ def is_dicom(path: Path) -> bool:
 
 def is_series(folder: Path) -> bool:
     """Whether a folder itself (not one below it) holds a file of a DICOM series."""
-    return folder.is_dir() and any(_belongs(path) for path in sorted(folder.iterdir()))
+    return folder.is_dir() and any(belongs(path) for path in sorted(folder.iterdir()))
 
 
 def holds(scan: Scan) -> bool:
@@ -56,10 +56,15 @@ def files_of(scan: Scan) -> list[Path]:
     """
     if isinstance(scan, Stack):
         return list(scan.files)
-    files = [file for file in sorted(scan.iterdir()) if _belongs(file)] if scan.is_dir() else [scan]
+    files = members(scan) if scan.is_dir() else [scan]
     if not files:
         raise RefusedCaseError("the folder holds no DICOM file: there are no slices")
     return files
+
+
+def members(folder: Path) -> list[Path]:
+    """The DICOM files that a folder itself holds, sorted by name."""
+    return [file for file in sorted(folder.iterdir()) if belongs(file)]
 
 
 def order(scan: Scan) -> list[int]:
@@ -138,7 +143,8 @@ def read(path: Scan) -> Volume:
     return Volume(array, _geometry(size, (*spacing, step), _origin(first), matrix, known), notes=notes)
 
 
-def _belongs(path: Path) -> bool:
+def belongs(path: Path) -> bool:
+    """Whether a file is DICOM by its name, or by its contents where its name says nothing else."""
     if not path.is_file() or path.name.startswith("."):
         return False
     name = path.name.lower()

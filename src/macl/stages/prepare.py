@@ -46,9 +46,10 @@ class _Classes:
     @property
     def values(self) -> tuple[int, ...]:
         """For every label 0…K its value in the scans, the first one declared where several mean the same."""
-        return tuple(
-            {label: value for value, label in reversed(self.labels.items())}[k] for k in range(len(self.names))
-        )
+        firsts: dict[int, int] = {}
+        for value, label in self.labels.items():
+            firsts.setdefault(label, value)
+        return tuple(firsts[label] for label in range(len(self.names)))
 
 
 def prepare(
