@@ -190,6 +190,16 @@ def test_a_mask_that_is_broken_is_named_and_the_others_are_drawn(fake: FakeRuns,
     assert shown.tags.count("img") == 6
 
 
+@pytest.mark.parametrize("broken", [runs.CASES, runs.TRANSFER, "cases.summary.json"])
+def test_a_broken_file_is_named_and_the_rest_is_shown(fake: FakeRuns, tmp_path: Path, broken: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fake.scratch, run)
+    (run / broken).write_text("{ half")
+    shown = Page(report([run], tmp_path / "report.html")).text
+    assert re.search(rf"{broken} should be .*, but cannot be read", shown)
+    assert "Cross-entropy" in shown
+
+
 def test_a_run_that_has_just_begun(fake: FakeRuns, tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_pretrained(run, Store.open(fake.store), steps=1, finished=False)

@@ -6,10 +6,10 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from macl.data.runs import CASES, PREDICTIONS, TRANSFER, RunRecord, read_log, read_record
 from macl.data.store import Store
@@ -17,6 +17,8 @@ from macl.errors import MaclError
 from macl.files import read_json
 from macl.metrics import Convention, Outcome
 from macl.scores import Row, read_rows, summarise
+
+T = TypeVar("T")
 
 NAMED_WEIGHTS = re.compile(r" \([0-9a-f]{12}\)$")
 """What fine-tuning adds to the path of its initial weights."""
@@ -133,7 +135,7 @@ def read_run(path: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        MaclError: it is not a run, or one of its files is broken.
+        MaclError: it is not a run.
     """
     record = read_record(path)
     missing: list[Missing] = []
@@ -147,8 +149,8 @@ def read_run(path: Path) -> Run:
     log = read_columns(path)
     if not log:
         missing.append(Missing("There is no log yet, so no curves are drawn."))
-    transfer = read_json(path / TRANSFER, "a transfer table") if (path / TRANSFER).is_file() else None
-    scores = read_scores(path / CASES) if (path / CASES).is_file() else None
+    transfer = _if_there(path / TRANSFER, lambda file: read_json(file, "a transfer table"), missing)
+    scores = _if_there(path / CASES, read_scores, missing)
     if record.kind == "finetune":
         missing += _missing_results(path, record, transfer, scores)
     return Run(path, record, _start(record), log, transfer, scores, store, tuple(missing))
@@ -168,12 +170,15 @@ def read_scores(table: Path) -> Scores:
     """The table that `macl evaluate` wrote, and its means: from the summary beside it, or taken again.
 
     Raises:
-        MaclError: the table or the summary is broken.
+        MaclError: the table or the summary is broken, or the table has no rows.
     """
     rows = read_rows(table)
+    if not rows:
+        raise MaclError(f"{table} should be a table that `macl evaluate` wrote, but cannot be read (it has no rows).")
     beside = table.with_name(f"{table.stem}.summary.json")
-    if beside.is_file():
-        return Scores(tuple(rows), read_json(beside, "an evaluation's summary"))
+    summary = read_json(beside, "an evaluation's summary") if beside.is_file() else {}
+    if (summary.get("format"), summary.get("version")) == ("macl-summary", 1):
+        return Scores(tuple(rows), summary)
     return Scores(tuple(rows), summarise(rows, "paper" if any(row.unit == "pixel" for row in rows) else "strict"))
 
 
@@ -190,6 +195,17 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, st
 
 def _spread(measured: Mapping[str, Any]) -> Spread:
     return Spread(measured["mean"], measured["sd"], measured["n"])
+
+
+def _if_there(file: Path, read: Callable[[Path], T], missing: list[Missing]) -> T | None:
+    """What a file holds; None where there is none, or where it is broken, which is said."""
+    if not file.is_file():
+        return None
+    try:
+        return read(file)
+    except MaclError as error:
+        missing.append(Missing(str(error)))
+        return None
 
 
 def _open_store(record: RunRecord) -> tuple[Store | None, Missing | None]:

@@ -34,7 +34,7 @@ def report(runs: Sequence[Path], out: Path, *, notes: Sequence[str] = (), overla
         `out`.
 
     Raises:
-        MaclError: no run is given, one of them is none, `out` is a folder, or a run's table is broken.
+        MaclError: no run is given, one of them is none, or `out` is no page's name.
     """
     if not runs:
         raise MaclError("There is no run to report: name at least one folder of a run.")
