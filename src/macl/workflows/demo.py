@@ -49,7 +49,7 @@ class Scale:
     pretraining_side: int = 128
     finetuning_side: int = 112
     pretraining_epochs: int = 12
-    finetuning_epochs: int = 80
+    finetuning_epochs: int = 60
 
 
 @dataclass(frozen=True)
