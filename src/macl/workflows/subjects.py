@@ -87,7 +87,7 @@ def synthetic_subject(template: Template, grid: Grid, random: np.random.Generato
     contrast = brain + random.uniform(-0.12, 0.08) * grey + random.uniform(-0.12, 0.06) * white
     contrast = np.clip(contrast, 0.0, None) ** random.uniform(0.8, 1.3)
     bias = np.exp(_smooth_field(grid, random, width_mm=60.0, amplitude=0.15))
-    noise = random.normal(0.0, random.uniform(0.03, 0.06), size=(2, *grid.size))
+    noise = random.normal(0.0, random.uniform(0.02, 0.045), size=(2, *grid.size))
     # The magnitude of a complex signal with noise in both parts, as a scanner gives it (Rician).
     image = np.hypot(contrast * bias + noise[0], noise[1])
     scale = random.uniform(0.7, 1.0) * GREY_SCALE_MAXIMUM
