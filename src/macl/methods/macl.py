@@ -124,15 +124,18 @@ class Macl(nn.Module):
             features = self.backbone.encode(images) if shared else self.auxiliary_encoder(images)
         return features[-1], self.backbone.decode(features) if settings.symmetric else features[-1]
 
-    def forward(self, i1: Tensor | None, i2: Tensor | None, v1: Tensor | None, v2: Tensor | None) -> Outputs:
+    def forward(
+        self, i1: Tensor | None, i2: Tensor | None, v1: Tensor | None, v2: Tensor | None, dense: bool = True
+    ) -> Outputs:
         """Four views (B, C, S, S) through both branches; i1 and v1 feed the auxiliary, i2 and v2 the dominant one."""
         blocks, found = self.settings.decoder_blocks, {}
         if i1 is not None and i2 is not None:
             found["auxiliary_bottleneck"], last = self._auxiliary(i1)
             dominant = self.backbone.encode(_down(i2, blocks))
             found["dominant_bottleneck"] = dominant[-1]
-            found["auxiliary_dense"] = self.auxiliary_pixel_projector(last)
-            found["dominant_dense"] = self.backbone.decode(dominant)
+            if dense:
+                found["auxiliary_dense"] = self.auxiliary_pixel_projector(last)
+                found["dominant_dense"] = self.backbone.decode(dominant)
         if v1 is not None and v2 is not None:
             found["auxiliary_global"] = self.auxiliary_global_projector(self._auxiliary(v1)[1])
             found["dominant_global"] = self.dominant_global_projector(self.backbone(_down(v2, blocks)))
@@ -141,31 +144,29 @@ class Macl(nn.Module):
     def weights(self, done: float) -> tuple[float, float, float]:
         """λ1, λ2, λ3 after this share of the run."""
         settings = self.settings
-        weights = settings.weight_global, settings.weight_dense, settings.weight_regularisation
+        by_image, by_pixel, by_feature = settings.weight_global, settings.weight_dense, settings.weight_regularisation
         if settings.encoder_share == 1:
-            return weights
-        return (weights[0], 0.0, weights[2]) if done < settings.encoder_share else (0.0, weights[1], 0.0)
+            return by_image, by_pixel, by_feature
+        return (by_image, 0.0, by_feature) if done < settings.encoder_share else (0.0, by_pixel, 0.0)
 
     def losses(self, outputs: Outputs, positions: Tensor, done: float = 0.0) -> Step:
-        """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for slices at the given positions (B,); what weighs 0 is not computed."""
-        positives = positives_by_position(positions, self.settings.threshold)
-        temperature, none = self.settings.temperature, positions.new_zeros(())
-        weights = self.weights(done)
-        loss_global = loss_dense = loss_regularisation = size = distance = none
+        """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for slices at the given positions (B,); what was not made is 0."""
+        settings, none = self.settings, positions.new_zeros(())
+        positives = positives_by_position(positions, settings.threshold)
+        loss_global = loss_dense = loss_regularisation = distance = size = none
         if outputs.dominant_bottleneck is not None and outputs.auxiliary_bottleneck is not None:
-            size, distance = outputs.dominant_bottleneck.abs().mean(), spread(outputs.dominant_bottleneck.mean((2, 3)))
-            if weights[2]:
-                blocks = 0 if self.settings.symmetric else self.settings.decoder_blocks
-                loss_regularisation = F.l1_loss(
-                    outputs.dominant_bottleneck, _down(outputs.auxiliary_bottleneck, blocks)
-                )
-        if weights[1] and outputs.dominant_dense is not None and outputs.auxiliary_dense is not None:
+            target = _down(outputs.auxiliary_bottleneck, 0 if settings.symmetric else settings.decoder_blocks)
+            loss_regularisation = F.l1_loss(outputs.dominant_bottleneck, target)
+            distance = spread(outputs.dominant_bottleneck.mean((2, 3)))
+            size = outputs.dominant_bottleneck.abs().mean()
+        if outputs.dominant_dense is not None and outputs.auxiliary_dense is not None:
             maps = outputs.dominant_dense, outputs.auxiliary_dense
-            loss_dense = self.factor * dense_contrastive(*maps, positives, temperature)
-        if weights[0] and outputs.dominant_global is not None and outputs.auxiliary_global is not None:
+            loss_dense = self.factor * dense_contrastive(*maps, positives, settings.temperature)
+        if outputs.dominant_global is not None and outputs.auxiliary_global is not None:
             anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
-            loss_global = self.factor * contrastive(anchors, for_both_branches(positives), temperature)
+            loss_global = self.factor * contrastive(anchors, for_both_branches(positives), settings.temperature)
             distance = spread(anchors)
+        by_image, by_pixel, by_feature = self.weights(done)
         parts = {
             "loss_global": loss_global,
             "loss_dense": loss_dense,
@@ -174,25 +175,25 @@ class Macl(nn.Module):
             "feature_spread": distance,
             "bottleneck_size": size,
         }
-        total = weights[0] * loss_global + weights[1] * loss_dense + weights[2] * loss_regularisation
+        total = by_image * loss_global + by_pixel * loss_dense + by_feature * loss_regularisation
         return Step(total, {name: value.detach() for name, value in parts.items()})
 
     def step(self, batch: Batch) -> Step:
-        """Views, branches, losses; a view whose losses weigh 0 is not made."""
+        """Views, branches, losses; views and maps that no loss needs are not made."""
         settings, image = self.settings, batch.images
         i1 = i2 = v1 = v2 = None
-        weights = self.weights(batch.done)
+        by_image, by_pixel, by_feature = self.weights(batch.done)
         if settings.encoders == "ema":
             follow(self.auxiliary_encoder, self.backbone.encoder, settings.encoder_momentum)
         if batch.done >= settings.encoder_share:
             self.backbone.encoder.requires_grad_(False).eval()
-        if weights[0]:
+        if by_image:
             v1, v2 = (
                 spatial_view(image, batch.draws.within(name), "geometry", settings.views) for name in ("v1", "v2")
             )
-        if weights[1] or weights[2]:
+        if by_pixel or by_feature:
             i1, i2 = (change_intensity(image, batch.draws.within(name), settings.invariance) for name in ("i1", "i2"))
-        return self.losses(self(i1, i2, v1, v2), batch.positions, batch.done)
+        return self.losses(self(i1, i2, v1, v2, dense=by_pixel > 0), batch.positions, batch.done)
 
     def uniform_loss(self, batch_size: int) -> tuple[str, float]:
         """The logged part that shows collapse, and its value where all features are equal: ln(2B − 1) · factor."""
