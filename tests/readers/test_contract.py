@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,13 @@ from fakes import (
 )
 from fakes.command import macl
 from fakes.structures import Truth
+from macl.config import read_recipe
+from macl.data.splits import read_split
 from macl.data.store import Store
 from macl.plugins import find, names
 from macl.readers.amos import ORGANS
 
+PAGES = Path(__file__).parents[2] / "docs" / "datasets"
 SEVEN = ("LV", "RV", "LA", "RA", "MYO", "AO", "PA")
 
 
@@ -126,8 +130,21 @@ def test_no_layout_looks_like_another(tmp_path: Path, name: str) -> None:
     assert [other for other, strength in signs.items() if strength == strongest] == [name]
 
 
-def test_every_reader_has_a_fake_and_a_page() -> None:
+def test_every_reader_has_a_fake() -> None:
     assert {*LAYOUTS} == {*names("readers")} - {"folder"}
+
+
+@pytest.mark.parametrize("name", names("readers"))
+def test_every_reader_has_a_page_whose_commands_name_what_there_is(name: str) -> None:
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    assert f"({name}.md)" in (PAGES / "README.md").read_text(encoding="utf-8")
+    assert {"## Tree", "## Terms and how to obtain it", "## Commands", "## How it is read"} <= {*page.splitlines()}
+    assert re.search(r"^macl inspect .+\nmacl prepare ", page, re.MULTILINE)
+    assert all(find("readers", reader) for reader in re.findall(r"--reader ([\w:]+)", page))
+    for stage, recipe in re.findall(r"macl (pretrain|finetune) .*--recipe (\S+)", page):
+        assert read_recipe(stage, recipe)
+    for split, labels in re.findall(r"--split (\S+) --labels (\S+)", page):
+        assert labels in read_split(split).budgets
 
 
 @pytest.mark.parametrize(

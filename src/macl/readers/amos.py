@@ -40,7 +40,7 @@ class Amos:
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A scan `imagesTr/amos_NNNN`: more specific than the Decathlon's description, which AMOS carries too."""
-        for path in files_below(source, deepest=2):
+        for path in files_below(source):
             role = _role(path)
             if role and not role[1]:
                 return 95, f"{path.relative_to(source).as_posix()}, as AMOS names its scans"
@@ -52,7 +52,7 @@ class Amos:
         Raises:
             MaclError: there is no scan, or none of the modality that was asked for.
         """
-        files = sort_files(files_below(source, deepest=2), _role)
+        files = sort_files(files_below(source), _role)
         if not files.images:
             raise MaclError(f"{source} holds no imagesTr/amos_NNNN.nii.gz, as AMOS's layout wants: check the folder.")
         counts = Counter(_modality(name) for name in files.images)

@@ -27,7 +27,7 @@ class Isic2018:
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A picture `ISIC_NNNNNNN.jpg`."""
-        for path in files_below(source, deepest=2):
+        for path in files_below(source):
             role = _role(path)
             if role and not role[1]:
                 return 80, f"{path.relative_to(source).as_posix()}, as ISIC names its pictures"
@@ -39,7 +39,7 @@ class Isic2018:
         Raises:
             MaclError: there is no picture.
         """
-        files = sort_files(files_below(source, deepest=2), _role)
+        files = sort_files(files_below(source), _role)
         if not files.images:
             raise MaclError(f"{source} holds no ISIC_NNNNNNN.jpg, as ISIC 2018's layout wants: check the folder.")
         cases, refused = pair(files.images, files.labels)

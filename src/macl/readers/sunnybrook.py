@@ -34,7 +34,7 @@ class Sunnybrook:
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A picture below `Images`, named as Sunnybrook names its images."""
-        for path in files_below(source, deepest=3):
+        for path in files_below(source):
             if _role(path, source) is False:
                 return 80, f"{path.relative_to(source).as_posix()}, as Sunnybrook names its images"
         return None
@@ -48,7 +48,7 @@ class Sunnybrook:
         images: dict[Key, dict[int, list[Path]]] = {}
         labels: dict[Key, dict[int, list[Path]]] = {}
         strange: list[Path] = []
-        for path in files_below(source, deepest=3):
+        for path in files_below(source):
             is_label = _role(path, source)
             if is_label is None:
                 strange.append(path)
