@@ -176,6 +176,10 @@ def _require_one_series(datasets: Sequence[Any]) -> None:
 def _require_alike(datasets: Sequence[Any]) -> None:
     if any(int(dataset.get("NumberOfFrames", 1) or 1) > 1 for dataset in datasets):
         raise RefusedCaseError("a DICOM file of it holds several frames: convert it to NIfTI first")
+    if any(int(dataset.BitsAllocated) < 8 for dataset in datasets):
+        raise RefusedCaseError("a DICOM file of it holds a mask of one bit a pixel, no scan")
+    if any(int(dataset.get("SamplesPerPixel", 1)) > 1 and int(dataset.BitsAllocated) > 8 for dataset in datasets):
+        raise RefusedCaseError("its colours have more than 8 bits, which are not read reliably: save it otherwise")
     for key, words in (("Rows", "sizes"), ("Columns", "sizes"), ("SamplesPerPixel", "channels")):
         if len({dataset.get(key) for dataset in datasets}) > 1:
             raise RefusedCaseError(f"its slices have different {words}")
