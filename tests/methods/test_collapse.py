@@ -1,7 +1,7 @@
 """What keeps methods without negatives from collapsing: taken away, the features come together.
 
 Fixed numbers of steps, three seeds each. SimSiam needs the larger batch: in a small one its projector's last BatchNorm can
-leave two opposite clusters, a collapse that the spread does not see.
+leave two opposite clusters, a collapse that the spread does not see; with some seeds it does so in this batch too.
 """
 
 from __future__ import annotations
