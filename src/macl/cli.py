@@ -84,6 +84,10 @@ def prepare(
     plane: Annotated[
         Literal["auto", "axial", "coronal", "sagittal"], typer.Option(help="Plane of the slices.")
     ] = "auto",
+    window: Annotated[
+        Literal["soft_tissue", "lung", "bone", "brain", "liver"] | None,
+        typer.Option(help="CT: clip to this window in Hounsfield units instead of percentiles."),
+    ] = None,
     keep_identity: Annotated[bool, typer.Option(help="Keep DICOM patient ids instead of hashing them.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any case was refused.")] = False,
@@ -92,7 +96,8 @@ def prepare(
     from macl.config import PrepareSettings, validate
     from macl.stages.prepare import prepare as run
 
-    settings = validate(PrepareSettings, {"spacing_mm": spacing_mm, "plane": plane, "keep_identity": keep_identity})
+    chosen = {"spacing_mm": spacing_mm, "plane": plane, "window": window, "keep_identity": keep_identity}
+    settings = validate(PrepareSettings, chosen)
     index = run(source, store, reader=reader, settings=settings, workers=workers)
     if strict and index.refused:
         raise typer.Exit(1)

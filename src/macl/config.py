@@ -35,6 +35,9 @@ class PrepareSettings(Settings):
         default=None, gt=0, description="in-plane spacing to resample to; none: as scanned"
     )
     normalisation: Literal["clip_zscore", "zscore"] | None = Field(default=None, description="none: as the reader says")
+    window: Literal["soft_tissue", "lung", "bone", "brain", "liver"] | None = Field(
+        default=None, description="CT only: clip to this window in Hounsfield units instead of percentiles"
+    )
     keep_identity: bool = Field(default=False, description="keep DICOM patient ids instead of hashing them")
 
 

@@ -165,3 +165,15 @@ def test_a_report_beside_a_series_is_passed_over_and_named(tmp_path: Path) -> No
     assert answer.code == 0, answer.err
     assert '"cases": 1' in answer.out
     assert "report.dcm" in answer.out
+
+
+def test_a_window_is_kept_in_the_store_and_is_for_ct(tmp_path: Path) -> None:
+    write_ct(tmp_path / "data/p/ct")
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--window", "lung", "--workers", 1)
+    assert answer.code == 0, answer.err
+    index = Store.open(tmp_path / "store").index
+    assert index.prepared.window == "lung"
+    assert (index.cases[0].normalisation.low, index.cases[0].normalisation.high) == ((-1350.0,), (150.0,))
+    write_series(tmp_path / "mr/p/t1")
+    refused = macl("prepare", tmp_path / "mr", tmp_path / "other", "--window", "lung", "--workers", 1)
+    assert (refused.code, "is for CT" in refused.err) == (1, True)

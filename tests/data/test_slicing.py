@@ -58,7 +58,7 @@ def numbered(geometry: Geometry) -> np.ndarray:
 
 
 @given(geometries(180.0), st.sampled_from(["auto", "axial", "coronal", "sagittal"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_there_and_back_is_exact(geometry: Geometry, plane) -> None:
     array = numbered(geometry)
     slices = to_slices(Volume(array, geometry), PrepareSettings(plane=plane))
@@ -246,3 +246,15 @@ def test_rescale_leads_back_to_the_scans_values() -> None:
     values = stored.array.astype(np.float64) * slopes + shifts
     np.testing.assert_allclose(values[:, 0], array[:, 0] * 2 + 1, atol=2e-3)
     np.testing.assert_allclose(values[:, 1], array[:, 1], rtol=2e-3, atol=50)
+
+
+def test_a_window_clips_in_hounsfield_units_whatever_the_file_stores() -> None:
+    hounsfield = np.linspace(-1000, 1500, 4 * 20 * 20).reshape(4, 1, 20, 20).round()
+    inside = np.clip(hounsfield, -160, 240)
+    expected = (inside - inside.mean()) / inside.std()
+    whole = as_stored((hounsfield + 1024).astype(np.int16), ((1.0, -1024.0),), "clip_zscore", "soft_tissue")
+    halves = as_stored((hounsfield / 2 + 512.3).astype(np.float32), ((2.0, -1024.6),), "clip_zscore", "soft_tissue")
+    assert (whole.array.dtype, halves.array.dtype) == (np.int16, np.float16)
+    for stored in (whole, halves):
+        np.testing.assert_allclose(normalise(stored.array, stored.normalisation), expected, atol=2e-2)
+    assert whole.normalisation.low == pytest.approx((864.0,))

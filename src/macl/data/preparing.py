@@ -126,7 +126,7 @@ def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
     label = _read_label(case, volume, task.values) if case.label else None
     slices = to_slices(volume, settings)
     kind: Literal["clip_zscore", "zscore"] = settings.normalisation or "clip_zscore"
-    stored = as_stored(slices.array, volume.rescale, kind)
+    stored = as_stored(slices.array, volume.rescale, kind, settings.window)
     count, channels, rows, columns = stored.array.shape
     arrays: dict[ArrayKind, StoredArray] = {"image": write_array(task.store, case.name, "image", stored.array)}
     voxels = None

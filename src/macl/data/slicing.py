@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -20,6 +20,15 @@ ACROSS: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The anatomical axis (0 left, 1 posterior, 2 superior) that the slices of a plane are stacked along."""
 
 PLANES: dict[int, Plane] = {axis: plane for plane, axis in ACROSS.items()}
+
+WINDOWS = {
+    "soft_tissue": (-160.0, 240.0),
+    "lung": (-1350.0, 150.0),
+    "bone": (-500.0, 1300.0),
+    "brain": (0.0, 80.0),
+    "liver": (-45.0, 105.0),
+}
+"""Lowest and highest Hounsfield units of CT windows (level ± half the width that radiologists use)."""
 
 STANDS_OUT = 1.5
 """Slices lie across the coarsest spacing where it is this many times the next coarsest."""
@@ -186,14 +195,21 @@ def _interpolation(old: int, new: int, order: int) -> np.ndarray:
 # ---------------------------------------------------------------- normalisation
 
 
-def measure(array: np.ndarray, kind: Literal["clip_zscore", "zscore"]) -> Normalisation:
+def measure(
+    array: np.ndarray,
+    kind: Literal["clip_zscore", "zscore"],
+    limits: Sequence[tuple[float, float]] | None = None,
+) -> Normalisation:
     """What normalises a case (n, C, rows, columns), per channel, in the array's own units.
 
     "clip_zscore" clips to the 1st and 99th percentile before mean and deviation are taken; a channel that is constant
     between the two (a few bright voxels on a flat ground) is not clipped. "zscore" clips nothing: low and high are the
-    channel's own.
+    channel's own. `limits` are low and high of every channel where they are given, such as those of a CT window.
     """
-    channels = [_measure_channel(array[:, channel], kind) for channel in range(array.shape[1])]
+    channels = [
+        _measure_channel(array[:, channel], kind, limits[channel] if limits else None)
+        for channel in range(array.shape[1])
+    ]
     low, high, mean, deviation = zip(*channels, strict=True)
     return Normalisation(low=low, high=high, mean=mean, deviation=deviation)
 
@@ -207,11 +223,15 @@ def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     return (np.clip(array.astype(np.float32), low, high) - mean) / deviation
 
 
-def _measure_channel(channel: np.ndarray, kind: str) -> tuple[float, float, float, float]:
+def _measure_channel(
+    channel: np.ndarray, kind: str, limits: tuple[float, float] | None
+) -> tuple[float, float, float, float]:
     channel = channel.astype(np.float32) if channel.dtype == np.float16 else channel
     lowest, highest = float(channel.min()), float(channel.max())
     low, high = lowest, highest
-    if kind == "clip_zscore":
+    if limits:
+        low, high = limits
+    elif kind == "clip_zscore":
         low, high = (float(value) for value in np.percentile(channel, (1.0, 99.0)))
         if low == high:
             low, high = lowest, highest
@@ -244,14 +264,21 @@ class Stored:
 
 
 def as_stored(
-    array: np.ndarray, rescale: tuple[tuple[float, float], ...], kind: Literal["clip_zscore", "zscore"]
+    array: np.ndarray,
+    rescale: tuple[tuple[float, float], ...],
+    kind: Literal["clip_zscore", "zscore"],
+    window: str | None = None,
 ) -> Stored:
     """Slices (n, C, rows, columns) in the smallest type that holds them: whole numbers as they are, others as float16.
+
+    A `window` of `WINDOWS` takes the place of the percentiles that `kind` clips to.
 
     Before they become float16, values are shifted and scaled to mean 0 and deviation 1 of the range that normalisation
     keeps, so only what it clips can exceed float16 (and is then held at its limit).
     """
-    normalisation = measure(array, kind)
+    scales = rescale or ((1.0, 0.0),) * array.shape[1]
+    limits = [_window(window, slope, intercept) for slope, intercept in scales] if window else None
+    normalisation = measure(array, kind, limits)
     low, high = array.min(), array.max()
     if is_whole(array):
         for dtype in (np.uint8, np.int16, np.uint16, np.int32):
@@ -267,9 +294,7 @@ def as_stored(
         array=stored,
         rescale=tuple(
             (scale * slope, shift * slope + intercept)
-            for (shift, scale), (slope, intercept) in zip(
-                channels, rescale or ((1.0, 0.0),) * len(channels), strict=True
-            )
+            for (shift, scale), (slope, intercept) in zip(channels, scales, strict=True)
         ),
         normalisation=Normalisation(
             low=tuple((v - shift) / scale for v, (shift, scale) in zip(normalisation.low, channels, strict=True)),
@@ -278,6 +303,12 @@ def as_stored(
             deviation=(1.0,) * len(channels),
         ),
     )
+
+
+def _window(name: str, slope: float, intercept: float) -> tuple[float, float]:
+    """Low and high of a window, in the numbers of an array whose values are array × slope + intercept."""
+    low, high = WINDOWS[name]
+    return (low - intercept) / slope, (high - intercept) / slope
 
 
 def is_whole(array: np.ndarray) -> bool:

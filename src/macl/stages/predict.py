@@ -200,7 +200,7 @@ def _of_files(case: Case, record: RunRecord) -> Scan:
     def read() -> ReadyScan:
         volume = read_scan(case.images, len(record.channels))
         slices = to_slices(volume, record.prepared)
-        stored = as_stored(slices.array, volume.rescale, kind)
+        stored = as_stored(slices.array, volume.rescale, kind, record.prepared.window)
         return ReadyScan(stored.array, slices.slicing, stored.normalisation, volume.geometry, volume.notes)
 
     first = case.images[0]

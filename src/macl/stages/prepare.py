@@ -117,6 +117,8 @@ def _reader(source: Path, name: str | None) -> plugins.Reader:
 
 def _settled(settings: PrepareSettings, source: Source) -> PrepareSettings:
     """Settings with what the reader knows in the place of what nobody asked for."""
+    if settings.window and source.modality in ("MR", "photograph"):
+        raise MaclError(f"--window {settings.window} is for CT, but this is {source.modality}: leave it out.")
     plane = source.plane if settings.plane == "auto" else settings.plane
     return settings.model_copy(update={"normalisation": settings.normalisation or source.normalisation, "plane": plane})
 
