@@ -116,11 +116,21 @@ def split(
     ] = "10%,25%",
     group: Annotated[str, typer.Option(help="What never crosses the split: patient, or consecutive-pair.")] = "patient",
     seed: SeedOption = 0,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Write so many splits, OUT-fold1.json …, that test everybody once.")
+    ] = None,
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="Spread people who show the same structures evenly.")
+    ] = False,
 ) -> None:
     """Choose who trains, validates and tests, by patient."""
-    from macl.stages.split import split as run
+    from macl.stages import split as stage
 
-    run(store, out, test=test, validation=validation, budgets=budgets, group=group, seed=seed)
+    chosen = {"validation": validation, "budgets": budgets, "group": group, "seed": seed, "stratify": stratify}
+    if folds is None:
+        stage.split(store, out, test=test, **chosen)
+    else:
+        stage.folds(store, out, count=folds, **chosen)
 
 
 @app.command()

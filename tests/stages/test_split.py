@@ -11,7 +11,7 @@ from fakes.index import hearts, stored_case, write
 from macl.data.splits import read_split, resolve
 from macl.data.store import Store
 from macl.errors import MaclError
-from macl.stages.split import amount, choose, split
+from macl.stages.split import amount, choose, folds, in_order, split
 
 PEOPLE = [f"patient{number:03d}" for number in range(1, 101)]
 
@@ -105,3 +105,32 @@ def test_as_a_user_calls_it(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert ["budget", "25%", "20", "40", "40"] in [line.split() for line in done.stderr.splitlines()]
     assert len(read_split(out).test) == 20
+
+
+# ---------------------------------------------------------------- folds and strata
+
+
+def test_folds_test_everybody_once(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", [stored_case(f"{name}_ed", name) for name in PEOPLE[:23]])
+    drawn = folds(store, tmp_path / "five.json", count=5, validation="2", budgets="4,50%", seed=3)
+    tested = [person for split in drawn for person in split.test]
+    assert sorted(tested) == PEOPLE[:23]
+    assert {len(split.test) for split in drawn} == {4, 5}
+    for number, split_ in enumerate(drawn, start=1):
+        assert read_split(tmp_path / f"five-fold{number}.json") == split_
+        assert not {*split_.test} & {*split_.validation, *split_.budgets["50%"]}
+        assert {*split_.budgets["4"]} < {*split_.budgets["50%"]}
+    with pytest.raises(MaclError, match="--folds 24 does not fit 23 labelled people"):
+        folds(store, tmp_path / "many.json", count=24)
+
+
+def test_every_part_of_a_stratified_order_holds_its_share_of_each_structure() -> None:
+    strata = {person: frozenset({1, 2} if number % 5 else {1}) for number, person in enumerate(PEOPLE)}
+    order = in_order(PEOPLE, 0, strata)
+    for start in range(0, 100, 10):
+        assert sum(2 in strata[person] for person in order[start : start + 10]) in (7, 8, 9)
+    assert sorted(order) == PEOPLE
+    assert order != in_order(PEOPLE, 1, strata)
+    chosen = choose(PEOPLE, test="20", budgets="10", seed=0, strata=strata)
+    assert sum(2 in strata[person] for person in chosen["test"]) == 16
+    assert sum(2 in strata[person] for person in chosen["10"]) == 8
