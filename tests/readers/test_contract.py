@@ -93,9 +93,11 @@ def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(tmp_path:
     expected = {"reader": name, "modality": layout.modality, "classes": [*classes]} | counts
     assert {key: found[key] for key in expected} == expected
     assert found["refused"] == []
+    assert found["recognised_by"]
 
     answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
     assert answer.code == 0, answer.err
+    assert f"is read as {name}: {found['recognised_by']}." in answer.err
     store = Store.open(tmp_path / "store")
     index = store.index
     assert (index.reader, index.modality, len(index.channels)) == (name, layout.modality, layout.channels)

@@ -92,6 +92,7 @@ def _source(path: Path, reader: str | None) -> dict[str, Any]:
     return {
         "kind": "source",
         "reader": source.reader,
+        "recognised_by": sign[1] if (sign := chosen.evidence(path)) else None,
         "modality": source.modality,
         "channels": list(source.channels),
         "classes": list(dict.fromkeys(source.classes.values())),

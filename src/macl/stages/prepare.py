@@ -112,7 +112,10 @@ def _require_apart(source: Path, store: Path) -> None:
 def _reader(source: Path, name: str | None) -> plugins.Reader:
     if name is not None:
         return plugins.find("readers", name)
-    return recognise(source, [plugins.find("readers", known) for known in plugins.names("readers")])
+    reader = recognise(source, [plugins.find("readers", known) for known in plugins.names("readers")])
+    if sign := reader.evidence(source):
+        say(f"{source} is read as {reader.name}: {sign[1]}.")
+    return reader
 
 
 def _settled(settings: PrepareSettings, source: Source) -> PrepareSettings:
