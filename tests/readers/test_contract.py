@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -30,8 +31,10 @@ from fakes import (
 from fakes.command import macl
 from fakes.structures import Truth
 from macl.config import read_recipe
+from macl.data.slicing import to_scan
 from macl.data.splits import read_split
 from macl.data.store import Store
+from macl.data.volumes import write_volume
 from macl.plugins import find, names
 from macl.readers.amos import ORGANS
 
@@ -169,3 +172,20 @@ def test_another_part_is_read_where_asked_for_and_named_where_not(tmp_path: Path
     assert (index.modality, len(index.cases)) == (modality, cases)
     wrong = macl("inspect", tmp_path / "data", "--reader", f"{name}:pet")
     assert (wrong.code, "has no part 'pet'" in wrong.err, part in wrong.err) == (1, True, True)
+
+
+@pytest.mark.parametrize("name", ["chd", "chaos", "sunnybrook", "kits2019"])
+def test_masks_are_scored_against_a_data_set_as_it_was_downloaded(tmp_path: Path, name: str) -> None:
+    LAYOUTS[name].write(tmp_path / "data")
+    assert macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1).code == 0
+    store = Store.open(tmp_path / "store")
+    values = np.asarray(store.index.label_values, dtype=np.int16)
+    for case in store.index.cases:
+        if case.labelled:
+            mask = values[to_scan(store.read(case.name, "label"), case.slicing)]
+            write_volume(tmp_path / "masks" / f"{case.name}.nii.gz", mask, case.geometry)
+    answer = macl("evaluate", tmp_path / "masks", tmp_path / "data", "--out", tmp_path / "cases.csv")
+    assert answer.code == 0, answer.err
+    rows = list(csv.DictReader((tmp_path / "cases.csv").open()))
+    assert {row["class"] for row in rows} == {*LAYOUTS[name].classes}
+    assert {float(row["dice"]) for row in rows} == {1.0}
