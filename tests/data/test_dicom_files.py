@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom.data
 import pytest
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -86,7 +88,7 @@ def test_what_is_no_whole_scan_is_refused_with_the_reason(name: str, reason: str
 # ---------------------------------------------------------------- CT series
 
 
-def write_ct(folder: Path, seed: int = 0, **tags: object) -> np.ndarray:
+def write_ct(folder: Path, seed: int = 0, **tags: Any) -> np.ndarray:
     """A CT series as scanners store it: unsigned, shifted by 1024; the HU values (z, y, x) are returned."""
     stored = write_series(
         folder, seed, Modality="CT", SOPClassUID=CTImageStorage, PatientID=f"ct{seed}", RescaleSlope=1,
@@ -100,7 +102,7 @@ def as_syntax(uid: str) -> Callable[[Path], None]:
         dataset = pydicom.dcmread(file)
         if uid == RLELossless:
             dataset.compress(RLELossless)
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(uid)
+        dataset.file_meta.TransferSyntaxUID = UID(uid)
         dataset.save_as(file, implicit_vr=uid == ImplicitVRLittleEndian, enforce_file_format=True)
 
     return change

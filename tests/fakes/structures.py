@@ -51,7 +51,7 @@ def write_oriented(
     turn = nibabel.orientations.ornt_transform(
         nibabel.orientations.axcodes2ornt(tuple("LPS")), nibabel.orientations.axcodes2ornt(tuple(axes))
     )
-    turned = image.as_reoriented(turn)
+    turned = image.as_reoriented(turn.tolist())
     turned.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     turned.to_filename(path)

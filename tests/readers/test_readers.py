@@ -12,7 +12,7 @@ from fakes import acdc, dicom, msd, nnunet
 from fakes.scans import anatomy, write_itk, write_nifti
 from macl.data.survey import recognise
 from macl.errors import MaclError
-from macl.plugins import Source, find, names
+from macl.plugins import Source, files_of, find, names, scans_of
 
 WRITERS: dict[str, Callable[[Path], Path]] = {"acdc": acdc.write, "msd": msd.write, "nnunet_raw": nnunet.write}
 
@@ -28,7 +28,7 @@ def describe(folder: Path, **changes: object) -> None:
 
 
 def paths(source: Source) -> set[Path]:
-    return {path for case in source.cases for path in (*case.images, *([case.label] if case.label else []))}
+    return {path for case in source.cases for scan in scans_of(case) for path in files_of(scan)}
 
 
 @pytest.mark.parametrize("name", WRITERS)

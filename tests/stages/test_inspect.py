@@ -43,6 +43,8 @@ def test_a_store_is_counted_and_tells_who_was_refused(tmp_path: Path) -> None:
     expected = {"reader": "acdc", "cases": 3, "patients": 2, "labelled": 3, "modality": "MR", "slices": 18}
     assert {key: found[key] for key in expected} == expected
     assert found["classes"] == ["background", "RV", "MYO", "LV"]
+    labels = [anatomy(seed)[1] for seed in (101, 112, 201)]
+    assert found["class_voxels"] == [int(sum((label == value).sum() for label in labels)) for value in range(4)]
     assert [refused["name"] for refused in found["refused"]] == ["patient002_frame12"]
     assert "constant" in found["refused"][0]["reason"]
 

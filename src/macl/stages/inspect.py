@@ -10,7 +10,7 @@ from typing import Any
 from macl import plugins
 from macl.data.grids import orientation
 from macl.data.runs import RECORD, read_log, read_record
-from macl.data.store import INDEX, Store
+from macl.data.store import INDEX, Store, StoreIndex
 from macl.data.survey import recognise, survey
 from macl.data.volumes import is_one_scan, read_header, read_scan
 from macl.errors import MaclError, RefusedCaseError
@@ -68,6 +68,7 @@ def _store(path: Path) -> dict[str, Any]:
         "modality": index.modality,
         "channels": list(index.channels),
         "classes": list(index.classes),
+        "class_voxels": _class_voxels(index),
         "cases": len(index.cases),
         "patients": len({case.patient for case in index.cases}),
         "labelled": sum(case.labelled for case in index.cases),
@@ -159,6 +160,12 @@ def _scan(path: Path) -> dict[str, Any]:
         "range": values[0] if len(values) == 1 else values,
         "notes": list(volume.notes),
     }
+
+
+def _class_voxels(index: StoreIndex) -> list[int]:
+    """Voxels of every class over all labelled cases."""
+    counts = [case.class_voxels for case in index.cases if case.class_voxels]
+    return [sum(voxels) for voxels in zip(*counts, strict=True)]
 
 
 def _range(values: list[tuple[Any, ...]]) -> list[list[Any]] | None:
