@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fakes.toy_store import write_toy_store
 
+from fakes.toy_store import write_toy_store
 from macl.data.batches import Batches, SliceBank
 
 CPU = torch.device("cpu")
@@ -36,7 +36,8 @@ def test_neighbours_are_cropped_like_their_slices(store, residence):
     whole = Batches(bank, 12, 64, seed=3, neighbours=True)
     small = Batches(bank, 12, 32, seed=3, neighbours=True)
     (large,), (cropped,) = list(whole.between(0, 1)), list(small.between(0, 1))
-    assert large.neighbours is not None and cropped.neighbours is not None
+    assert large.neighbours is not None
+    assert cropped.neighbours is not None
     for slice_, neighbour, crop, neighbour_crop in zip(
         large.images, large.neighbours, cropped.images, cropped.neighbours, strict=True
     ):
