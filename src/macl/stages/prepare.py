@@ -76,12 +76,15 @@ def prepare(
             not one case could be kept (then nothing is left behind).
     """
     _require_apart(source, store)
-    looked = survey(source, _reader(source, reader).read(source), settings.keep_identity)
+    chosen = _reader(source, reader)
+    looked = survey(source, chosen.read(source), settings.keep_identity)
     settings = _settled(settings, looked.source)
     fingerprint = _fingerprint(looked.source, settings)
     if finished := _finished(store, fingerprint):
         say(f"{store} is already prepared: {len(finished.cases)} cases, made of the same scans with the same settings.")
         return finished
+    if sign := chosen.evidence(source):
+        say(f"{source} is read as {chosen.name}: {sign[1]}.")
     count = available_cores() if workers is None else workers
     classes, unusable = _classes(looked.source, count)
     cases = [case for case in looked.source.cases if case.name not in unusable]
@@ -112,10 +115,7 @@ def _require_apart(source: Path, store: Path) -> None:
 def _reader(source: Path, name: str | None) -> plugins.Reader:
     if name is not None:
         return plugins.find("readers", name)
-    reader = recognise(source, [plugins.find("readers", known) for known in plugins.names("readers")])
-    if sign := reader.evidence(source):
-        say(f"{source} is read as {reader.name}: {sign[1]}.")
-    return reader
+    return recognise(source, [plugins.find("readers", known) for known in plugins.names("readers")])
 
 
 def _settled(settings: PrepareSettings, source: Source) -> PrepareSettings:
