@@ -31,6 +31,11 @@ class Series:
     scan: Scan
 
 
+def holds_dicom(source: Path) -> bool:
+    """Whether there is a DICOM file below `source`."""
+    return any(dicom.belongs(path) for path in files_below(source, DEEPEST))
+
+
 def dicom_files(source: Path) -> tuple[list[Path], list[Path]]:
     """Files below `source` that are DICOM by name or contents, and the other ones."""
     files = files_below(source, DEEPEST)

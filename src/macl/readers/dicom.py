@@ -7,7 +7,7 @@ from pathlib import Path
 
 from macl.data.layouts import is_scan, one_of_each_name, passed_over
 from macl.data.pairs import files_below
-from macl.data.series import DEEPEST, Series, dicom_files, sort_into_series
+from macl.data.series import DEEPEST, Series, dicom_files, holds_dicom, sort_into_series
 from macl.errors import MaclError
 from macl.plugins import Case, Source
 
@@ -26,8 +26,7 @@ class Dicom:
         """DICOM files below, and no scans of another format, which might be their labels."""
         if any(is_scan(path) and not _by_name(path) for path in files_below(source, DEEPEST)):
             return None
-        found, _ = dicom_files(source)
-        return (20, "DICOM files and no other scans") if found else None
+        return (20, "DICOM files and no other scans") if holds_dicom(source) else None
 
     def read(self, source: Path) -> Source:
         """Every series as a case.
