@@ -11,7 +11,19 @@ import pytest
 from fakes.index import hearts
 from macl import cli
 
-STAGES = ["demo", "inspect", "prepare", "split", "pretrain", "finetune", "predict", "evaluate", "benchmark", "report"]
+STAGES = [
+    "demo",
+    "inspect",
+    "prepare",
+    "split",
+    "pretrain",
+    "finetune",
+    "predict",
+    "evaluate",
+    "profile",
+    "benchmark",
+    "report",
+]
 
 
 class Answer:
@@ -102,6 +114,7 @@ def test_wrong_usage_exits_2(macl, words: list[str]) -> None:
         ["evaluate", "nowhere", "acdc.store", "--out", "a.csv"],
         ["evaluate", "empty", "nowhere", "--out", "a.csv"],
         ["benchmark", "nowhere.toml", "--out", "bench"],
+        ["profile", "--method", "mcal"],
         ["report", "nowhere", "--out", "a.html"],
     ],
     ids=" ".join,
