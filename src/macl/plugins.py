@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
@@ -204,23 +204,25 @@ class MethodModule(Protocol):
         ...
 
 
-class Method(Protocol):
-    """A way to pre-train, by name."""
+@dataclass(frozen=True)
+class Method:
+    """A way to pre-train, by name.
+
+    Attributes:
+        name: the name of its module.
+        Settings: its settings; their defaults are its paper's.
+        build: settings and a backbone with as many decoder blocks as it trains → the module.
+        decoder_blocks: settings → how many of the backbone's decoder blocks it trains; none unless said.
+        side_multiple: settings → what slice sides must be a multiple of; 16, as the encoders pool, unless said.
+        neighbours: whether batches must bring a neighbour of every slice.
+    """
 
     name: str
     Settings: type[PluginSettings]
-    neighbours: bool
-    """Whether batches must bring a neighbour of every slice."""
-
-    def decoder_blocks(self, settings: Any) -> int:
-        """How many of the backbone's decoder blocks the method trains."""
-        ...
-
-    def side_multiple(self, settings: Any) -> int:
-        """Slice sides must be a multiple of this."""
-        ...
-
-    def build(self, settings: Any, backbone: BackboneModule) -> MethodModule: ...
+    build: Callable[[Any, BackboneModule], MethodModule]
+    decoder_blocks: Callable[[Any], int] = lambda settings: 0
+    side_multiple: Callable[[Any], int] = lambda settings: 16
+    neighbours: bool = False
 
 
 # ---------------------------------------------------------------- catalogues

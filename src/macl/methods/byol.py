@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import follow, momentum_twin, normed_perceptron, pooled, rising_momentum
 from macl.losses import negative_cosine, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, view
 
 
@@ -76,24 +76,4 @@ class Byol(nn.Module):
         return ("encoder.",)
 
 
-class Plugin:
-    """BYOL by name."""
-
-    name = "byol"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Byol:
-        """BYOL on a backbone."""
-        return Byol(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("byol", Settings, Byol)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import Prototypes, follow, momentum_twin, normed_perceptron, pooled, rising_momentum
 from macl.losses import centred_codes, cross_entropy_with_codes, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, view
 
 
@@ -111,24 +111,4 @@ class Desd(nn.Module):
         return ("encoder.",)
 
 
-class Plugin:
-    """DeSD by name."""
-
-    name = "desd"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Desd:
-        """DeSD on a backbone."""
-        return Desd(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("desd", Settings, Desd)

@@ -8,7 +8,7 @@ from true views, all in one network:
       │                                               ╰── discriminator(x̂) against t(x)       L_adv
     t'(x) ── e' ── projector' ── k
 
-    L = λ_dis·L_dis + λ_res·L_res + λ_adv·L_adv, weights as the paper's {1, 10, 0.001}
+    L = λ_dis·L_dis + λ_res·L_res + λ_adv·L_adv, weights {1, 10, 0.001}, to be checked against the paper
 
 One optimiser trains both sides: the discriminator's loss sees a restored view without gradient, and the network's sees the
 discriminator with its weights held fixed, so neither's gradient reaches the other. Distortion is that of intensity, and
@@ -36,7 +36,7 @@ from macl.heads import (
     pooled,
 )
 from macl.losses import contrastive_with_queue, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, change_intensity, random_blocks, spatial_view
 
 
@@ -134,24 +134,4 @@ class Dira(nn.Module):
         return ("encoder.", "decoder.") if self.settings.hand_on_decoder else ("encoder.",)
 
 
-class Plugin:
-    """DiRA by name."""
-
-    name = "dira"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """All four: the view is restored at full size."""
-        return 4
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Dira:
-        """DiRA on a backbone."""
-        return Dira(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("dira", Settings, Dira, decoder_blocks=lambda settings: 4)

@@ -9,7 +9,7 @@ a slice looks alike in two renderings of its intensity and unlike other regions 
 
 Stage 1 is by default in the form of PCL's and MACL's comparisons (each positive against all other anchors); the paper's own
 form, where other positives are left out of the denominator, is `original_form`. Stage 2 is the paper's strategy "random"
-within a slice; its 13 regions of 3×3 places and three decoder blocks are the released code's. The paper trains the stages in
+within a slice; its 13 regions of 3×3 places and three decoder blocks are this file's choice. The paper trains the stages in
 two runs; here the first `encoder_share` of one run is stage 1.
 """
 
@@ -33,7 +33,7 @@ from macl.losses import (
     released_factor,
     spread,
 )
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import change_intensity, spatial_view, view
 
 
@@ -125,24 +125,4 @@ class Gcl(nn.Module):
         return released_factor(self.settings.temperature, self.settings.released_factor)
 
 
-class Plugin:
-    """GCL by name."""
-
-    name = "gcl"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """l."""
-        return settings.decoder_blocks
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Gcl:
-        """GCL on a backbone."""
-        return Gcl(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("gcl", Settings, Gcl, decoder_blocks=lambda settings: settings.decoder_blocks)

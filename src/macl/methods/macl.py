@@ -34,7 +34,7 @@ from macl.losses import (
     released_factor,
     spread,
 )
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import change_intensity, spatial_view
 
 POOLED_BY_ENCODER = 16
@@ -204,24 +204,11 @@ class Macl(nn.Module):
         return ("encoder.", "decoder.")
 
 
-class Plugin:
-    """MACL by name."""
-
-    name = "macl"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """N."""
-        return settings.decoder_blocks
-
-    def side_multiple(self, settings: Settings) -> int:
-        """16 · 2^N: the bottleneck must be downsampled N times more."""
-        return POOLED_BY_ENCODER * 2**settings.decoder_blocks
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Macl:
-        """MACL on a backbone that has N decoder blocks."""
-        return Macl(settings, backbone)
-
-
-PLUGIN = Plugin()
+# The bottleneck must be downsampled N times more.
+PLUGIN = Method(
+    "macl",
+    Settings,
+    Macl,
+    decoder_blocks=lambda settings: settings.decoder_blocks,
+    side_multiple=lambda settings: POOLED_BY_ENCODER * 2**settings.decoder_blocks,
+)

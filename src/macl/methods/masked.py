@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import image_channels
 from macl.losses import spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import random_blocks, view
 
 
@@ -62,24 +62,4 @@ class Masked(nn.Module):
         return ("encoder.", "decoder.")
 
 
-class Plugin:
-    """Masked reconstruction by name."""
-
-    name = "masked"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """All four: the slice is restored at full size."""
-        return 4
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Masked:
-        """Masked reconstruction on a backbone."""
-        return Masked(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("masked", Settings, Masked, decoder_blocks=lambda settings: 4)

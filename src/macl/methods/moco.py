@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import Queue, follow, momentum_twin, normed_perceptron, pooled
 from macl.losses import contrastive_with_queue, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, view
 
 
@@ -77,24 +77,4 @@ class Moco(nn.Module):
         return ("encoder.",)
 
 
-class Plugin:
-    """MoCo v2 by name."""
-
-    name = "moco"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Moco:
-        """MoCo v2 on a backbone."""
-        return Moco(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("moco", Settings, Moco)

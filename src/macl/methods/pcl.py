@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import global_projector
 from macl.losses import contrastive, for_both_branches, positives_by_position, released_factor, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import view
 
 
@@ -77,24 +77,4 @@ class Pcl(nn.Module):
         return released_factor(self.settings.temperature, self.settings.released_factor)
 
 
-class Plugin:
-    """PCL by name."""
-
-    name = "pcl"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Pcl:
-        """PCL on a backbone."""
-        return Pcl(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("pcl", Settings, Pcl)

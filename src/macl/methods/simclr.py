@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import global_projector
 from macl.losses import contrastive, for_both_branches, released_factor, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, view
 
 
@@ -71,24 +71,4 @@ class SimClr(nn.Module):
         return released_factor(self.settings.temperature, self.settings.released_factor)
 
 
-class Plugin:
-    """SimCLR by name."""
-
-    name = "simclr"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> SimClr:
-        """SimCLR on a backbone."""
-        return SimClr(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("simclr", Settings, SimClr)

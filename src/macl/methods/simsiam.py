@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import normed_perceptron, normed_projector
 from macl.losses import negative_cosine, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, view
 
 
@@ -67,24 +67,4 @@ class SimSiam(nn.Module):
         return ("encoder.",)
 
 
-class Plugin:
-    """SimSiam by name."""
-
-    name = "simsiam"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> SimSiam:
-        """SimSiam on a backbone."""
-        return SimSiam(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("simsiam", Settings, SimSiam)

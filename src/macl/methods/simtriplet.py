@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import normed_perceptron, normed_projector
 from macl.losses import negative_cosine, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, view
 
 
@@ -75,24 +75,4 @@ class SimTriplet(nn.Module):
         return ("encoder.",)
 
 
-class Plugin:
-    """SimTriplet by name."""
-
-    name = "simtriplet"
-    Settings = Settings
-    neighbours = True
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> SimTriplet:
-        """SimTriplet on a backbone."""
-        return SimTriplet(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("simtriplet", Settings, SimTriplet, neighbours=True)

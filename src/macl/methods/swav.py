@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import Prototypes, Queue, normed_perceptron, pooled
 from macl.losses import cross_entropy_with_codes, sinkhorn, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, small_view, view
 
 
@@ -113,24 +113,4 @@ class Swav(nn.Module):
         return ("encoder.",)
 
 
-class Plugin:
-    """SwAV by name."""
-
-    name = "swav"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Swav:
-        """SwAV on a backbone."""
-        return Swav(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("swav", Settings, Swav)

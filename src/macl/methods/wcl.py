@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import normed_perceptron, pooled
 from macl.losses import contrastive, for_both_branches, same_component, spread
-from macl.plugins import BackboneModule, Batch, Step
+from macl.plugins import BackboneModule, Batch, Method, Step
 from macl.views import STRONG_VIEWS, view
 
 
@@ -86,24 +86,4 @@ class Wcl(nn.Module):
         return ("encoder.",)
 
 
-class Plugin:
-    """WCL by name."""
-
-    name = "wcl"
-    Settings = Settings
-    neighbours = False
-
-    def decoder_blocks(self, settings: Settings) -> int:
-        """None."""
-        return 0
-
-    def side_multiple(self, settings: Settings) -> int:
-        """As the encoder pools: 16."""
-        return 16
-
-    def build(self, settings: Settings, backbone: BackboneModule) -> Wcl:
-        """WCL on a backbone."""
-        return Wcl(settings, backbone)
-
-
-PLUGIN = Plugin()
+PLUGIN = Method("wcl", Settings, Wcl)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macl import checkpoint
 from macl.data import runs
 from macl.errors import MaclError
 from macl.files import atomic_path, read_json, write_text
@@ -109,6 +110,7 @@ class _Bench:
         record = finetune(
             self.grid.store, folder, init=init, split=self.grid.split, labels=cell.labels, recipe=cell.recipe,
             overrides=self.grid.finetune.set, device=self.device, seed=cell.seed, resume=True,
+            encoder_only=cell.start.method is not None and not _hands_on_decoder(Path(init)),
         )  # fmt: skip
         predict([folder, self.grid.store], folder / runs.PREDICTIONS, device=self.device)
         summaries: dict[Convention, dict[str, Any]] = {}
@@ -152,6 +154,11 @@ class _Bench:
             record = read_cell(self.out / "cells" / cell.name)
             if record and record.specification == self.specifications[cell.name]:
                 yield record
+
+
+def _hands_on_decoder(pretrained: Path) -> bool:
+    """Whether the method trained decoder blocks; where it trains none, that its weights hold none is no mistake."""
+    return any(name.startswith("decoder.") for name in checkpoint.read(pretrained / runs.WEIGHTS).tensors)
 
 
 def _sentence(error: Exception) -> str:
