@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -276,6 +277,8 @@ def report(
 
 def main() -> None:
     """Entry point: a user's mistake ends in one sentence and exit code 1."""
+    # PyTorch's threads otherwise spin while they wait: beside another busy program a step takes ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except MaclError as error:
