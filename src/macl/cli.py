@@ -280,7 +280,7 @@ def main() -> None:
     # PyTorch's threads otherwise spin while they wait: beside another busy program a step takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        app(prog_name="macl")
     except MaclError as error:
         say(f"macl: {error}")
         sys.exit(1)
