@@ -136,7 +136,7 @@ def test_a_mistake_exits_1_with_one_sentence_and_nothing_written(macl, tmp_path:
 
 
 def test_an_interruption_says_how_to_go_on(macl, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt() -> None:
+    def interrupt(**_: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "app", interrupt)
