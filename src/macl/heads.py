@@ -1,4 +1,4 @@
-"""What stands on a backbone while pre-training: projectors, predictors, prototypes, momentum twins and queues."""
+"""What networks are built of, and what stands on them while pre-training: projectors, predictors, momentum twins, queues."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def initialise_convolutions(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def pixel_projector(in_channels: int, out_channels: int) -> nn.Sequential:
+def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
     """Two 3×3 convolutions with BatchNorm and LeakyReLU: (B, in, h, w) → (B, out, h, w)."""
-    projector = nn.Sequential(
+    layers = nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1),
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
@@ -47,7 +47,7 @@ def pixel_projector(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
     )
-    return projector.apply(initialise_convolutions)
+    return layers.apply(initialise_convolutions)
 
 
 def region_projector(in_channels: int, out_channels: int) -> nn.Sequential:

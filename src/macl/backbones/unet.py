@@ -7,20 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.config import PluginSettings
-from macl.heads import NEGATIVE_SLOPE, initialise_convolutions
+from macl.heads import double_convolution, initialise_convolutions
 
 LEVELS = 4
-
-
-def _convolutions(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1),
-        nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
-        nn.Conv2d(out_channels, out_channels, 3, padding=1),
-        nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
-    )
 
 
 class Encoder(nn.Module):
@@ -29,7 +18,7 @@ class Encoder(nn.Module):
     def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
         super().__init__()
         before = (in_channels, *channels[:-2])
-        self.levels = nn.ModuleList(map(_convolutions, before, channels[:-1]))
+        self.levels = nn.ModuleList(map(double_convolution, before, channels[:-1]))
         self.centre = nn.Sequential(
             nn.Conv2d(channels[-2], channels[-1], 3, padding=1),
             nn.ReLU(inplace=True),
@@ -53,7 +42,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
-        self.convolutions = _convolutions(channels, channels // 2)
+        self.convolutions = double_convolution(channels, channels // 2)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, 2c, h, w) and (B, c, 2h, 2w) → (B, c, 2h, 2w)."""

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.config import IntensitySettings, PluginSettings, SpatialSettings
-from macl.heads import follow, global_projector, momentum_twin, pixel_projector
+from macl.heads import double_convolution, follow, global_projector, momentum_twin
 from macl.losses import (
     contrastive,
     dense_contrastive,
@@ -107,7 +107,7 @@ class Macl(nn.Module):
         bottleneck, hidden = backbone.channels[-1], backbone.channels[2]
         dense = bottleneck // 2**settings.decoder_blocks
         auxiliary = dense if settings.symmetric else bottleneck
-        self.auxiliary_pixel_projector = nn.Identity() if settings.symmetric else pixel_projector(bottleneck, dense)
+        self.auxiliary_pixel_projector = nn.Identity() if settings.symmetric else double_convolution(bottleneck, dense)
         self.auxiliary_global_projector = global_projector(auxiliary, hidden, settings.projection)
         self.dominant_global_projector = global_projector(dense, hidden, settings.projection)
         if settings.encoders == "ema":
