@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -158,6 +159,17 @@ def test_every_cell_is_run_scored_and_tabled_once(
     summary = (out / "results.md").read_text(encoding="utf-8")
     assert "| 1 | paper | scratch | 2 |" in summary
     assert summary in capsys.readouterr().out
+
+
+def test_a_method_without_a_decoder_is_no_mistake(grid: Path, tmp_path: Path) -> None:
+    edit(grid, 'name = "macl"\nmethod = "macl"', 'name = "simclr"\nmethod = "simclr"')
+    edit(grid, 'labels = [1, "2"]', "labels = [1]")
+    assert benchmark(grid, tmp_path / "out", device="cpu")
+    transfer = json.loads((tmp_path / "out/cells/simclr__1__paper__seed0/transfer.json").read_text(encoding="utf-8"))
+    outcomes = {row["name"].split(".")[0]: set() for row in transfer["tensors"]}
+    for row in transfer["tensors"]:
+        outcomes[row["name"].split(".")[0]].add(row["outcome"])
+    assert outcomes == {"encoder": {"loaded"}, "decoder": {"fresh"}, "head": {"fresh"}}
 
 
 def test_a_killed_benchmark_goes_on(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
