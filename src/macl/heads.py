@@ -39,7 +39,7 @@ def initialise_convolutions(module: nn.Module) -> None:
 
 def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
     """Two 3×3 convolutions with BatchNorm and LeakyReLU: (B, in, h, w) → (B, out, h, w)."""
-    layers = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1),
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
@@ -47,7 +47,6 @@ def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
     )
-    return layers.apply(initialise_convolutions)
 
 
 def region_projector(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.config import IntensitySettings, PluginSettings, SpatialSettings
-from macl.heads import double_convolution, follow, global_projector, momentum_twin
+from macl.heads import double_convolution, follow, global_projector, initialise_convolutions, momentum_twin
 from macl.losses import (
     contrastive,
     dense_contrastive,
@@ -108,6 +108,7 @@ class Macl(nn.Module):
         dense = bottleneck // 2**settings.decoder_blocks
         auxiliary = dense if settings.symmetric else bottleneck
         self.auxiliary_pixel_projector = nn.Identity() if settings.symmetric else double_convolution(bottleneck, dense)
+        self.auxiliary_pixel_projector.apply(initialise_convolutions)
         self.auxiliary_global_projector = global_projector(auxiliary, hidden, settings.projection)
         self.dominant_global_projector = global_projector(dense, hidden, settings.projection)
         if settings.encoders == "ema":
