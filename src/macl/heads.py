@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from macl import distributed
+
 M = TypeVar("M")
 
 
@@ -119,9 +121,9 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Take in (B, D) keys; of more than fit, the last ones."""
+        """Take in (B, D) keys, those of all processes; of more than fit, the last ones."""
         size = len(self.keys)
-        keys = keys[-size:]
+        keys = distributed.whole(keys)[-size:]
         places = (self.place + torch.arange(len(keys), device=keys.device)) % size
         self.keys[places] = keys.to(self.keys.dtype)
         self.place.copy_((self.place + len(keys)) % size)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from macl import distributed
+
 RELEASED_BASE_TEMPERATURE = 0.07
 
 
@@ -173,13 +175,16 @@ def _products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def spread(features: Tensor) -> Tensor:
-    """How far normalised features (B, D) lie apart: 0 where all are equal, 1 where they fill the sphere evenly."""
+    """How far normalised features (B, D) of all processes lie apart: 0 where all are equal, 1 where they fill the sphere
+    evenly."""
     unit = F.normalize(features.detach().float(), dim=-1)
-    return (1.0 - unit.mean(0).square().sum()).clamp(min=0).sqrt()
+    return (1.0 - distributed.mean(unit.mean(0)).square().sum()).clamp(min=0).sqrt()
 
 
 def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 − soft Dice over the batch, mean over the classes but background (Drozdzal et al. 2016).
+    """1 − soft Dice over the whole batch, mean over the classes but background (Drozdzal et al. 2016).
+
+    Where processes share the batch, overlaps and volumes are added up over all of them.
 
     Args:
         logits: (B, K, H, W).
@@ -187,7 +192,7 @@ def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
     """
     probabilities = logits.float().softmax(1)
     truth = F.one_hot(labels, logits.shape[1]).permute(0, 3, 1, 2).to(probabilities.dtype)
-    overlap = (probabilities * truth).sum((0, 2, 3))
-    total = probabilities.sum((0, 2, 3)) + truth.sum((0, 2, 3))
+    overlap = distributed.total((probabilities * truth).sum((0, 2, 3)))
+    volumes = distributed.total(probabilities.sum((0, 2, 3)) + truth.sum((0, 2, 3)))
     smooth = 1e-5
-    return 1.0 - ((2.0 * overlap + smooth) / (total + smooth))[1:].mean()
+    return 1.0 - ((2.0 * overlap + smooth) / (volumes + smooth))[1:].mean()

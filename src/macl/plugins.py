@@ -137,6 +137,8 @@ class Batch:
             the slice itself where it is alone), cropped alike; None where the method does not ask for them.
         draws: the batch's random numbers.
         done: share of the run's steps that came before this one, for schedules.
+        gather_negatives: whether slices are contrasted with those of all processes that train together, each of which
+            has its share of the batch, or with those of their own process.
     """
 
     images: Tensor
@@ -145,6 +147,13 @@ class Batch:
     labels: Tensor | None = None
     neighbours: Tensor | None = None
     done: float = 0.0
+    gather_negatives: bool = True
+
+    def contrasted(self, rows: Tensor) -> Tensor:
+        """What this share's (B, …) rows are compared among: the whole batch's rows, or these alone."""
+        from macl import distributed
+
+        return distributed.whole(rows) if self.gather_negatives else rows
 
 
 @dataclass(frozen=True)

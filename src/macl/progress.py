@@ -13,12 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import TimeRemainingColumn as _TimeRemainingColumn
 from rich.text import Text
 
+from macl.ranks import place
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(message: str) -> None:
-    """Tell the user one line on stderr; stdout is kept for results."""
-    print(message, file=sys.stderr, flush=True)
+    """Tell the user one line on stderr; stdout is kept for results. Of several processes the first speaks for all."""
+    if place().is_first:
+        print(message, file=sys.stderr, flush=True)
 
 
 class Advance(Protocol):
@@ -35,7 +38,7 @@ class _RateColumn(ProgressColumn):
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show how far `total` steps of `title` have come, `done` of them in an earlier run."""
-    show = _bar if sys.stderr.isatty() else _lines
+    show = _bar if sys.stderr.isatty() and place().is_first else _lines
     with show(title, total, done) as advance:
         yield advance
 

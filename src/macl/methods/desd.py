@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from macl import distributed
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import Prototypes, follow, momentum_twin, normed_perceptron, pooled, rising_momentum
 from macl.losses import centred_codes, cross_entropy_with_codes, spread
@@ -73,7 +74,7 @@ class Desd(nn.Module):
         """Views (B, C, S, S) → codes (B, K), before the centre moves towards their scores."""
         scores = [self.teacher_head(self.teacher_encoder(images)[-1]).float() for images in views]
         codes = [centred_codes(score, self.centre, temperature) for score in scores]
-        self.centre.lerp_(torch.cat(scores).mean(0), 1.0 - self.settings.centre_momentum)
+        self.centre.lerp_(distributed.mean(torch.cat(scores).mean(0)), 1.0 - self.settings.centre_momentum)
         return codes
 
     def step(self, batch: Batch) -> Step:

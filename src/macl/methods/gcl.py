@@ -93,8 +93,8 @@ class Gcl(nn.Module):
         none = batch.images.new_zeros(())
         if batch.done < self.settings.encoder_share:
             v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
-            z1, z2 = self(v1), self(v2)
-            loss, features = self.global_loss(z1, z2, batch.positions), torch.cat((z1, z2))
+            z1, z2, positions = (batch.contrasted(rows) for rows in (self(v1), self(v2), batch.positions))
+            loss, features = self.global_loss(z1, z2, positions), torch.cat((z1, z2))
             parts = {"loss_global": loss.detach(), "loss_local": none}
         else:
             first, second = (self._regions(self._frozen_maps(batch, name), batch.draws) for name in ("r1", "r2"))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -86,6 +86,12 @@ class Outputs:
     """Z̃ᵍ (B, projection)"""
     dominant_global: Tensor | None = None
     """Zᵍ (B, projection)"""
+
+    def contrasted(self, batch: Batch) -> Outputs:
+        """With the maps and projections that L_d and L_g compare them with; L_ER takes each slice by itself."""
+        names = ("auxiliary_dense", "dominant_dense", "auxiliary_global", "dominant_global")
+        compared = {name: rows for name in names if (rows := getattr(self, name)) is not None}
+        return replace(self, **{name: batch.contrasted(rows) for name, rows in compared.items()})
 
 
 def _down(maps: Tensor, blocks: int) -> Tensor:
@@ -194,7 +200,8 @@ class Macl(nn.Module):
             )
         if by_pixel or by_feature:
             i1, i2 = (change_intensity(image, batch.draws.within(name), settings.invariance) for name in ("i1", "i2"))
-        return self.losses(self(i1, i2, v1, v2, dense=by_pixel > 0), batch.positions, batch.done)
+        outputs = self(i1, i2, v1, v2, dense=by_pixel > 0).contrasted(batch)
+        return self.losses(outputs, batch.contrasted(batch.positions), batch.done)
 
     def uniform_loss(self, batch_size: int) -> tuple[str, float]:
         """The logged part that shows collapse, and its value where all features are equal: ln(2B − 1) · factor."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
+from macl import distributed
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import image_channels
 from macl.losses import spread
@@ -41,7 +42,7 @@ class Masked(nn.Module):
         """The error of what is restored from `features` on the covered (B, 1, S, S) pixels of `images` (B, C, S, S)."""
         restored = self.to_pixels(self.backbone.decode(features)).float()
         error = (restored - images).square().mean(1, keepdim=True)
-        loss = (error * covered).sum() / covered.sum()
+        loss = distributed.total((error * covered).sum()) / distributed.total(covered.sum())
         return Step(loss, {"loss_covered": loss.detach(), "feature_spread": spread(features[-1].mean((2, 3)))})
 
     def step(self, batch: Batch) -> Step:

@@ -63,7 +63,7 @@ class Pcl(nn.Module):
     def step(self, batch: Batch) -> Step:
         """Two views, one encoder, one loss."""
         v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
-        return self.losses(self(v1), self(v2), batch.positions)
+        return self.losses(*(batch.contrasted(rows) for rows in (self(v1), self(v2), batch.positions)))
 
     def uniform_loss(self, batch_size: int) -> tuple[str, float]:
         """ln(2B − 1), times the factor."""

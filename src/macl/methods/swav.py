@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from macl import distributed
 from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import Prototypes, Queue, normed_perceptron, pooled
 from macl.losses import cross_entropy_with_codes, sinkhorn, spread
@@ -65,18 +66,21 @@ class Swav(nn.Module):
 
     @torch.no_grad()
     def codes(self, number: int, projections: Tensor, with_queue: bool) -> Tensor:
-        """(B, D) projections of the view with this number → (B, K) codes; the projections join the view's queue."""
-        among = projections
+        """(B, D) projections of the view with this number → (B, K) codes, made with those of all processes.
+
+        The projections join the view's queue.
+        """
+        among = everyone = distributed.whole(projections)
         if self.queues:
             queue = self.queues[number]
             assert isinstance(queue, Queue)
             if with_queue:
-                among = torch.cat((queue.keys, projections.to(queue.keys.dtype)))
+                among = torch.cat((queue.keys, everyone.to(queue.keys.dtype)))
             codes = sinkhorn(self.prototypes(among), self.settings.sharpness, self.settings.rounds)
             queue.push(F.normalize(projections.float(), dim=1))
         else:
             codes = sinkhorn(self.prototypes(among), self.settings.sharpness, self.settings.rounds)
-        return codes[-len(projections) :]
+        return distributed.share(codes[-len(everyone) :])
 
     def swapped(self, scores: list[Tensor], codes: list[Tensor]) -> Tensor:
         """Mean over the codes' views of the mean over all other views of predicting that code."""

@@ -75,7 +75,7 @@ class Wcl(nn.Module):
         """Two views, two heads."""
         v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
         (z1, h1), (z2, h2) = self(v1), self(v2)
-        return self.losses(z1, z2, h1, h2)
+        return self.losses(*(batch.contrasted(rows) for rows in (z1, z2, h1, h2)))
 
     def uniform_loss(self, batch_size: int) -> tuple[str, float]:
         """ln(2B − 1)."""

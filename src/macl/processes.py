@@ -1,0 +1,131 @@
+"""How the processes of a run that share its batches find each other, and who of them writes, speaks and fails for all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import nn
+from torch.distributed.distributed_c10d import _get_default_store
+
+from macl import distributed, ranks
+from macl.errors import MaclError
+
+T = TypeVar("T")
+
+
+class _Stepping(nn.Module):
+    """A task whose `forward` is its step, since DistributedDataParallel watches `forward` alone."""
+
+    def __init__(self, task: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+        # Looking for parameters without gradient, it warns if the first step, before any change of stage, has none.
+        self.without_gradient = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch: Any) -> Any:
+        return cast(Any, self.task).step(batch)
+
+
+def parallel_step(fabric: Fabric, task: nn.Module) -> Callable[[Any], Any]:
+    """The task's step, after whose `backward` all processes hold the whole batch's gradients."""
+    task.to(fabric.device)
+    distributed.synchronise_norms(task, fabric.device)
+    return fabric.strategy.setup_module(_Stepping(task))
+
+
+def connect(accelerator: str, precision: Any) -> Fabric:
+    """Lightning Fabric for this process among the several of its run, one device each.
+
+    Raises:
+        MaclError: the machine has fewer GPUs than processes.
+    """
+    here = ranks.place()
+    if accelerator == "cuda" and torch.cuda.device_count() < here.ranks_here:
+        raise MaclError(
+            f"{here.ranks_here} processes were started on this machine, which shows them {torch.cuda.device_count()} "
+            "GPUs: start one process for each GPU."
+        )
+    # Stages of a schedule leave parameters without gradient, and no buffer differs between processes.
+    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    fabric = Fabric(
+        accelerator=accelerator,
+        strategy=strategy,
+        devices=here.ranks_here,
+        num_nodes=here.ranks // here.ranks_here,
+        precision=precision,
+        plugins=[_environment()],
+    )
+    fabric.launch()
+    return fabric
+
+
+def _environment() -> ClusterEnvironment:
+    try:
+        return TorchElasticEnvironment() if ranks.by_torchrun() else SLURMEnvironment()
+    except RuntimeError as error:
+        raise MaclError(f"SLURM's settings do not fit: {error}") from None
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around a stage: its processes find each other at the start and wait for each other at the end.
+
+    The first of them to fail says why; the others end without a word.
+
+    Raises:
+        MaclError: the processes do not find each other, or one of them was killed.
+    """
+    if ranks.place().ranks == 1 or dist.is_initialized():
+        yield
+        return
+    _join()
+    try:
+        yield
+        distributed.total(torch.zeros(1))
+    except Exception as error:
+        if not _is_first_to_fail():
+            raise SystemExit(1) from None
+        if isinstance(error, dist.DistError) or "onnection" in str(error):
+            raise MaclError(
+                "Another process of this run ended before its time, killed perhaps: start the same command again, with "
+                "--resume."
+            ) from error
+        raise
+    dist.destroy_process_group()
+
+
+def by_the_first(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, in all of them: for what only one may do, such as making a folder."""
+    made: list[Any] = [make() if ranks.place().is_first else None]
+    if distributed.several():
+        dist.broadcast_object_list(made)
+    return made[0]
+
+
+def _join() -> None:
+    environment, here = _environment(), ranks.place()
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    try:
+        dist.init_process_group(rank=here.rank, world_size=here.ranks)
+    except (dist.DistError, RuntimeError) as error:
+        raise MaclError(
+            f"The {here.ranks} processes of this run do not find each other at {environment.main_address}:"
+            f"{environment.main_port} ({str(error).splitlines()[0]}): start all of them, with the same command."
+        ) from None
+
+
+def _is_first_to_fail() -> bool:
+    try:
+        return _get_default_store().add("macl/failures", 1) == 1
+    except (dist.DistError, RuntimeError):
+        return True

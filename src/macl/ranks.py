@@ -1,0 +1,42 @@
+"""Which of a run's processes this one is, as `torchrun` or SLURM's `srun` says in the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those of its run.
+
+    Attributes:
+        rank: its number, from 0; process 0 alone writes and speaks.
+        ranks: how many there are, on all machines.
+        ranks_here: how many there are on this machine.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    ranks_here: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+
+def place() -> Place:
+    """This process's place; the only one where nothing has launched several."""
+    said = os.environ
+    if by_torchrun():
+        return Place(int(said["RANK"]), int(said["WORLD_SIZE"]), int(said["LOCAL_WORLD_SIZE"]))
+    tasks = int(said.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1:
+        return Place(int(said["SLURM_PROCID"]), tasks, tasks // int(said.get("SLURM_STEP_NUM_NODES", 1)))
+    return Place()
+
+
+def by_torchrun() -> bool:
+    """Whether `torchrun` has launched this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

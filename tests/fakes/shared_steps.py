@@ -1,0 +1,135 @@
+"""A few steps of every method, by one process or by one of two that share the batches, and all that they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fakes.processes import COUNT
+from macl import distributed, ranks
+from macl.config import FinetuneSettings, validate
+from macl.data.draws import Draws
+from macl.methods.desd import Desd
+from macl.plugins import Batch, Step, find, names
+from macl.processes import connect, parallel_step, together
+from macl.segmentation import SegmentationTask, Segmenter
+
+WIDTH, SIDE, SIZE, RATE = 2, 64, 6, 0.05
+HEADS = {"hidden": 8, "projection": 6}
+SMALL: dict[str, dict[str, Any]] = {
+    "byol": HEADS,
+    "desd": {**HEADS, "prototypes": 10},
+    "dira": {"queue": 7, "discriminator_width": 2},
+    "masked": {"block": 24},
+    "moco": {"queue": 7},
+    "simsiam": HEADS,
+    "simtriplet": HEADS,
+    "swav": {**HEADS, "prototypes": 5, "queue": 9, "small_crops": 1},
+    "wcl": HEADS,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, SMALL.get(name, {})) for name in names("methods")},
+    "macl-ema": ("macl", {"encoders": "ema"}),
+    "macl-independent": ("macl", {"encoders": "independent"}),
+    "macl-symmetric": ("macl", {"symmetric": True}),
+    "macl-two-stages": ("macl", {"encoder_share": 0.5}),
+    "macl-regularisation-alone": ("macl", {"weight_global": 0, "weight_dense": 0}),
+    "gcl-original": ("gcl", {"original_form": True}),
+    "swav-no-queue": ("swav", {**SMALL["swav"], "queue": 0}),
+}
+DONE = (0.0, 0.3, 0.9)
+"""Before, between and after the changes of every schedule."""
+
+
+def in_float64(task: nn.Module) -> nn.Module:
+    def widen(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(value.double() if isinstance(value, Tensor) else value for value in inputs)
+
+    task.double()
+    if isinstance(task, Desd):
+        task.centre = task.centre.float()  # as the scores that it follows are
+    for module in task.modules():
+        module.register_forward_pre_hook(widen)
+    return task
+
+
+def build(variant: str) -> nn.Module:
+    torch.manual_seed(0)
+    unet = find("backbones", "unet")
+    if variant == "finetune":
+        segmenter = Segmenter(unet.build(unet.Settings(width=WIDTH), 1), classes=3)
+        return in_float64(SegmentationTask(segmenter, FinetuneSettings(), ("row", "column")))
+    name, own = VARIANTS[variant]
+    method = find("methods", name)
+    settings = validate(method.Settings, own)
+    backbone = unet.build(unet.Settings(width=WIDTH), 1, method.decoder_blocks(settings))
+    return in_float64(method.build(settings, backbone))
+
+
+def without_norms(task: nn.Module) -> nn.Module:
+    """Every BatchNorm in eval mode, and there to stay."""
+    for module in task.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return task
+
+
+def whole_batch(step: int, **changes: Any) -> Batch:
+    """SIZE random slices; the even ones, which one of two processes gets, have fewer pixels of one class."""
+    random = torch.Generator().manual_seed(step)
+    images, neighbours = (torch.randn(SIZE, 1, SIDE, SIDE, generator=random) for _ in range(2))
+    positions = torch.rand(SIZE, generator=random)
+    labels = torch.randint(3, (SIZE, SIDE, SIDE), generator=random)
+    labels[::2][labels[::2] == 2] = 1
+    draws = Draws(0, step, torch.arange(SIZE))
+    return Batch(images, positions, draws, labels, neighbours, done=DONE[step], **changes)
+
+
+def half(batch: Batch, rank: int, ranks: int = COUNT) -> Batch:
+    """One process's share."""
+    assert batch.labels is not None
+    assert batch.neighbours is not None
+    rows = slice(rank, None, ranks)
+    return replace(
+        batch,
+        images=batch.images[rows],
+        positions=batch.positions[rows],
+        labels=batch.labels[rows],
+        neighbours=batch.neighbours[rows],
+        draws=replace(batch.draws, samples=batch.draws.samples[rows]),
+    )
+
+
+def train(variant: str, step_of: Callable[[nn.Module], Callable[[Batch], Step]], **changes: Any) -> dict[str, Tensor]:
+    """Three steps of plain gradient descent; every loss, part, gradient and buffer on the way."""
+    task, found, here = build(variant), {}, ranks.place()
+    step_of_task = step_of(task)
+    for number in range(len(DONE)):
+        step = step_of_task(half(whole_batch(number, **changes), here.rank, here.ranks))
+        step.loss.backward()
+        values = {"loss": step.loss.detach(), **step.parts}
+        found |= {f"{number} {name}": distributed.mean(value.double()) for name, value in values.items()}
+        found |= {f"{number} buffer {name}": value.clone() for name, value in task.named_buffers()}
+        for name, parameter in task.named_parameters():
+            if parameter.grad is not None:
+                found[f"{number} gradient of {name}"] = parameter.grad.clone()
+                parameter.data -= RATE * parameter.grad
+                parameter.grad = None
+    return found
+
+
+def train_together(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with together():
+        fabric = connect("cpu", "32-true")
+        for variant in ("finetune", *VARIANTS):
+            found = train(variant, lambda task: parallel_step(fabric, task))
+            save_file(found, folder / f"{variant}-{fabric.global_rank}.safetensors")
+        found = train("simclr", lambda task: parallel_step(fabric, without_norms(task)), gather_negatives=False)
+        save_file(found, folder / f"ungathered-{fabric.global_rank}.safetensors")

@@ -1,0 +1,66 @@
+"""Two processes with half of a batch each: losses, logged parts, gradients and buffers are those of one with the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fakes.processes import COUNT, run_in_two
+from fakes.shared_steps import VARIANTS, half, train, train_together, without_norms
+from macl.plugins import Batch, Step
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    assert run_in_two(train_together, folder) == [0] * COUNT
+    return folder
+
+
+def scales(values: dict[str, Tensor]) -> dict[str, float]:
+    """For every value what its error is measured by: all gradients, or all buffers, of its step, or itself.
+
+    The bias before a norm has a gradient of 0 but for rounding, which would tell nothing by itself.
+    """
+    groups: dict[str, float] = {}
+    for name, value in values.items():
+        group = " ".join(name.split()[:2])
+        groups[group] = max(groups.get(group, 0.0), value.abs().max().item() if value.numel() else 0.0)
+    return {name: groups[" ".join(name.split()[:2])] for name in values}
+
+
+@pytest.mark.parametrize("variant", ["finetune", *VARIANTS])
+def test_two_processes_take_the_steps_of_one(folder: Path, variant: str) -> None:
+    alone = train(variant, lambda task: task.step)
+    scale = scales(alone)
+    for rank in range(COUNT):
+        shared = load_file(folder / f"{variant}-{rank}.safetensors")
+        assert shared.keys() == alone.keys()
+        for name, value in alone.items():
+            # Networks and losses are in float64, but some values pass through float32.
+            tolerance = (1e-6 if "gradient" in name or "buffer" in name else 1e-5) * scale[name]
+            error = (shared[name].double() - value.double()).abs()
+            assert error.numel() == 0 or error.max() <= tolerance, name
+
+
+def test_ungathered_each_process_has_the_loss_of_its_half(folder: Path) -> None:
+    def halves(task: nn.Module) -> Callable[[Batch], Step]:
+        def step(batch: Batch) -> Step:
+            first, second = (task.step(half(batch, rank)) for rank in range(COUNT))
+            return Step(0.5 * (first.loss + second.loss), {})
+
+        return step
+
+    # Without norms the halves meet nowhere.
+    alone = train("simclr", lambda task: halves(without_norms(task)))
+    shared = load_file(folder / "ungathered-0.safetensors")
+    for name, value in alone.items():
+        if "buffer" not in name:
+            torch.testing.assert_close(shared[name], value, rtol=1e-9, atol=1e-12)
+    gathered = load_file(folder / "simclr-0.safetensors")
+    assert (gathered["0 loss"] - shared["0 loss"]).abs() > 0.1
