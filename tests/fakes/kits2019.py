@@ -1,4 +1,4 @@
-"""KiTS 2019's repository in miniature: slices along the first axis, four times as far apart as pixels."""
+"""KiTS 2019's repository in miniature: slices along the first array axis from the head down, as its README has them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def write(folder: Path) -> dict[str, Truth]:
         image, label = structures(number, 2)
         place = folder / "data" / name
         place.mkdir(parents=True)
-        matrix = np.diag([*spacing, 1.0])
-        nibabel.Nifti1Image(image.astype(np.float32), matrix).to_filename(place / "imaging.nii.gz")
+        image = image.astype(np.float32)
+        # The axes run down, to the back and to the left.
+        matrix = np.diag([0.0, 0.0, 0.0, 1.0])
+        matrix[2, 0], matrix[1, 1], matrix[0, 2] = (-step for step in spacing)
+        nibabel.Nifti1Image(image[::-1], matrix).to_filename(place / "imaging.nii.gz")
         labelled = name != "case_00210"
         if labelled:
-            nibabel.Nifti1Image(label, matrix).to_filename(place / "segmentation.nii.gz")
-        # By the header, the axes run to the right, to the front and up.
-        turned = [np.flip(array.transpose(0, 2, 1), (0, 2)) for array in (image, label)]
-        truths[name] = Truth(name, turned[0][None].astype(np.float32), turned[1] if labelled else None)
+            nibabel.Nifti1Image(label[::-1], matrix).to_filename(place / "segmentation.nii.gz")
+        truths[name] = Truth(name, image[None], label if labelled else None)
     (folder / "data/kits.json").write_text("[]")
     (folder / "README.md").write_text("# KiTS19\n")
     return truths

@@ -21,7 +21,8 @@ class Kits2019:
     Licence and terms: CC BY-NC-SA 4.0.
     Obtain: https://github.com/neheller/kits19 (`python -m starter_code.get_imaging` fetches the scans).
     Cite: Heller et al., arXiv 1904.00445; Heller et al., Medical Image Analysis 2021, doi 10.1016/j.media.2020.101821.
-    Layout from: the repository's README, which also says that the first array axis counts the slices.
+    Layout from: the repository's README, which also has the headers' matrix: the first array axis counts axial slices.
+    Some are thinner than their pixels are wide, so the coarsest spacing does not tell the plane.
     """
 
     name = "kits2019"
@@ -43,9 +44,6 @@ class Kits2019:
         if not files.images:
             raise MaclError(f"{source} holds no case_NNNNN/imaging.nii.gz, as KiTS 2019's layout wants: check it.")
         cases, refused = pair(files.images, files.labels)
-        note = (
-            "KiTS 2019 counts slices along the first axis, which its headers call left-right: slices are cut across it."
-        )
         return Source(
             reader=self.name,
             modality="CT",
@@ -53,8 +51,8 @@ class Kits2019:
             classes={0: "background", 1: "kidney", 2: "tumour"},
             cases=cases,
             refused=refused,
-            plane="sagittal",
-            notes=(note, *passed_over(files.strange, source, "not part of the layout")),
+            plane="axial",
+            notes=passed_over(files.strange, source, "not part of the layout"),
         )
 
 
