@@ -58,6 +58,12 @@ class TrainingSettings(Settings):
     gradient_clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="moving average of the weights")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "off", "default", "reduce-overhead"] = Field(
+        default="auto", description="torch.compile's mode for the step; auto: default for long runs on a GPU, else off"
+    )
+    gather_negatives: bool = Field(
+        default=True, description="several processes: contrast slices with those of all, not with those of their own alone"
+    )
     log_every_steps: int = Field(default=20, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)
 

@@ -137,6 +137,8 @@ def momentum_twin(module: M) -> M:
     return twin
 
 
+# Outside compiled steps, which would be compiled anew for every momentum.
+@torch.compiler.disable
 @torch.no_grad()
 def follow(twin: nn.Module, source: nn.Module, momentum: float) -> None:
     """Move a twin's parameters θ' towards its source's θ: θ' ← m·θ' + (1 − m)·θ; running statistics stay each one's own."""
@@ -145,6 +147,7 @@ def follow(twin: nn.Module, source: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(own, towards, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
 
 
+@torch.compiler.disable
 def rising_momentum(start: float, done: float) -> float:
     """From `start` along a cosine to 1 as the run goes from 0 to 1 (BYOL)."""
     return 1.0 - (1.0 - start) * 0.5 * (1.0 + math.cos(math.pi * done))

@@ -22,17 +22,17 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int, steps_per_e
     return floor + (settings.learning_rate - floor) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def make_optimiser(settings: TrainingSettings, module: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimiser over everything in `module` that learns."""
+def make_optimiser(settings: TrainingSettings, module: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimiser over everything in `module` that learns; `fused`: in one kernel for all parameters."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimiser:
         case "sgd":
-            return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+            return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=fused)
         case "adam":
-            return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+            return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
 class MovingAverage:
@@ -80,9 +80,13 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Take back what `optimiser_tensors` gave."""
+    """Take back what `optimiser_tensors` gave, in the memory format of the parameters, which fused kernels rely on."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         number, _, moment = name.partition(".")
+        parameter = parameters[int(number)]
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         moments.setdefault(int(number), {})[moment] = tensor
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

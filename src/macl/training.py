@@ -20,20 +20,23 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from macl import checkpoint
+from macl.acceleration import compile_mode, compiled, fast_optimiser, lay_out
 from macl.config import TrainingSettings
 from macl.data.batches import Batches
 from macl.data.runs import LOG, STATE, read_log
+from macl.distributed import mean, require_the_same, several
 from macl.errors import MaclError
 from macl.files import write_text
 from macl.optimisation import (
     MovingAverage,
     learning_rate,
     load_optimiser_tensors,
-    make_optimiser,
     optimiser_tensors,
 )
 from macl.plugins import Batch, Step
+from macl.processes import connect, set_up
 from macl.progress import progress, say
+from macl.ranks import place
 
 VALIDATIONS_A_RUN = 50
 
@@ -58,14 +61,14 @@ class Validation:
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
-    """Lightning Fabric on one device.
+    """Lightning Fabric on one device for each process of the run.
 
     Args:
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto" (bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere), "fp32", "bf16" or "fp16".
 
     Raises:
-        MaclError: the device is not there.
+        MaclError: the device is not there, or there are fewer of them than processes.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
@@ -76,7 +79,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
         half = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
         precision = half if device == "cuda" else "fp32"
     mode: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
-    return Fabric(accelerator=device, devices=1, precision=mode)
+    return connect(device, mode) if place().ranks > 1 else Fabric(accelerator=device, devices=1, precision=mode)
 
 
 def fit(
@@ -107,6 +110,7 @@ def fit(
     """
     steps = settings.epochs * batches.steps_per_epoch
     state = _State(cast(nn.Module, task), settings, fabric, validation)
+    state.compile(steps * batches.batch_size * batches.size**2)
     state.resume(run / STATE)
     log = _StepLog(run / LOG, state.step)
     started, seconds_before = time.perf_counter(), state.seconds
@@ -141,14 +145,19 @@ class _State:
     ) -> None:
         self.task, self.settings, self.fabric, self.validation = task, settings, fabric, validation
         self.step, self.seconds = 0, 0.0
-        optimiser = make_optimiser(settings, task)
-        if fabric.device.type == "cuda":
-            task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.module, self.optimiser = fabric.setup(task, optimiser)
-        self.module.mark_forward_method("step")
-        self.average = MovingAverage(task, settings.ema_decay) if settings.ema_decay else None
         self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
+        lay_out(task, fabric.device)
+        optimiser = fast_optimiser(settings, task, fabric.device, scaled=self.scaler is not None)
+        self.module, self.optimiser = set_up(fabric, task, optimiser)
+        self.average = MovingAverage(task, settings.ema_decay) if settings.ema_decay else None
         task.train()
+
+    def compile(self, pixels: float) -> None:
+        """Compile the step if that pays for a run over this many pixels."""
+        # Not tried where processes exchange tensors amid the step.
+        mode = None if several() else compile_mode(self.settings, self.fabric.device, pixels)
+        if mode:
+            self.task.step = compiled(cast(Task, self.task).step, mode)  # pyright: ignore[reportAttributeAccessIssue]
 
     def train_step(self, batch: Batch, rate: float) -> Step:
         for group in self.optimiser.param_groups:
@@ -190,6 +199,9 @@ class _State:
             return {name: tensor.detach().clone() for name, tensor in self.task.state_dict().items()}
 
     def save(self, path: Path) -> None:
+        require_the_same(self.task)
+        if not place().is_first:
+            return
         groups = {
             "task": self.task.state_dict(),
             "optimiser": optimiser_tensors(self.optimiser.optimizer),
@@ -231,7 +243,8 @@ class _StepLog:
         self.path = path
         self.waiting: list[tuple[dict[str, float], Mapping[str, Tensor]]] = []
         kept = [line for line in read_log(path.parent) if line["step"] <= after_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        if place().is_first:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, step: int, epoch: float, rate: float, outcome: Step) -> None:
         parts = {"loss": outcome.loss.detach(), **outcome.parts}
@@ -243,7 +256,7 @@ class _StepLog:
         table = torch.stack([torch.stack([parts[name].float() for name in names]) for _, parts in self.waiting])
         lines = [
             {**where, **dict(zip(names, values, strict=True))}
-            for (where, _), values in zip(self.waiting, table.tolist(), strict=True)
+            for (where, _), values in zip(self.waiting, mean(table).tolist(), strict=True)
         ]
         for line in lines:
             if not math.isfinite(line["loss"]):
@@ -252,8 +265,9 @@ class _StepLog:
                     "training.learning_rate, or with training.precision=fp32."
                 )
         lines[-1]["slices_per_second"] = round(slices_per_second, 2)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        if place().is_first:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
         self.waiting.clear()
         return len(lines), lines[-1]
 
@@ -277,6 +291,8 @@ def _memory_advice(state: _State, batch: Batch) -> Iterator[None]:
 
 
 def _fitting_batch(state: _State, batch: Batch) -> str:
+    if several():
+        return "lower training.batch_size, which the processes share, or start more of them"
     size = len(batch.images) // 2
     while size >= 2:
         state.module.zero_grad(set_to_none=True)

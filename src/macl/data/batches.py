@@ -22,8 +22,10 @@ from torch import Tensor
 
 from macl.data.draws import Draws
 from macl.data.store import ArrayKind, Store
+from macl.errors import MaclError
 from macl.plugins import Batch
 from macl.progress import say
+from macl.ranks import place
 
 Residence = Literal["device", "host", "disk"]
 
@@ -209,12 +211,12 @@ def _nearest_with_room(total_bytes: int, device: torch.device) -> Residence:
 
 
 def _free_host_bytes() -> int:
-    """Memory to be had without swapping, as Linux tells it; half of all memory elsewhere."""
+    """Memory to be had for each process without swapping, as Linux tells it; half of all memory elsewhere."""
     with contextlib.suppress(OSError):
         available = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
         if available:
-            return int(available[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+            return int(available[1]) * 1024 // place().ranks_here
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // place().ranks_here
 
 
 class Batches:
@@ -230,6 +232,15 @@ class Batches:
         seed: the run's seed.
         rank, ranks: this process takes every `ranks`-th slice of a batch, from `rank` on.
         neighbours: whether a neighbour of every slice comes along.
+        gather_negatives: whether slices are contrasted with those of all ranks.
+
+    Attributes:
+        batch_size: slices a batch, no more than there are.
+        steps_per_epoch: batches an epoch.
+        contrasted: slices among which one is contrasted.
+
+    Raises:
+        MaclError: the ranks cannot share a batch evenly.
     """
 
     def __init__(
@@ -241,10 +252,13 @@ class Batches:
         rank: int = 0,
         ranks: int = 1,
         neighbours: bool = False,
+        gather_negatives: bool = True,
     ) -> None:
         self.bank, self.size, self.seed, self.rank, self.ranks = bank, size, seed, rank, ranks
-        self.with_neighbours = neighbours
+        self.with_neighbours, self.gather_negatives = neighbours, gather_negatives
         self.batch_size = min(batch_size, len(bank))
+        require_even_shares(batch_size, len(bank), ranks)
+        self.contrasted = self.batch_size if gather_negatives else self.batch_size // ranks
         self.steps_per_epoch = len(bank) // self.batch_size
         self._ordered_epoch, self._order = 0, self.order(0)
         where = {"device": "in the device's memory", "host": "in host memory", "disk": "on disk"}[bank.residence]
@@ -287,9 +301,25 @@ class Batches:
     def make(self, step: int, fetched: list[tuple[np.ndarray, Pixels]], done: float) -> Batch:
         """The batch of a step from what was fetched for it."""
         samples = [torch.from_numpy(numbers).to(self.bank.device, non_blocking=True) for numbers, _ in fetched]
-        draws = Draws(self.seed, step, samples[0])
+        draws = Draws(self.seed, torch.full((), step, device=self.bank.device), samples[0])
         batch, *others = (
             self.bank.gather(pixels, draws, self.size, numbers)
             for numbers, (_, pixels) in zip(samples, fetched, strict=True)
         )
-        return replace(batch, done=done, neighbours=others[0].images if others else None)
+        neighbours = others[0].images if others else None
+        return replace(batch, done=done, neighbours=neighbours, gather_negatives=self.gather_negatives)
+
+
+def require_even_shares(batch_size: int, slices: int, ranks: int) -> None:
+    """MaclError, naming the next size that would do, unless `ranks` can share batches of so many slices evenly."""
+    size = min(batch_size, slices)
+    if size % ranks == 0:
+        return
+    if slices < ranks:
+        raise MaclError(f"There are {slices} slices, which {ranks} processes cannot share: start fewer processes.")
+    below = size // ranks * ranks
+    above_is_next = below == 0 or (size - below > ranks / 2 and below + ranks <= slices)
+    raise MaclError(
+        f"{ranks} processes cannot share a batch of {size} slices evenly: "
+        f"add --set training.batch_size={below + ranks if above_is_next else below}."
+    )

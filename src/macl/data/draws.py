@@ -21,8 +21,14 @@ def _signed(value: int) -> int:
 
 
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
+_INVERSE = _signed(pow(_GOLDEN, -1, 1 << 64))
 _FIRST = _signed(0xBF58476D1CE4E5B9)
 _SECOND = _signed(0x94D049BB133111EB)
+
+
+@torch.compiler.assume_constant_result
+def _key(name: str, seed: int) -> int:
+    return _signed(zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 + seed * 0xD1342543DE82EF95)
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
@@ -41,13 +47,13 @@ class Draws:
 
     Args:
         seed: the run's seed.
-        step: the optimiser step the batch belongs to.
+        step: the optimiser step the batch belongs to; as a tensor () int64, a compiled step need not be made anew for it.
         samples: (B,) int64, each sample's number within the global batch or store, on the batch's device.
         prefix: put before every name, so that one recipe drawn twice gives two results.
     """
 
     seed: int
-    step: int
+    step: int | Tensor
     samples: Tensor
     prefix: str = ""
 
@@ -58,10 +64,11 @@ class Draws:
     def uniform(self, name: str, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape) float32 in [low, high); `name` tells one use from another."""
         count = math.prod(shape)
-        key = _signed(zlib.crc32((self.prefix + name).encode()) * 0x9E3779B97F4A7C15 + self.seed * 0xD1342543DE82EF95)
-        start = _mix(_mix(self.samples * _GOLDEN + key) + _signed(self.step * 0x9E3779B97F4A7C15))
-        counter = torch.arange(1, count + 1, device=self.samples.device, dtype=torch.int64) * _GOLDEN
-        bits = _mix(start[:, None] + counter)
+        step = self.step * _GOLDEN if isinstance(self.step, Tensor) else _signed(self.step * _GOLDEN)
+        start = _mix(_mix(self.samples * _GOLDEN + _key(self.prefix + name, self.seed)) + step)
+        # start + n·g, written so that a compiler does not take the product n·g for a place in memory, which would overflow.
+        number = torch.arange(1, count + 1, device=self.samples.device)
+        bits = _mix(((start * _INVERSE)[:, None] + number) * _GOLDEN)
         unit = _shift_right(bits, 40).to(torch.float32) * 2.0**-24
         return (low + (high - low) * unit).reshape(len(self.samples), *shape)
 

@@ -90,8 +90,8 @@ class Outputs:
     def contrasted(self, batch: Batch) -> Outputs:
         """With the maps and projections that L_d and L_g compare them with; L_ER takes each slice by itself."""
         names = ("auxiliary_dense", "dominant_dense", "auxiliary_global", "dominant_global")
-        compared = {name: rows for name in names if (rows := getattr(self, name)) is not None}
-        return replace(self, **{name: batch.contrasted(rows) for name, rows in compared.items()})
+        made = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: batch.contrasted(rows) for name, rows in made.items() if rows is not None})
 
 
 def _down(maps: Tensor, blocks: int) -> Tensor:
@@ -195,11 +195,11 @@ class Macl(nn.Module):
         if batch.done >= settings.encoder_share:
             self.backbone.encoder.requires_grad_(False).eval()
         if by_image:
-            v1, v2 = (
-                spatial_view(image, batch.draws.within(name), "geometry", settings.views) for name in ("v1", "v2")
-            )
+            v1 = spatial_view(image, batch.draws.within("v1"), "geometry", settings.views)
+            v2 = spatial_view(image, batch.draws.within("v2"), "geometry", settings.views)
         if by_pixel or by_feature:
-            i1, i2 = (change_intensity(image, batch.draws.within(name), settings.invariance) for name in ("i1", "i2"))
+            i1 = change_intensity(image, batch.draws.within("i1"), settings.invariance)
+            i2 = change_intensity(image, batch.draws.within("i2"), settings.invariance)
         outputs = self(i1, i2, v1, v2, dense=by_pixel > 0).contrasted(batch)
         return self.losses(outputs, batch.contrasted(batch.positions), batch.done)
 

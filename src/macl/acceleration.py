@@ -1,0 +1,74 @@
+"""What makes a step fast on a device without changing the method: memory format, fused optimiser, compiled step."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from macl.config import TrainingSettings
+from macl.optimisation import make_optimiser
+from macl.plugins import Batch, Step
+from macl.progress import say
+
+COMPILING_PAYS_FROM_PIXELS = 5e10
+"""Compiling takes a minute or two, so that it is left out of runs shorter than 200,000 slices of 512². An estimate."""
+
+
+def lay_out(module: nn.Module, device: torch.device) -> None:
+    """Channels last in memory, as fast convolutions want it."""
+    if device.type in ("cuda", "cpu"):
+        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def fast_optimiser(
+    settings: TrainingSettings, module: nn.Module, device: torch.device, scaled: bool
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser, fused where the device can; `scaled`: gradients are scaled for fp16."""
+    # A fused optimiser undoes the scale by itself, too late for a gradient that is to be clipped.
+    fused = device.type in ("cuda", "cpu") and not (scaled and settings.gradient_clip)
+    return make_optimiser(settings, module, fused)
+
+
+def compile_mode(settings: TrainingSettings, device: torch.device, pixels: float) -> str | None:
+    """How `torch.compile` is to treat the step of a run over this many pixels in all; None: not at all.
+
+    "default" fuses what stands between the convolutions; "reduce-overhead" also records the kernels in a CUDA graph, for
+    small batches whose launches take longer than their work. "auto" compiles long runs on a GPU; on a CPU compiling was
+    measured to be slower.
+    """
+    if settings.compile == "off":
+        return None
+    if settings.compile != "auto":
+        return settings.compile
+    pays = device.type == "cuda" and pixels >= COMPILING_PAYS_FROM_PIXELS
+    return "default" if pays and _can_compile() else None
+
+
+def compiled(step: Callable[[Batch], Step], mode: str) -> Callable[[Batch], Step]:
+    """The step compiled at its first call; as it was, and said so, where compiling fails."""
+    say(f"The step is compiled by torch.compile ({mode}), which makes the first one take a minute or two.")
+    chosen: Callable[[Batch], Step] = torch.compile(step, mode=mode)
+
+    def run(batch: Batch) -> Step:
+        nonlocal chosen
+        try:
+            return chosen(batch)
+        except TorchDynamoException as error:
+            say(
+                f"Compiling failed ({type(error).__name__}), so the step runs uncompiled; training.compile=off says so."
+            )
+            chosen = step
+            return step(batch)
+
+    return run
+
+
+def _can_compile() -> bool:
+    compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    return compiler and importlib.util.find_spec("triton") is not None
