@@ -8,7 +8,7 @@ from fakes.structures import Truth, structures, write_oriented
 
 
 def write(folder: Path) -> dict[str, Truth]:
-    """Write the patients 0 and 1 with labels and 10 without; the truths are those of the cropped axial version."""
+    """Write the patients 0 and 1 with labels and 10 without; the truths are those of the short-axis version."""
     truths: dict[str, Truth] = {}
     for place, version in (("Axial-cropped", "axial_crop"), ("Full volume", "axial_full"), ("Short-axis", "sa_crop")):
         for patient in (0, 1, 10):
@@ -18,6 +18,6 @@ def write(folder: Path) -> dict[str, Truth]:
             write_oriented(folder / place / part / f"{name}.nii.gz", image, "RAS", (0.9, 0.9, 0.85))
             if patient < 10:
                 write_oriented(folder / place / "Ground truth" / f"{name}-label.nii.gz", label, "RAS", (0.9, 0.9, 0.85))
-            if version == "axial_crop":
+            if version == "sa_crop":
                 truths[name] = Truth(f"pat{patient}", image[None], label if patient < 10 else None)
     return truths

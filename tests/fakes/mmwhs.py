@@ -1,4 +1,4 @@
-"""MM-WHS 2017 in miniature: CT and MR, training and test, in the axes that its scans have."""
+"""MM-WHS 2017 in miniature: CT and MR, training and test, in other axes; an MR label holds 421 for 420, as in the data."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ def write(folder: Path) -> dict[str, Truth]:
                     place / f"{name}_image.nii.gz", image, "LAS" if modality == "ct" else "RIP", (0.5, 0.5, 0.6)
                 )
                 if part == "train":
+                    values = VALUES[label]
+                    if modality == "mr":
+                        values[2][values[2] == 420] = 421
                     write_oriented(
-                        place / f"{name}_label.nii.gz", VALUES[label], "LAS" if modality == "ct" else "RIP", (0.5, 0.5, 0.6)
-                    )  # fmt: skip
+                        place / f"{name}_label.nii.gz", values, "LAS" if modality == "ct" else "RIP", (0.5, 0.5, 0.6)
+                    )
                 if modality == "ct":
                     truths[name] = Truth(name, image[None], label if part == "train" else None)
     return truths

@@ -156,7 +156,7 @@ def test_every_reader_has_a_page_whose_commands_name_what_there_is(name: str) ->
     [
         ("mmwhs", "mr", "MR", 3),
         ("amos", "mr", "MR", 3),
-        ("hvsmr", "sa_crop", "MR", 3),
+        ("hvsmr", "axial_crop", "MR", 3),
         ("chaos", "t1dual", "MR", 3),
         ("chaos", "ct", "CT", 1),
         ("bids", "T2w", "MR", 1),

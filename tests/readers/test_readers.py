@@ -52,7 +52,10 @@ def test_equal_signs_are_no_guess(tmp_path: Path) -> None:
             raise AssertionError
 
     folder = acdc.write(tmp_path / "data")
-    with pytest.raises(MaclError, match=r"acdc \(patient001 with its frames\) and twin \(the same folders\)"):
+    with pytest.raises(
+        MaclError,
+        match=r"acdc \(patient001/patient001_frame01.nii.gz, as ACDC names its scans\) and twin \(the same folders\)",
+    ):
         recognise(folder, [find("readers", "acdc"), Twin()])
 
 

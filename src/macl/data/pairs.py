@@ -1,32 +1,20 @@
-"""Images and labels that a layout's file names pair up, for readers whose layouts are told by names."""
+"""Layouts whose files tell by their names what they are: whose scan, which channel of it, or its label."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from macl.data.layouts import one_of_each_name, readable
+from macl.data.layouts import one_of_each_name, passed_over, readable
 from macl.errors import MaclError
 from macl.plugins import Case
 
 DEEPEST = 4
 """How many folders below the one that a user names a data set may begin."""
-
-
-@dataclass
-class Files:
-    """What lies below a folder, by case name.
-
-    Attributes:
-        images: case name → files of the image.
-        labels: case name → files of the label.
-        strange: files of no case.
-    """
-
-    images: dict[str, list[Path]] = field(default_factory=dict)
-    labels: dict[str, list[Path]] = field(default_factory=dict)
-    strange: list[Path] = field(default_factory=list)
 
 
 def files_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
@@ -57,44 +45,6 @@ def folders_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
     return found
 
 
-def sort_files(paths: Iterable[Path], role: Callable[[Path], tuple[str, bool] | None]) -> Files:
-    """Sort files by what `role` says of each: its case's name and whether it is the label; None: neither."""
-    found = Files()
-    for path in paths:
-        told = role(path)
-        if told is None:
-            found.strange.append(path)
-        else:
-            name, is_label = told
-            (found.labels if is_label else found.images).setdefault(name, []).append(path)
-    return found
-
-
-def pair(
-    images: Mapping[str, list[Path]],
-    labels: Mapping[str, list[Path]],
-    patient: Callable[[str], str] = lambda name: name,
-) -> tuple[tuple[Case, ...], dict[str, str]]:
-    """Cases of one image file each, with their labels, and case name → why it is refused.
-
-    Refused: a label without an image, several labels of one image, several images of one name.
-    """
-    refused: dict[str, str] = {}
-    for name, found in labels.items():
-        if name not in images:
-            refused[name] = f"a label without an image: {readable(found[0])}"
-        elif len(found) > 1:
-            refused[name] = f"{len(found)} labels fit it ({', '.join(map(readable, found))}): remove all but one"
-    cases = [
-        Case(name, (path,), patient(name), labels.get(name, [None])[0])
-        for name, found in images.items()
-        if name not in refused
-        for path in found
-    ]
-    kept, duplicates = one_of_each_name(cases)
-    return kept, refused | duplicates
-
-
 def choose_part(reader: str, counts: Mapping[str, int], wanted: str | None) -> tuple[str, tuple[str, ...]]:
     """The part of a data set that is read, and a sentence about the parts that are not.
 
@@ -114,3 +64,116 @@ def choose_part(reader: str, counts: Mapping[str, int], wanted: str | None) -> t
         )
     others = [f"{counts[other]} of {other} (--reader {reader}:{other})" for other in there if other != part]
     return part, (f"Of this data set, {part} is read; passed over: {', '.join(others)}.",) if others else ()
+
+
+class Role(NamedTuple):
+    """What a file's name says of it.
+
+    Attributes:
+        case: the case that it belongs to.
+        channel: which of the image's channels it is, from 0; None: it is the label.
+        part: the part of the data set that the case is in, where there are several.
+    """
+
+    case: str
+    channel: int | None
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds.
+
+    Attributes:
+        part: the part that is read.
+        cases: those of that part.
+        refused: case name → why it is none.
+        notes: what is passed over.
+    """
+
+    part: str
+    cases: tuple[Case, ...]
+    refused: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NamedLayout:
+    """A data set's layout, as far as names tell it.
+
+    Attributes:
+        reader: the reader's name.
+        title: the data set's name, for sentences.
+        example: the path of a scan, for sentences.
+        role: what a file's name says of it; None: it is neither scan nor label.
+        patient: case name → who was scanned.
+        channels: what the files of one scan show, in order.
+        parts: the data set's parts, the usual one first.
+        beside: names of files that come with the data set and are neither scans nor labels.
+        strength: how specific a sign of the layout a scan's name is.
+    """
+
+    reader: str
+    title: str
+    example: str
+    role: Callable[[Path], Role | None]
+    patient: Callable[[str], str] = lambda case: case
+    channels: tuple[str, ...] = ("image",)
+    parts: tuple[str, ...] = ("",)
+    beside: re.Pattern[str] | None = None
+    strength: int = 80
+
+    def evidence(self, source: Path) -> tuple[int, str] | None:
+        """A scan's name, as `Reader.evidence` wants it."""
+        for path in files_below(source):
+            role = self.role(path)
+            if role and role.channel is not None:
+                return self.strength, f"{path.relative_to(source).as_posix()}, as {self.title} names its scans"
+        return None
+
+    def listing(self, source: Path, part: str | None = None) -> Listing:
+        """The scans of one part with their labels.
+
+        Refused: a label without an image, a scan that lacks a channel, several files where one is meant.
+
+        Raises:
+            MaclError: there is no scan, or none of the part that was asked for.
+        """
+        files: dict[str, dict[int | None, list[Path]]] = {}
+        part_of: dict[str, str] = {}
+        strange: list[Path] = []
+        for path in files_below(source):
+            if role := self.role(path):
+                files.setdefault(role.case, {}).setdefault(role.channel, []).append(path)
+                part_of[role.case] = role.part
+            elif not (self.beside and self.beside.fullmatch(path.name)):
+                strange.append(path)
+        counts = Counter(part_of[case] for case, found in files.items() if found.keys() != {None})
+        if not counts:
+            raise MaclError(f"{source} holds no {self.example}, as {self.title} names its scans: check the folder.")
+        part, notes = choose_part(self.reader, {name: counts[name] for name in self.parts}, part)
+        cases: list[Case] = []
+        refused: dict[str, str] = {}
+        for name, found in files.items():
+            if part_of[name] != part:
+                continue
+            if problem := self._problem(found):
+                refused[name] = problem
+            else:
+                images = tuple(found[channel][0] for channel in range(len(self.channels)))
+                cases.append(Case(name, images, self.patient(name), found.get(None, [None])[0]))
+        kept, duplicates = one_of_each_name(cases)
+        notes += passed_over(strange, source, "neither scans nor labels of this layout")
+        return Listing(part, kept, refused | duplicates, notes)
+
+    def _problem(self, found: Mapping[int | None, list[Path]]) -> str | None:
+        if found.keys() == {None}:
+            return f"a label without an image: {readable(found[None][0])}"
+        missing = [name for channel, name in enumerate(self.channels) if channel not in found]
+        if missing:
+            return f"it has no {', '.join(missing)} scan"
+        for channel, paths in found.items():
+            if len(paths) > 1:
+                what = "labels fit it" if channel is None else "scans share this name"
+                return f"{len(paths)} {what} ({', '.join(map(readable, paths))}): rename or remove all but one"
+        return None
