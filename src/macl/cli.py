@@ -12,6 +12,7 @@ import typer
 
 from macl.errors import MaclError
 from macl.progress import say
+from macl.ranks import leave, place
 
 app = typer.Typer(
     name="macl",
@@ -21,6 +22,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def alone(context: typer.Context) -> None:
+    """Refuse several processes where they would do the same work over each other."""
+    here = place()
+    if here.ranks > 1 and context.invoked_subcommand not in ("pretrain", "finetune"):
+        if not here.is_first:
+            raise typer.Exit(1)
+        raise MaclError(f"macl {context.invoked_subcommand} runs in one process: start it without torchrun or srun.")
 
 
 class Convention(StrEnum):
@@ -282,8 +293,9 @@ def main() -> None:
     try:
         app(prog_name="macl")
     except MaclError as error:
-        say(f"macl: {error}")
-        sys.exit(1)
+        # Any process may be the one that speaks for all here, which `say` leaves to the first.
+        print(f"macl: {error}", file=sys.stderr, flush=True)
+        leave(1)
     except (KeyboardInterrupt, SystemExit) as end:
         # Typer turns Ctrl-C into this exit code without a word.
         if isinstance(end, SystemExit) and end.code != 130:

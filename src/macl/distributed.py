@@ -95,12 +95,13 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         axes, shape = (0, *range(2, input.ndim)), (1, -1, *(1,) * (input.ndim - 2))
         wide = _wide(input)
+        own = torch.stack(torch.var_mean(wide, axes, correction=0))
+        variances, averages = whole(own[None]).unbind(1)
+        average = averages.mean(0)
+        variance = variances.mean(0) + (averages - average).square().mean(0)
         count = input.numel() // input.shape[1] * dist.get_world_size()
-        average = total(wide.sum(axes)) / count
-        centred = wide - average.reshape(shape)
-        variance = total(centred.square().sum(axes)) / count
         self._remember(average.detach(), variance.detach() * (count / max(1, count - 1)))
-        normed = centred * (variance + self.eps).rsqrt().reshape(shape)
+        normed = (wide - average.reshape(shape)) * (variance + self.eps).rsqrt().reshape(shape)
         if self.affine:
             normed = normed * self.weight.reshape(shape) + self.bias.reshape(shape)
         return normed.to(input.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -36,11 +37,31 @@ class _Stepping(nn.Module):
         return cast(Any, self.task).step(batch)
 
 
-def parallel_step(fabric: Fabric, task: nn.Module) -> Callable[[Any], Any]:
-    """The task's step, after whose `backward` all processes hold the whole batch's gradients."""
-    task.to(fabric.device)
-    distributed.synchronise_norms(task, fabric.device)
-    return fabric.strategy.setup_module(_Stepping(task))
+class _Shared(nn.Module):
+    """A task whose step is taken by all processes."""
+
+    def __init__(self, fabric: Fabric, task: nn.Module) -> None:
+        super().__init__()
+        distributed.synchronise_norms(task.to(fabric.device), fabric.device)
+        self.parallel = fabric.strategy.setup_module(_Stepping(task))
+
+    def step(self, batch: Any) -> Any:
+        return self.parallel(batch)
+
+
+def set_up(fabric: Fabric, task: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Any, Any]:
+    """Fabric's way of a task and its optimiser, on the device.
+
+    Returns:
+        A module with the task's `step`, after whose backward all processes hold the whole batch's gradients, and
+        Fabric's optimiser, the task's own being `optimizer` in it.
+    """
+    if distributed.several():
+        # Fabric's own wrapper would copy what `step` takes and gives, and does not take frozen dataclasses.
+        return _Shared(fabric, task), fabric.setup_optimizers(optimiser)
+    module, wrapped = fabric.setup(task, optimiser)
+    module.mark_forward_method("step")
+    return module, wrapped
 
 
 def connect(accelerator: str, precision: Any) -> Fabric:
@@ -55,11 +76,13 @@ def connect(accelerator: str, precision: Any) -> Fabric:
             f"{here.ranks_here} processes were started on this machine, which shows them {torch.cuda.device_count()} "
             "GPUs: start one process for each GPU."
         )
-    # Stages of a schedule leave parameters without gradient, and no buffer differs between processes.
-    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    # Stages of a schedule leave parameters without gradient; buffers need not be sent around, as they never differ.
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    send_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {"find_unused_parameters": True, send_buffers: False}
     fabric = Fabric(
         accelerator=accelerator,
-        strategy=strategy,
+        strategy=DDPStrategy(**options),
         devices=here.ranks_here,
         num_nodes=here.ranks // here.ranks_here,
         precision=precision,
@@ -94,7 +117,7 @@ def together() -> Iterator[None]:
         distributed.total(torch.zeros(1))
     except Exception as error:
         if not _is_first_to_fail():
-            raise SystemExit(1) from None
+            ranks.leave(1)
         if isinstance(error, dist.DistError) or "onnection" in str(error):
             raise MaclError(
                 "Another process of this run ended before its time, killed perhaps: start the same command again, with "
@@ -102,6 +125,11 @@ def together() -> Iterator[None]:
             ) from error
         raise
     dist.destroy_process_group()
+
+
+def where(fabric: Fabric) -> str:
+    """On what a run goes on, for messages and records: "cuda:0", or "4 × cuda"."""
+    return str(fabric.device) if fabric.world_size == 1 else f"{fabric.world_size} × {fabric.device.type}"
 
 
 def by_the_first(make: Callable[[], T]) -> T:

@@ -1,15 +1,22 @@
-"""A function run by two processes that train together, started as `torchrun` would, without its agent."""
+"""A function or a command in two processes that train together, started as `torchrun` would, without its agent."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 PATIENCE_SECONDS = 120.0
 COUNT = 2
+KILLED = -signal.SIGKILL
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["macl.cli", "macl.stages.pretrain", "macl.stages.finetune", "macl.methods.macl"])
 
 
 def _run(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -25,8 +32,7 @@ def run_in_two(function: Callable[..., None], *arguments: Any) -> list[int | Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_run, args=(rank, port, function, arguments)) for rank in range(COUNT)]
+    processes = [_processes.Process(target=_run, args=(rank, port, function, arguments)) for rank in range(COUNT)]
     for process in processes:
         process.start()
     for process in processes:
@@ -34,3 +40,25 @@ def run_in_two(function: Callable[..., None], *arguments: Any) -> list[int | Non
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
+
+
+def command(words: Sequence[Sequence[str]], said: Path, second_killed_after: int | None = None) -> None:
+    """`macl` with a process's own words; its stderr goes to `said/<rank>.txt`.
+
+    The second process kills itself once the state of step `second_killed_after` is due to be saved.
+    """
+    rank = int(os.environ["RANK"])
+    with (said / f"{rank}.txt").open("w", encoding="utf-8") as sys.stderr:
+        from macl import training
+        from macl.cli import main
+
+        save = training._State.save
+
+        def save_or_be_killed(state: Any, path: Path) -> None:
+            save(state, path)
+            if rank == 1 and state.step == second_killed_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        training._State.save = save_or_be_killed
+        sys.argv = ["macl", *words[rank]]
+        main()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from macl.config import FinetuneSettings, validate
 from macl.data.draws import Draws
 from macl.methods.desd import Desd
 from macl.plugins import Batch, Step, find, names
-from macl.processes import connect, parallel_step, together
+from macl.processes import connect, set_up, together
 from macl.segmentation import SegmentationTask, Segmenter
 
 WIDTH, SIDE, SIZE, RATE = 2, 64, 6, 0.05
@@ -124,12 +125,17 @@ def train(variant: str, step_of: Callable[[nn.Module], Callable[[Batch], Step]],
     return found
 
 
+def shared(fabric: Fabric, task: nn.Module) -> Callable[[Batch], Step]:
+    """The step that both processes take."""
+    return set_up(fabric, task, torch.optim.SGD(task.parameters()))[0].step
+
+
 def train_together(folder: Path) -> None:
     torch.set_num_threads(1)
     with together():
         fabric = connect("cpu", "32-true")
         for variant in ("finetune", *VARIANTS):
-            found = train(variant, lambda task: parallel_step(fabric, task))
+            found = train(variant, lambda task: shared(fabric, task))
             save_file(found, folder / f"{variant}-{fabric.global_rank}.safetensors")
-        found = train("simclr", lambda task: parallel_step(fabric, without_norms(task)), gather_negatives=False)
+        found = train("simclr", lambda task: shared(fabric, without_norms(task)), gather_negatives=False)
         save_file(found, folder / f"ungathered-{fabric.global_rank}.safetensors")

@@ -13,15 +13,17 @@ from macl import checkpoint
 from macl.checkpoint import Checkpoint
 from macl.config import FinetuneSettings, read_recipe, resolve
 from macl.data import runs, splits
-from macl.data.batches import Batches, SliceBank
+from macl.data.batches import Batches, SliceBank, require_even_shares
 from macl.data.runs import RunRecord
 from macl.data.slicing import normalise
 from macl.data.splits import ResolvedSplit
 from macl.data.store import Store
+from macl.distributed import total
 from macl.errors import MaclError
 from macl.files import require_disk_space, sha256, write_json
 from macl.inference import predict_slices
 from macl.plugins import find
+from macl.processes import by_the_first, together, where
 from macl.progress import say
 from macl.segmentation import SegmentationTask, Segmenter, build_segmenter, mirror_axes, weights_to_write
 from macl.training import Validation, fit, make_fabric
@@ -31,6 +33,7 @@ SCRATCH = "scratch"
 SIDE_MULTIPLE = 16
 
 
+@together()
 def finetune(
     store: Path,
     out: Path,
@@ -76,7 +79,7 @@ def finetune(
     source, init_name, init_patients = _read_init(init, resolved, allow_overlap, init_decoder_blocks)
     plane = opened.case(cases[0]).slicing.plane
     record = RunRecord(
-        kind="finetune", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=str(fabric.device),
+        kind="finetune", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=where(fabric),
         versions=runs.versions(), **runs.about_store(opened, store), cases=cases, split=chosen.model_dump(mode="json"),
         labels=labels, people=resolved.people(cases), patients=runs.patients_of(opened, cases),
         validation_cases=resolved.validation_cases, test_cases=resolved.test_cases, init=init_name,
@@ -87,11 +90,14 @@ def finetune(
     transfer = transplant(init_name, source.tensors if source else {}, task.segmenter.named_state())
     if source:
         check(transfer, encoder_only)
-    record = runs.open_run(out, record, resume)
+    slices = sum(opened.case(name).slices for name in cases)
+    require_even_shares(settings.training.batch_size, slices, fabric.world_size)
+    record = by_the_first(lambda: runs.open_run(out, record, resume))
     if record.finished:
         say(f"{out} is finished already.")
         return record
-    write_json(out / runs.TRANSFER, transfer.about())
+    if fabric.is_global_zero:
+        write_json(out / runs.TRANSFER, transfer.about())
     say(transfer.table())
     return _train(opened, out, record, settings, task, fabric)
 
@@ -142,35 +148,37 @@ def _segmenter(record: RunRecord, settings: FinetuneSettings) -> Segmenter:
 def _train(
     store: Store, out: Path, record: RunRecord, settings: FinetuneSettings, task: SegmentationTask, fabric: Fabric
 ) -> RunRecord:
+    training = settings.training
     bank = SliceBank(store, record.cases, labelled=True, device=fabric.device)
-    batches = Batches(bank, settings.training.batch_size, settings.training.size, record.seed)
+    batches = Batches(bank, training.batch_size, training.size, record.seed, fabric.global_rank, fabric.world_size)
     count = sum(parameter.numel() for parameter in task.parameters())
     require_disk_space(out, 6 * count * 4, "The run")
-    steps = settings.training.epochs * batches.steps_per_epoch
-    say(f"Segmenter: {count / 1e6:.3f} M parameters, {steps} steps on {fabric.device}.")
+    steps = training.epochs * batches.steps_per_epoch
+    say(f"Segmenter: {count / 1e6:.3f} M parameters, {steps} steps on {where(fabric)}.")
     validation = None
     if record.validation_cases:
-        scorer = _ValidationScore(store, record, settings, task.segmenter, fabric.device)
+        scorer = _ValidationScore(store, record, settings, task.segmenter, fabric)
         validation = Validation(scorer)
-    tensors, seconds = fit(task, batches, settings.training, out, fabric, validation=validation)
-    about = {"kind": "finetune", "channels": list(record.channels), "classes": list(record.classes)}
-    checkpoint.write(out / runs.WEIGHTS, weights_to_write(tensors), about)
+    tensors, seconds = fit(task, batches, training, out, fabric, validation=validation)
     record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})
-    runs.write_record(out, record)
-    (out / runs.STATE).unlink(missing_ok=True)
+    if fabric.is_global_zero:
+        about = {"kind": "finetune", "channels": list(record.channels), "classes": list(record.classes)}
+        checkpoint.write(out / runs.WEIGHTS, weights_to_write(tensors), about)
+        runs.write_record(out, record)
+        (out / runs.STATE).unlink(missing_ok=True)
     say(f"The segmenter is in {out}; next: macl predict {out} SCANS --out {out / runs.PREDICTIONS}")
     return record
 
 
 class _ValidationScore:
-    """Mean Dice of the validation cases, over cases and the classes that either mask holds."""
+    """Mean Dice of the validation cases, over cases and the classes that either mask holds; processes share the cases."""
 
     def __init__(
-        self, store: Store, record: RunRecord, settings: FinetuneSettings, segmenter: Segmenter, device: torch.device
+        self, store: Store, record: RunRecord, settings: FinetuneSettings, segmenter: Segmenter, fabric: Fabric
     ) -> None:
-        self.segmenter, self.record, self.settings, self.device = segmenter, record, settings, device
+        self.segmenter, self.record, self.settings, self.device = segmenter, record, settings, fabric.device
         self.images, self.labels = [], []
-        for name in record.validation_cases:
+        for name in record.validation_cases[fabric.global_rank :: fabric.world_size]:
             values = normalise(store.read(name), store.case(name).normalisation)
             self.images.append(torch.from_numpy(values))
             self.labels.append(torch.from_numpy(store.read(name, "label")).long())
@@ -178,13 +186,14 @@ class _ValidationScore:
     def __call__(self) -> float:
         training = self.settings.training
         axes = self.record.mirror_axes if self.settings.mirror_averaging else ()
-        scores = []
+        scores = 0.0
         for images, labels in zip(self.images, self.labels, strict=True):
             probabilities = predict_slices(
                 self.segmenter, images, size=training.size, mirror_axes=axes, batch_size=training.batch_size
             )
-            scores.append(_mean_dice(probabilities.argmax(1).cpu(), labels, len(self.record.classes)))
-        return sum(scores) / len(scores)
+            scores += _mean_dice(probabilities.argmax(1).cpu(), labels, len(self.record.classes))
+        everyone = total(torch.tensor(scores, dtype=torch.float64))
+        return everyone.item() / len(self.record.validation_cases)
 
 
 def _mean_dice(predicted: torch.Tensor, truth: torch.Tensor, classes: int) -> float:

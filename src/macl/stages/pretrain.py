@@ -12,18 +12,20 @@ from torch import nn
 from macl import checkpoint
 from macl.config import PretrainSettings, read_recipe, resolve
 from macl.data import runs, splits
-from macl.data.batches import Batches, SliceBank
+from macl.data.batches import Batches, SliceBank, require_even_shares
 from macl.data.runs import RunRecord
 from macl.data.store import Store
 from macl.files import require_disk_space
 from macl.plugins import Backbone, Method, find
 from macl.pretraining import CollapseWatch, about_weights, build_task, handed_on, settle
+from macl.processes import by_the_first, together, where
 from macl.progress import say
 from macl.training import fit, make_fabric
 
 DEFAULT_METHOD = "macl"
 
 
+@together()
 def pretrain(
     store: Path,
     out: Path,
@@ -62,13 +64,15 @@ def pretrain(
     everyone = tuple(case.name for case in opened.index.cases)
     cases = resolved.pretraining_cases if resolved and not allow_overlap else everyone
     record = RunRecord(
-        kind="pretrain", settings=settings.model_dump(mode="json"), recipe=recipe or settings.method, seed=seed, device=str(fabric.device),
+        kind="pretrain", settings=settings.model_dump(mode="json"), recipe=recipe or settings.method, seed=seed, device=where(fabric),
         versions=runs.versions(), **runs.about_store(opened, store), cases=cases,
         split=chosen.model_dump(mode="json") if chosen else None, overlap_allowed=allow_overlap,
         people=resolved.people(cases) if resolved else runs.patients_of(opened, cases),
         patients=runs.patients_of(opened, cases), test_cases=resolved.test_cases if resolved else (),
     )  # fmt: skip
-    record = runs.open_run(out, record, resume)
+    slices = sum(opened.case(name).slices for name in cases)
+    require_even_shares(settings.training.batch_size, slices, fabric.world_size)
+    record = by_the_first(lambda: runs.open_run(out, record, resume))
     if record.finished:
         say(f"{out} is finished already.")
         return record
@@ -88,22 +92,25 @@ def _train(
     store: Store, out: Path, record: RunRecord, settings: PretrainSettings, plugin: Method, backbone: Backbone,
     fabric: Fabric,
 ) -> RunRecord:  # fmt: skip
+    training = settings.training
     bank = SliceBank(store, record.cases, labelled=False, device=fabric.device)
     batches = Batches(
-        bank, settings.training.batch_size, settings.training.size, record.seed, neighbours=plugin.neighbours
-    )
+        bank, training.batch_size, training.size, record.seed, fabric.global_rank, fabric.world_size, plugin.neighbours,
+        training.gather_negatives,
+    )  # fmt: skip
     if max(case.slices for case in bank.cases) == 1:
         say("Every case has a single slice, so that slice positions tell nothing: all slices will be positives.")
     task = build_task(settings, plugin, backbone, len(record.channels), record.seed)
     count = sum(parameter.numel() for parameter in cast(nn.Module, task).parameters())
     require_disk_space(out, 4 * count * 4, "The run")
-    steps = settings.training.epochs * batches.steps_per_epoch
-    say(f"{plugin.name}: {count / 1e6:.3f} M parameters, {steps} steps on {fabric.device}.")
-    watch = CollapseWatch(task, batches.batch_size, steps)
-    tensors, seconds = fit(task, batches, settings.training, out, fabric, watch)
-    checkpoint.write(out / runs.WEIGHTS, handed_on(task, tensors), about_weights(settings, plugin, record.channels))
+    steps = training.epochs * batches.steps_per_epoch
+    say(f"{plugin.name}: {count / 1e6:.3f} M parameters, {steps} steps on {where(fabric)}.")
+    watch = CollapseWatch(task, batches.contrasted, steps)
+    tensors, seconds = fit(task, batches, training, out, fabric, watch)
     record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})
-    runs.write_record(out, record)
-    (out / runs.STATE).unlink(missing_ok=True)
+    if fabric.is_global_zero:
+        checkpoint.write(out / runs.WEIGHTS, handed_on(task, tensors), about_weights(settings, plugin, record.channels))
+        runs.write_record(out, record)
+        (out / runs.STATE).unlink(missing_ok=True)
     say(f"Pre-trained weights are in {out / runs.WEIGHTS}.")
     return record
