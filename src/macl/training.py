@@ -7,7 +7,6 @@ moments, the moving average and the step. The loop waits for the device only whe
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +22,9 @@ from macl import checkpoint
 from macl.acceleration import compile_mode, compiled, fast_optimiser, lay_out
 from macl.config import TrainingSettings
 from macl.data.batches import Batches
-from macl.data.runs import LOG, STATE, read_log
-from macl.distributed import mean, require_the_same, several
+from macl.data.runs import LOG, STATE
+from macl.distributed import require_the_same, several
 from macl.errors import MaclError
-from macl.files import write_text
 from macl.optimisation import (
     MovingAverage,
     learning_rate,
@@ -37,6 +35,7 @@ from macl.plugins import Batch, Step
 from macl.processes import connect, set_up
 from macl.progress import progress, say
 from macl.ranks import place
+from macl.steplog import Outlook, StepLog
 
 VALIDATIONS_A_RUN = 50
 
@@ -112,7 +111,7 @@ def fit(
     state = _State(cast(nn.Module, task), settings, fabric, validation)
     state.compile(steps * batches.batch_size * batches.size**2)
     state.resume(run / STATE)
-    log = _StepLog(run / LOG, state.step)
+    log, outlook = StepLog(run / LOG, state.step), Outlook(steps, fabric.device)
     started, seconds_before = time.perf_counter(), state.seconds
     first = state.step
     with progress(run.name, steps, first) as advance:
@@ -121,12 +120,14 @@ def fit(
             with _memory_advice(state, batch):
                 step = state.train_step(batch, rate)
             log.add(state.step, state.step / batches.steps_per_epoch, rate, step)
+            outlook.after_step(state.step)
             last = state.step == steps
             saving = last or state.step % settings.checkpoint_every_steps == 0
             if saving or state.step % settings.log_every_steps == 0:
                 taken = time.perf_counter() - started
                 count, values = log.flush((state.step - first) * batches.batch_size / taken)
                 advance(count, f"loss {values['loss']:.3f}")
+                outlook.after_log(state.step)
                 if watch:
                     watch(state.step, values)
             if validation and (last or state.step % max(1, steps // VALIDATIONS_A_RUN) == 0):
@@ -234,42 +235,6 @@ class _State:
             self.scaler.load_state_dict(saved.about["scaler"])
         self.step, self.seconds = saved.about["step"], saved.about["seconds"]
         say(f"Going on after step {self.step}.")
-
-
-class _StepLog:
-    """`log.jsonl`: every step once. Values stay on the device until they are written."""
-
-    def __init__(self, path: Path, after_step: int) -> None:
-        self.path = path
-        self.waiting: list[tuple[dict[str, float], Mapping[str, Tensor]]] = []
-        kept = [line for line in read_log(path.parent) if line["step"] <= after_step]
-        if place().is_first:
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def add(self, step: int, epoch: float, rate: float, outcome: Step) -> None:
-        parts = {"loss": outcome.loss.detach(), **outcome.parts}
-        self.waiting.append(({"step": step, "epoch": round(epoch, 4), "learning_rate": rate}, parts))
-
-    def flush(self, slices_per_second: float) -> tuple[int, dict[str, float]]:
-        """Write what waits; the last line also says the throughput. Returns the number of lines and the last one."""
-        names = list(self.waiting[0][1])
-        table = torch.stack([torch.stack([parts[name].float() for name in names]) for _, parts in self.waiting])
-        lines = [
-            {**where, **dict(zip(names, values, strict=True))}
-            for (where, _), values in zip(self.waiting, mean(table).tolist(), strict=True)
-        ]
-        for line in lines:
-            if not math.isfinite(line["loss"]):
-                raise MaclError(
-                    f"The loss became {line['loss']} at step {line['step']}: start again in another --out with a lower "
-                    "training.learning_rate, or with training.precision=fp32."
-                )
-        lines[-1]["slices_per_second"] = round(slices_per_second, 2)
-        if place().is_first:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-        self.waiting.clear()
-        return len(lines), lines[-1]
 
 
 @contextlib.contextmanager
