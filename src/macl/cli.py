@@ -243,8 +243,11 @@ def profile(
         str | None, typer.Option(help="Recipe by name or path (.toml); the method's own by default.")
     ] = None,
     overrides: SetOption = [],  # noqa: B006
-    channels: Annotated[int, typer.Option(min=1, help="Image channels.")] = 1,
-    slices: Annotated[int | None, typer.Option(min=1, help="Slices of a data set, to estimate the whole run.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Store whose channels and slices to take, to estimate the whole run.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Image channels, where no store is named.")] = 1,
+    slices: Annotated[int | None, typer.Option(min=1, help="Slices of a data set that is not prepared yet.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 5,
     device: DeviceOption = Device.auto,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -256,8 +259,8 @@ def profile(
     from macl.stages.profile import render
 
     found = run(
-        method=method, recipe=recipe, overrides=overrides, channels=channels, slices=slices, device=device.value,
-        steps=steps,
+        method=method, recipe=recipe, overrides=overrides, store=store, channels=channels, slices=slices,
+        device=device.value, steps=steps,
     )  # fmt: skip
     print(json.dumps(found, indent=1) if as_json else render(found))
 

@@ -158,7 +158,7 @@ class _State:
         # Not tried where processes exchange tensors amid the step.
         mode = None if several() else compile_mode(self.settings, self.fabric.device, pixels)
         if mode:
-            self.task.step = compiled(cast(Task, self.task).step, mode)  # pyright: ignore[reportAttributeAccessIssue]
+            self.task.step = compiled(cast(Task, self.task).step, mode)  # pyright: ignore[reportArgumentType]
 
     def train_step(self, batch: Batch, rate: float) -> Step:
         for group in self.optimiser.param_groups:

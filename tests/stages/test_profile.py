@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from fakes.toy_store import write_toy_store
 from macl.cli import app
 from macl.stages.profile import profile
 
@@ -39,3 +41,27 @@ def test_published_parameter_count():
         device="cpu", steps=1,
     )  # fmt: skip
     assert found["parameters"] == pytest.approx(8.437e6, abs=500)
+
+
+def test_a_store_tells_channels_and_slices(tmp_path, capsys):
+    write_toy_store(tmp_path / "toy.store", patients=3, slices=5, side=64)
+    options = [word for setting in SMALL for word in ("--set", setting)]
+    app(
+        ["profile", *options, "--device", "cpu", "--steps", "1", "--store", str(tmp_path / "toy.store"), "--json"],
+        standalone_mode=False,
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["epoch_seconds"] == pytest.approx(7 * found["ms_per_step"] / 1000)
+
+
+def test_a_compiled_step_can_be_profiled(monkeypatch, capsys):
+    modes = []
+
+    def eagerly(step, mode):
+        modes.append(mode)
+        return torch.compile(step, backend="eager")
+
+    monkeypatch.setattr("macl.stages.profile.compiled", eagerly)
+    found = profile(method="macl", overrides=[*SMALL, "training.compile=default"], device="cpu", steps=1)
+    assert modes == ["default"]
+    assert all(share > 0 for share in found["share"].values())

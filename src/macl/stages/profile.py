@@ -7,16 +7,18 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from macl.acceleration import compile_mode, compiled, fast_optimiser, lay_out
 from macl.config import PretrainSettings, read_recipe, resolve
 from macl.data.draws import Draws
-from macl.optimisation import make_optimiser
-from macl.plugins import Batch, MethodModule, find
+from macl.data.store import Store
+from macl.plugins import Batch, MethodModule, Step, find
 from macl.pretraining import build_task, settle
 from macl.progress import progress
 from macl.training import make_fabric
@@ -29,6 +31,7 @@ def profile(
     method: str = "macl",
     recipe: str | None = None,
     overrides: Iterable[str] = (),
+    store: Path | None = None,
     channels: int = 1,
     slices: int | None = None,
     device: str = "auto",
@@ -36,12 +39,13 @@ def profile(
 ) -> dict[str, Any]:
     """Time pre-training steps on random slices that lie on the device.
 
-    Whole steps are timed as they run; then as many are timed again with a wait for the device around every part, which
-    tells the parts' shares. A part is what happens before, inside and after the passes through encoder and decoder
+    Whole steps are timed as they run, compiled where the run would be; then as many are timed again, uncompiled and with a
+    wait for the device around every part, which tells the parts' shares. A part is what happens before, inside and after the passes through encoder and decoder
     (views, encoder, decoder, heads and losses), the backward pass, and the optimiser.
 
     Args:
         method, recipe, overrides: as in `pretrain`.
+        store: whose channels and slices to take, instead of the next two.
         channels: of the images.
         slices: of a data set, to estimate an epoch and the whole run.
         device: "auto", "cpu", "cuda" or "mps".
@@ -52,14 +56,17 @@ def profile(
         `slices` also `epoch_seconds` and `run_hours`.
 
     Raises:
-        MaclError: a setting does not fit, or the device is not there.
+        MaclError: a setting does not fit, the store cannot be read, or the device is not there.
     """
+    if store is not None:
+        index = Store.open(store).index
+        channels, slices = len(index.channels), sum(case.slices for case in index.cases)
     settings = resolve(PretrainSettings, {**read_recipe("pretrain", recipe or method), "method": method}, overrides)
     plugin, backbone = find("methods", settings.method), find("backbones", settings.backbone)
     settings = settle(settings, plugin, backbone)
     fabric = make_fabric(device, settings.training.precision)
     task = build_task(settings, plugin, backbone, channels, seed=0)
-    step = _Steps(task, settings, channels, fabric)
+    step = _Steps(task, settings, channels, slices or 0, fabric)
     with progress("steps", 2 * steps + WARM_UP_STEPS) as advance:
         for _ in range(WARM_UP_STEPS):
             step.whole()
@@ -112,16 +119,19 @@ def _advancing(work: Callable[[], Any], advance: Callable[[], None]) -> Any:
 class _Steps:
     """Steps on random slices, timed whole or by parts."""
 
-    def __init__(self, task: MethodModule, settings: PretrainSettings, channels: int, fabric: Fabric) -> None:
-        module = cast(nn.Module, task)
+    def __init__(
+        self, task: MethodModule, settings: PretrainSettings, channels: int, slices: int, fabric: Fabric
+    ) -> None:
+        module, training = cast(nn.Module, task), settings.training
         if fabric.device.type == "cuda":
-            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             torch.cuda.reset_peak_memory_stats(fabric.device)
-        self.fabric, self.number = fabric, 0
-        self.module, self.optimiser = fabric.setup(module, make_optimiser(settings.training, module))
-        self.module.mark_forward_method("step")
+        lay_out(module, fabric.device)
+        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        self.fabric, self.number, self.plain_step = fabric, 0, task.step
+        _, self.optimiser = fabric.setup(module, fast_optimiser(training, module, fabric.device, scaled))
+        mode = compile_mode(training, fabric.device, training.epochs * slices * training.size**2)
+        self.step = compiled(task.step, mode) if mode else task.step
         self.passes = {"encoder": task.backbone.encoder, "decoder": task.backbone.decoder}
-        training = settings.training
         samples = torch.arange(training.batch_size)
         shape = (training.batch_size, channels, training.size, training.size)
         images = Draws(0, 0, samples).normal("image", shape[1:])
@@ -131,7 +141,7 @@ class _Steps:
 
     def _batch(self) -> Batch:
         self.number += 1
-        draws = Draws(0, self.number, self.samples)
+        draws = Draws(0, torch.full((), self.number, device=self.samples.device), self.samples)
         return Batch(self.images, self.positions, draws, neighbours=self.images)
 
     def _wait(self) -> float:
@@ -144,12 +154,12 @@ class _Steps:
     def whole(self) -> float:
         """Seconds of one step."""
         start = self._wait()
-        self._finish(self._loss())
+        self._finish(self._loss(self.step))
         return self._wait() - start
 
-    def _loss(self) -> Tensor:
+    def _loss(self, step: Callable[[Batch], Step]) -> Tensor:
         with self.fabric.autocast():
-            return self.module.step(self._batch()).loss
+            return step(self._batch()).loss
 
     def _finish(self, loss: Tensor) -> None:
         self.fabric.backward(loss)
@@ -163,7 +173,7 @@ class _Steps:
         for name, part in self.passes.items():
             hooks.append(part.register_forward_pre_hook(lambda *_, name=name: watch.enter(name)))
             hooks.append(part.register_forward_hook(lambda *_: watch.enter("heads and losses")))
-        loss = self._loss()
+        loss = self._loss(self.plain_step)
         for hook in hooks:
             hook.remove()
         watch.enter("backward")
