@@ -31,7 +31,9 @@ def write(folder: Path) -> dict[str, Truth]:
             if labelled and phase == "InPhase":
                 _pictures(place / "T1DUAL/Ground", VALUES[label], halves)
         if labelled:
-            _pictures(place / "T2SPIR/Ground", VALUES[label], names)
+            values = VALUES[label]
+            values[2][values[2] == 63] = 60  # the organisers name ranges
+            _pictures(place / "T2SPIR/Ground", values, names)
         truths[f"MR_{patient}_T2SPIR"] = Truth(f"MR_{patient}", image[None], label if labelled else None)
     image, label = structures(2, 1, SHAPE)
     _series(folder / "Train_Sets/CT/2/DICOM_anon", image, [f"i{index:04d},0000b" for index in range(SHAPE[0])], 2, "CT")

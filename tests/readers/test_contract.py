@@ -126,6 +126,23 @@ def same(store: Store, name: str, truth: Truth) -> None:
         np.testing.assert_array_equal(store.read(name, "label"), truth.label)
 
 
+@pytest.mark.parametrize("task", msd.TASKS)
+def test_every_task_of_the_decathlon_is_stored_as_it_describes_itself(tmp_path: Path, task: str) -> None:
+    stem, modality, classes = msd.TASKS[task]
+    data = msd.write(tmp_path / task, cases=1, test=1, modality=modality, classes=classes, stem=stem)
+    answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
+    assert answer.code == 0, answer.err
+    store = Store.open(tmp_path / "store")
+    index = store.index
+    expected = ("msd", "CT" if modality == ("CT",) else "MR", modality, ("background", *classes))
+    assert (index.reader, index.modality, index.channels, index.classes) == expected
+    assert [(case.name, case.labelled) for case in index.cases] == [(f"{stem}_001", True), (f"{stem}_002", False)]
+    array = store.read(f"{stem}_001").astype(float)
+    assert array.shape[1] == len(modality)
+    np.testing.assert_array_equal(array, array[:, :1] + 10 * np.arange(len(modality))[:, None, None])
+    assert store.read(f"{stem}_001", "label").max() == min(2, len(classes))
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_no_layout_looks_like_another(tmp_path: Path, name: str) -> None:
     LAYOUTS[name].write(tmp_path)

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fakes import acdc, dicom, msd, nnunet
 from fakes.scans import anatomy, write_itk, write_nifti
-from macl.data.survey import recognise
+from macl.data.survey import recognise, survey
 from macl.errors import MaclError
 from macl.plugins import Source, files_of, find, names, scans_of
 
@@ -94,15 +95,16 @@ def test_nnunet_tells_what_does_not_fit(tmp_path: Path) -> None:
     assert any("imagesTr/stray.nii.gz" in note for note in source.notes)
 
 
-def test_nnunet_pictures(tmp_path: Path) -> None:
+def test_nnunet_pictures_hold_their_colours_in_one_file(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     nnunet.write(folder, cases=0, test=0, channels=("R", "G", "B"), ending=".png")
     image, label = anatomy(0)
-    for channel in range(3):
-        write_itk(folder / f"imagesTr/a_{channel:04d}.png", image[0].astype("uint8"))
+    write_itk(folder / "imagesTr/a_0000.png", np.repeat(image[0].astype("uint8")[..., None], 3, axis=-1))
     write_itk(folder / "labelsTr/a.png", label[0])
-    source = read(folder)
-    assert (source.modality, len(source.cases[0].images)) == ("photograph", 3)
+    write_itk(folder / "imagesTr/grey_0000.png", image[0].astype("uint8"))
+    looked = survey(folder, read(folder))
+    assert (looked.source.modality, looked.headers["a"].channels) == ("photograph", 3)
+    assert looked.source.refused.keys() == {"grey"}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,8 @@ def test_msd_reads_pairs_and_test_scans(tmp_path: Path) -> None:
     assert [case.label is not None for case in source.cases] == [True] * 3 + [False] * 2
     assert source.classes == {0: "background", 1: "Ring", 2: "Disc"}
     assert (source.modality, source.channels, source.normalisation) == ("MR", ("MRI",), "clip_zscore")
-    assert {path.resolve() for path in paths(source)} == {path.resolve() for path in folder.rglob("*.nii.gz")}
+    assert {path.resolve() for path in paths(source)} == {path.resolve() for path in folder.rglob("toy_*.nii.gz")}
+    assert len(source.notes) == 1
 
 
 def test_msd_tells_missing_strange_and_outlying_files(tmp_path: Path) -> None:

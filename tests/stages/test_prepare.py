@@ -330,7 +330,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
         "file": ([data / "dataset.json", tmp_path / "store"], "is a file: name a folder of scans"),
         "empty": ([tmp_path / "empty", tmp_path / "store"], "holds no scans"),
         "reader": ([data, tmp_path / "store", "--reader", "mds"], "did you mean 'msd'"),
-        "other reader": ([data, tmp_path / "store", "--reader", "acdc"], "holds no folder patientNNN"),
+        "other reader": ([data, tmp_path / "store", "--reader", "acdc"], "holds no patientNNN"),
         "taken": ([data, tmp_path / "mine"], "already holds something that is not a store"),
         "taken by a file": ([data, tmp_path / "mine/thesis.txt"], "is a file"),
         "within": ([data, data / "store"], "lie within each other"),

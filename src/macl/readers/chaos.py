@@ -16,7 +16,17 @@ _PARTS = ("t2spir", "t1dual", "ct")
 _FOLDERS = {"t2spir": ("T2SPIR",), "t1dual": ("T1DUAL",), "ct": ()}
 _SERIES = {"t2spir": ("",), "t1dual": ("InPhase", "OutPhase"), "ct": ("",)}
 _CHANNELS = {"t2spir": ("T2-SPIR",), "t1dual": ("T1 in phase", "T1 out of phase"), "ct": ("CT",)}
-_MR_CLASSES = {0: "background", 63: "liver", 126: "right kidney", 189: "left kidney", 252: "spleen"}
+_MR_RANGES = {
+    "liver": (63, range(55, 71)),
+    "right kidney": (126, range(110, 136)),
+    "left kidney": (189, range(175, 201)),
+    "spleen": (252, range(240, 256)),
+}
+_MR_CLASSES = (
+    {0: "background"}
+    | {value: organ for organ, (value, _) in _MR_RANGES.items()}
+    | {value: organ for organ, (_, values) in _MR_RANGES.items() for value in values}
+)
 _CT_CLASSES = {0: "background", 255: "liver", 1: "liver"}
 
 
@@ -25,12 +35,13 @@ class Chaos:
 
     Modality: T2-SPIR MR (`chaos:t2spir`, what is read where all are there), T1-DUAL MR with the in-phase and the
     out-of-phase image as two channels (`chaos:t1dual`), or CT (`chaos:ct`). Classes: MR liver 63, right kidney 126, left
-    kidney 189, spleen 252; CT the liver alone, the other organs being background there.
+    kidney 189, spleen 252, each with the range of values around it that the organisers name; CT the liver alone, the
+    other organs being background there.
     Licence: CC BY-NC-SA 4.0.
     Obtain: https://zenodo.org/records/3431873
     Cite: Kavur et al., Medical Image Analysis 2021, doi 10.1016/j.media.2020.101950.
-    Layout from: the challenge's data page (classes) and published programs that read the archive (folders). The
-    slices' files in order of their names and the labels' are taken to belong together one by one.
+    Layout from: the challenge's data page, nnU-Net's conversion (`Dataset047_Chaos_Challenge.py`) and other published
+    programs. The slices' files in order of their names and the labels' belong together one by one.
     """
 
     name = "chaos"

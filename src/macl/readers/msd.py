@@ -8,12 +8,11 @@ from typing import Any
 
 from macl.data.layouts import (
     DESCRIPTION,
-    description,
+    Description,
     modality_of,
     one_of_each_name,
     passed_over,
     readable,
-    required,
     visible_files,
 )
 from macl.data.volumes import stem_of
@@ -23,14 +22,21 @@ from macl.plugins import Case, Source
 
 
 class Msd:
-    """One task's folder. The Decathlon names no patients, so every case counts as one."""
+    """One of the ten tasks' folders. The Decathlon names no patients, so every case counts as one.
+
+    Modality, channels and classes: as `dataset.json` says; several channels share one 4D file (Task01, Task05).
+    Licence: CC BY-SA 4.0.
+    Obtain: http://medicaldecathlon.com
+    Cite: Antonelli et al., Nature Communications 2022, doi 10.1038/s41467-022-30695-9.
+    Layout from: Task04 itself; for the other tasks, their `dataset.json` as published programs quote it.
+    """
 
     name = "msd"
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """`dataset.json` with a modality and a list of training pairs."""
-        found = description(source)
-        if not found or not {"modality", "training", "labels"} <= found.keys():
+        described = Description.of(source)
+        if not described or not {"modality", "training", "labels"} <= described.found.keys():
             return None
         return 90, f"{DESCRIPTION} with modality, labels and a list of training pairs"
 
@@ -40,15 +46,10 @@ class Msd:
         Raises:
             MaclError: `dataset.json` is missing or unusable.
         """
-        found = description(source)
-        if found is None:
-            raise MaclError(
-                f"{source} has no readable {DESCRIPTION}, as the Decathlon's layout wants: check the folder."
-            )
-        named = required(found, "modality", dict, source)
-        channels = tuple(str(named[key]) for key in sorted(named, key=str))
-        pairs = [_pair(source, entry) for entry in required(found, "training", list, source)]
-        pairs += [_pair(source, entry) for entry in found.get("test", [])]
+        described = Description.required(source, "the Decathlon")
+        channels = described.channels("modality")
+        test = described.value("test", list) if "test" in described.found else []
+        pairs = [_pair(source, entry) for entry in (*described.value("training", list), *test)]
         cases: list[Case] = []
         refused: dict[str, str] = {}
         for image, label in pairs:
@@ -62,16 +63,16 @@ class Msd:
         listed = {(source / path).resolve() for pair in pairs for path in pair if path}
         folders = (source, *(source / name for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")))
         there = [path for folder in folders for path in visible_files(folder) if path.name != DESCRIPTION]
-        notes = ("The Decathlon names no patients: every case counts as a patient of its own.",)
+        unlisted = [path for path in there if path.resolve() not in listed]
+        note = "The Decathlon names no patients: every case counts as a patient of its own."
         return Source(
             reader=self.name,
             modality=modality_of(channels),
             channels=channels,
-            classes=_classes(source, required(found, "labels", dict, source)),
+            classes=described.classes(described.value("labels", dict).items()),
             cases=kept,
             refused=refused | duplicates,
-            notes=notes
-            + passed_over((p for p in there if p.resolve() not in listed), source, f"not listed in {DESCRIPTION}"),
+            notes=(note, *passed_over(unlisted, source, f"not listed in {DESCRIPTION}")),
         )
 
 
@@ -92,16 +93,6 @@ def _problem(source: Path, relative: str) -> str | None:
     first_channel = path.with_name(f"{path.name.removesuffix('.nii.gz')}_0000.nii.gz")
     hint = ", but its channels are, as in nnU-Net's older layout" if first_channel.is_file() else ""
     return f"{readable(path)}, listed in {DESCRIPTION}, is not there{hint}"
-
-
-def _classes(source: Path, labels: Mapping[str, Any]) -> dict[int, str]:
-    try:
-        classes = {int(value): str(name) for value, name in labels.items()}
-    except ValueError:
-        raise MaclError(f"{source / DESCRIPTION} declares a label that is no whole number: mend it.") from None
-    if 0 not in classes:
-        raise MaclError(f"{source / DESCRIPTION} declares no label 0 for the background: mend it.")
-    return dict(sorted(classes.items()))
 
 
 PLUGIN = Msd()

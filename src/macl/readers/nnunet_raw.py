@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from macl.data.layouts import (
     DESCRIPTION,
-    description,
+    Description,
     modality_of,
     one_of_each_name,
     passed_over,
     readable,
-    required,
     visible_files,
 )
 from macl.errors import MaclError
@@ -22,14 +20,20 @@ from macl.plugins import Case, Source
 
 
 class NnunetRaw:
-    """One folder `DatasetNNN_Name`; every case counts as a patient, since the layout names none."""
+    """One folder `DatasetNNN_Name`; every case counts as a patient, since the layout names none.
+
+    Modality, channels and classes: as `dataset.json` says.
+    Layout from: nnU-Net's own description, https://github.com/MIC-DKFZ/nnUNet (`documentation`).
+    """
 
     name = "nnunet_raw"
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """`dataset.json` with channel names and a file ending, beside `imagesTr`."""
-        found = description(source)
-        if not found or not {"channel_names", "file_ending"} <= found.keys() or not (source / "imagesTr").is_dir():
+        described = Description.of(source)
+        if not described or not {"channel_names", "file_ending"} <= described.found.keys():
+            return None
+        if not (source / "imagesTr").is_dir():
             return None
         return 100, f"{DESCRIPTION} with channel_names and file_ending, and imagesTr"
 
@@ -39,14 +43,12 @@ class NnunetRaw:
         Raises:
             MaclError: no `dataset.json`, or one that declares regions, an ignore label or scattered files.
         """
-        found = description(source)
-        if found is None:
-            raise MaclError(f"{source} has no readable {DESCRIPTION}, as nnU-Net's layout wants: check the folder.")
-        channels = _channels(source, found)
-        ending = str(required(found, "file_ending", str, source))
-        classes = _classes(source, required(found, "labels", dict, source))
-        if "dataset" in found:
-            raise MaclError(f"{source / DESCRIPTION} lists its files itself ('dataset'), which is not read: copy them.")
+        described = Description.required(source, "nnU-Net")
+        channels = described.channels("channel_names")
+        ending = str(described.value("file_ending", str))
+        classes = _classes(described)
+        if "dataset" in described.found:
+            raise MaclError(f"{described.path} lists its files itself ('dataset'), which is not read: copy them.")
         labels = {path.name.removesuffix(ending): path for path in visible_files(source / "labelsTr")}
         training, strange = _scans(source / "imagesTr", ending)
         test, others = _scans(source / "imagesTs", ending)
@@ -71,35 +73,25 @@ class NnunetRaw:
         )
 
 
-def _channels(source: Path, found: Mapping[str, Any]) -> tuple[str, ...]:
-    named = required(found, "channel_names", dict, source)
-    if sorted(named) != sorted(str(index) for index in range(len(named))) or not named:
-        raise MaclError(f"{source / DESCRIPTION} does not number its channel_names 0, 1, …: mend it.")
-    return tuple(str(named[str(index)]) for index in range(len(named)))
-
-
-def _classes(source: Path, labels: Mapping[str, Any]) -> dict[int, str]:
+def _classes(described: Description) -> dict[int, str]:
+    labels = described.value("labels", dict)
     if "ignore" in labels:
-        raise MaclError(f"{source / DESCRIPTION} declares an ignore label, which macl does not know: label all voxels.")
+        raise MaclError(f"{described.path} declares an ignore label, which macl does not know: label all voxels.")
     regions = [name for name, value in labels.items() if isinstance(value, list)]
     if regions:
         raise MaclError(
-            f"{source / DESCRIPTION} declares regions of several labels ({', '.join(regions)}), which macl does not "
+            f"{described.path} declares regions of several labels ({', '.join(regions)}), which macl does not "
             "know: declare one whole number per class."
         )
-    try:
-        classes = {int(value): str(name) for name, value in labels.items()}
-    except (TypeError, ValueError):
-        raise MaclError(f"{source / DESCRIPTION} declares a label that is no whole number: mend it.") from None
-    if len(classes) != len(labels) or 0 not in classes:
-        raise MaclError(f"{source / DESCRIPTION} must declare one number per label, 0 for the background: mend it.")
-    return dict(sorted(classes.items()))
+    return described.classes((value, name) for name, value in labels.items())
 
 
 def _case(name: str, files: Mapping[int, Path], label: Path | None, channels: int) -> Case | tuple[str, str]:
-    """The case, or its name and why it is none."""
+    """The case, or its name and why it is none; a picture holds its colours in one file."""
     if sorted(files) == list(range(channels)):
         return Case(name, tuple(files[index] for index in range(channels)), name, label)
+    if files.keys() == {0} and files[0].suffix.lower() == ".png":
+        return Case(name, (files[0],), name, label)
     return (
         name,
         f"it has the channels {_numbers(files)} where {_numbers(range(channels))} are declared in {DESCRIPTION}",
