@@ -100,7 +100,9 @@ def sampling_grid(
         field = _elastic_field(draws, name, settings, rows, columns)
         place = place + torch.where(deform[:, None, None, None], field, 0.0)
     # Not as a matrix product: under autocast that would round places to half a pixel.
-    place = (matrix[:, None, None] * place[:, :, :, None]).sum(-1) + shift[:, None, None]
+    xx, xy, yx, yy = matrix.flatten(1)[:, :, None, None].unbind(1)
+    x, y = place.unbind(-1)
+    place = torch.stack((xx * x + xy * y, yx * x + yy * y), dim=-1) + shift[:, None, None]
     sign = torch.stack([_sign(draws, name, axis, settings.mirror, mirror_axes) for axis in ("column", "row")], dim=-1)
     half = torch.tensor([columns / 2, rows / 2], device=device)
     return place * sign[:, None, None] / half
