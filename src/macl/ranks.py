@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
+from macl.errors import MaclError
+
 
 @dataclass(frozen=True)
 class Place:
@@ -51,3 +53,18 @@ def leave(code: int) -> NoReturn:
 def by_torchrun() -> bool:
     """Whether `torchrun` has launched this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def require_even_shares(batch_size: int, slices: int, ranks: int) -> None:
+    """MaclError, naming the next size that would do, unless `ranks` can share batches of so many slices evenly."""
+    size = min(batch_size, slices)
+    if size % ranks == 0:
+        return
+    if slices < ranks:
+        raise MaclError(f"There are {slices} slices, which {ranks} processes cannot share: start fewer processes.")
+    below = size // ranks * ranks
+    above_is_next = below == 0 or (size - below > ranks / 2 and below + ranks <= slices)
+    raise MaclError(
+        f"{ranks} processes cannot share a batch of {size} slices evenly: "
+        f"add --set training.batch_size={below + ranks if above_is_next else below}."
+    )

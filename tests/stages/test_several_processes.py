@@ -14,10 +14,10 @@ from fakes.command import macl
 from fakes.processes import COUNT, KILLED, command, run_in_two
 from fakes.toy_store import write_toy_store
 from macl import checkpoint, training
-from macl.data.batches import Batches, SliceBank, require_even_shares
+from macl.data.batches import Batches, SliceBank
 from macl.data.store import Store
 from macl.errors import MaclError
-from macl.ranks import Place, place
+from macl.ranks import Place, place, require_even_shares
 from macl.stages.split import split
 
 SAVED_AT = 4

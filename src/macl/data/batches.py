@@ -22,10 +22,9 @@ from torch import Tensor
 
 from macl.data.draws import Draws
 from macl.data.store import ArrayKind, Store
-from macl.errors import MaclError
 from macl.plugins import Batch
 from macl.progress import say
-from macl.ranks import place
+from macl.ranks import place, require_even_shares
 
 Residence = Literal["device", "host", "disk"]
 
@@ -308,18 +307,3 @@ class Batches:
         )
         neighbours = others[0].images if others else None
         return replace(batch, done=done, neighbours=neighbours, gather_negatives=self.gather_negatives)
-
-
-def require_even_shares(batch_size: int, slices: int, ranks: int) -> None:
-    """MaclError, naming the next size that would do, unless `ranks` can share batches of so many slices evenly."""
-    size = min(batch_size, slices)
-    if size % ranks == 0:
-        return
-    if slices < ranks:
-        raise MaclError(f"There are {slices} slices, which {ranks} processes cannot share: start fewer processes.")
-    below = size // ranks * ranks
-    above_is_next = below == 0 or (size - below > ranks / 2 and below + ranks <= slices)
-    raise MaclError(
-        f"{ranks} processes cannot share a batch of {size} slices evenly: "
-        f"add --set training.batch_size={below + ranks if above_is_next else below}."
-    )

@@ -13,7 +13,7 @@ from macl import checkpoint
 from macl.checkpoint import Checkpoint
 from macl.config import FinetuneSettings, read_recipe, resolve
 from macl.data import runs, splits
-from macl.data.batches import Batches, SliceBank, require_even_shares
+from macl.data.batches import Batches, SliceBank
 from macl.data.runs import RunRecord
 from macl.data.slicing import normalise
 from macl.data.splits import ResolvedSplit
@@ -25,6 +25,7 @@ from macl.inference import predict_slices
 from macl.plugins import find
 from macl.processes import by_the_first, together, where
 from macl.progress import say
+from macl.ranks import require_even_shares
 from macl.segmentation import SegmentationTask, Segmenter, build_segmenter, mirror_axes, weights_to_write
 from macl.training import Validation, fit, make_fabric
 from macl.transfer import check, transplant

@@ -12,7 +12,7 @@ from torch import nn
 from macl import checkpoint
 from macl.config import PretrainSettings, read_recipe, resolve
 from macl.data import runs, splits
-from macl.data.batches import Batches, SliceBank, require_even_shares
+from macl.data.batches import Batches, SliceBank
 from macl.data.runs import RunRecord
 from macl.data.store import Store
 from macl.files import require_disk_space
@@ -20,6 +20,7 @@ from macl.plugins import Backbone, Method, find
 from macl.pretraining import CollapseWatch, about_weights, build_task, handed_on, settle
 from macl.processes import by_the_first, together, where
 from macl.progress import say
+from macl.ranks import require_even_shares
 from macl.training import fit, make_fabric
 
 DEFAULT_METHOD = "macl"
