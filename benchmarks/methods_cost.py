@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from common import Training
 
 from macl.config import PretrainSettings, read_recipe, resolve
 from macl.data.batches import Batches, SliceBank
 from macl.data.store import Store
-from macl.optimisation import make_optimiser
 from macl.plugins import Batch, find, names
 from macl.pretraining import build_task, settle
 from macl.training import make_fabric
@@ -37,21 +37,14 @@ def make_step(method: str, bank: SliceBank, arguments: argparse.Namespace) -> tu
     plugin, backbone = find("methods", method), find("backbones", settings.backbone)
     settings = settle(settings, plugin, backbone)
     task = build_task(settings, plugin, backbone, bank.channels, seed=0)
-    assert isinstance(task, torch.nn.Module)
-    fabric = make_fabric(arguments.device, settings.training.precision)
-    module, optimiser = fabric.setup(task, make_optimiser(settings.training, task))
-    module.mark_forward_method("step")
+    training = Training(task, settings.training, make_fabric(arguments.device, settings.training.precision))
     batches = Batches(bank, arguments.batch, settings.training.size, seed=0, neighbours=plugin.neighbours)
     given: list[Batch] = list(batches.between(0, arguments.turns + 1))
 
     def step(number: int, done: float) -> None:
-        with fabric.autocast():
-            outcome = module.step(replace(given[number], done=done))
-        fabric.backward(outcome.loss)
-        optimiser.step()
-        optimiser.zero_grad()
+        training(replace(given[number], done=done))
 
-    return step, sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+    return step, sum(parameter.numel() for parameter in training.module.parameters() if parameter.requires_grad)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from macl import checkpoint
+from macl.acceleration import lay_out
 from macl.config import FinetuneSettings, validate
 from macl.data.runs import WEIGHTS, RunRecord, read_record
 from macl.errors import MaclError
@@ -120,7 +121,8 @@ def load_segmenter(run: Path, backbone: Backbone, device: torch.device) -> Segme
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved.tensors[name])
-    return segmenter.to(device).eval()
+    lay_out(segmenter.to(device), device)
+    return segmenter.eval()
 
 
 def require_segmenter(run: Path, record: RunRecord) -> None:
