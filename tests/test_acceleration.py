@@ -15,7 +15,7 @@ from macl.acceleration import compile_mode, compiled, fast_optimiser, lay_out
 from macl.config import FinetuneSettings, TrainingSettings, validate
 from macl.data.draws import Draws
 from macl.optimisation import load_optimiser_tensors, optimiser_tensors
-from macl.plugins import Batch, find, names
+from macl.plugins import Batch, Step, find, names
 from macl.segmentation import SegmentationTask, build_segmenter
 
 SIDE, SLICES, WIDTH = 64, 6, 2
@@ -79,6 +79,19 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys) -> None:
     step = compiled(task.step, "default")
     assert torch.equal(step(batch(0, 0.0)).loss, expected)
     assert "runs uncompiled" in capsys.readouterr().err
+
+
+def test_what_a_recorded_step_gave_outlives_the_next(monkeypatch) -> None:
+    """A CUDA graph writes every replay's results to the same place; so does this step."""
+    place = torch.zeros(())
+
+    def overwriting(step, mode):
+        return lambda batch: Step(place + 0, {"part": place.fill_(batch.done)})
+
+    monkeypatch.setattr(acceleration.torch, "compile", overwriting)
+    step = compiled(finetuning().step, "reduce-overhead")
+    parts = [step(batch(number, float(number))).parts["part"] for number in range(3)]
+    assert [value.item() for value in parts] == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from macl.optimisation import make_optimiser
 from macl.plugins import Batch, Step
 from macl.progress import say
 
+RECORDED = "reduce-overhead"
 COMPILING_PAYS_FROM_PIXELS = 5e10
 """Compiling takes a minute or two, so that it is left out of runs shorter than 200,000 slices of 512². An estimate."""
 
@@ -57,8 +58,10 @@ def compiled(step: Callable[[Batch], Step], mode: str) -> Callable[[Batch], Step
 
     def run(batch: Batch) -> Step:
         nonlocal chosen
+        if mode == RECORDED:
+            torch.compiler.cudagraph_mark_step_begin()
         try:
-            return chosen(batch)
+            return _kept(chosen(batch)) if mode == RECORDED else chosen(batch)
         except TorchDynamoException as error:
             say(
                 f"Compiling failed ({type(error).__name__}), so the step runs uncompiled; training.compile=off says so."
@@ -67,6 +70,11 @@ def compiled(step: Callable[[Batch], Step], mode: str) -> Callable[[Batch], Step
             return step(batch)
 
     return run
+
+
+def _kept(outcome: Step) -> Step:
+    # The next replay of a recorded graph overwrites what this one gave, which the log still needs.
+    return Step(outcome.loss, {name: value.clone() for name, value in outcome.parts.items()})
 
 
 def _can_compile() -> bool:

@@ -34,7 +34,7 @@ class StepLog:
 
     def add(self, step: int, epoch: float, rate: float, outcome: Step) -> None:
         """Take in what a step yielded."""
-        parts = {"loss": outcome.loss.detach(), **outcome.parts}
+        parts = {"loss": outcome.loss.detach().clone(), **outcome.parts}
         self.waiting.append(({"step": step, "epoch": round(epoch, 4), "learning_rate": rate}, parts))
 
     def flush(self, slices_per_second: float) -> tuple[int, dict[str, float]]:
