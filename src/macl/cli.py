@@ -12,7 +12,7 @@ import typer
 
 from macl.errors import MaclError
 from macl.progress import say
-from macl.ranks import leave, place
+from macl.ranks import leave, require_one
 
 app = typer.Typer(
     name="macl",
@@ -27,11 +27,8 @@ app = typer.Typer(
 @app.callback()
 def alone(context: typer.Context) -> None:
     """Refuse several processes where they would do the same work over each other."""
-    here = place()
-    if here.ranks > 1 and context.invoked_subcommand not in ("pretrain", "finetune"):
-        if not here.is_first:
-            raise typer.Exit(1)
-        raise MaclError(f"macl {context.invoked_subcommand} runs in one process: start it without torchrun or srun.")
+    if context.invoked_subcommand not in ("pretrain", "finetune"):
+        require_one(f"macl {context.invoked_subcommand}")
 
 
 class Convention(StrEnum):
@@ -59,6 +56,9 @@ SetOption = Annotated[
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out, exactly.")]
 OverlapOption = Annotated[
     bool, typer.Option("--allow-overlap", help="Allow test people in pre-training data (recorded).")
+]
+DevicesOption = Annotated[
+    int, typer.Option("--devices", min=1, help="GPUs of this machine that share every batch (with cpu: processes).")
 ]
 StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
 
@@ -158,13 +158,16 @@ def pretrain(
     ] = None,
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
+    devices: DevicesOption = 1,
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
 ) -> None:
     """Pre-train an encoder and decoder blocks on unlabelled slices."""
+    from macl.processes import leave_to
     from macl.stages.pretrain import pretrain as run
 
+    leave_to(devices, sys.argv[1:])
     run(
         store, out, method=method, split=split, recipe=recipe, overrides=overrides, device=device.value, seed=seed,
         resume=resume, allow_overlap=allow_overlap,
@@ -181,6 +184,7 @@ def finetune(
     recipe: Annotated[str, typer.Option(help="strong, paper, or a path (.toml).")] = "strong",
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
+    devices: DevicesOption = 1,
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
@@ -192,8 +196,10 @@ def finetune(
     ] = 2,
 ) -> None:
     """Fine-tune a segmenter with few labels, from pre-trained weights or from scratch."""
+    from macl.processes import leave_to
     from macl.stages.finetune import finetune as run
 
+    leave_to(devices, sys.argv[1:])
     run(
         store, out, init=init, split=split, labels=labels, recipe=recipe, overrides=overrides, device=device.value,
         seed=seed, resume=resume, allow_overlap=allow_overlap, encoder_only=encoder_only,

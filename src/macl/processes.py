@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,6 +19,9 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from macl import distributed, ranks
 from macl.errors import MaclError
@@ -73,8 +78,8 @@ def connect(accelerator: str, precision: Any) -> Fabric:
     here = ranks.place()
     if accelerator == "cuda" and torch.cuda.device_count() < here.ranks_here:
         raise MaclError(
-            f"{here.ranks_here} processes were started on this machine, which shows them {torch.cuda.device_count()} "
-            "GPUs: start one process for each GPU."
+            f"{here.ranks_here} processes were started on this machine, where PyTorch finds {torch.cuda.device_count()} "
+            "GPU(s): start one process for each."
         )
     # Stages of a schedule leave parameters without gradient; buffers need not be sent around, as they never differ.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -97,6 +102,27 @@ def _environment() -> ClusterEnvironment:
         return TorchElasticEnvironment() if ranks.by_torchrun() else SLURMEnvironment()
     except RuntimeError as error:
         raise MaclError(f"SLURM's settings do not fit: {error}") from None
+
+
+def leave_to(count: int, words: Sequence[str]) -> None:
+    """Leave `macl` with these words to `count` processes of this machine, as `torchrun` would, and exit when they have
+    ended; nothing where one is enough, or this is one of several already."""
+    if count == 1 or ranks.place().ranks > 1:
+        return
+    # PyTorch's report of who failed would bury the sentence that says why.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="macl", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "macl", *words)
+    except ChildFailedError:
+        sys.exit(1)
+    except SignalException as interrupted:
+        sys.exit(128 + interrupted.sigval)
+    sys.exit(0)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,15 @@ def by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def require_one(what: str) -> None:
+    """MaclError, of the first alone, where several processes would do the same work over each other."""
+    here = place()
+    if here.ranks > 1 and not here.is_first:
+        leave(1)
+    if here.ranks > 1:
+        raise MaclError(f"{what} runs in one process: start it without torchrun or srun.")
+
+
 def require_even_shares(batch_size: int, slices: int, ranks: int) -> None:
     """MaclError, naming the next size that would do, unless `ranks` can share batches of so many slices evenly."""
     size = min(batch_size, slices)

@@ -16,6 +16,7 @@ from fakes.processes import COUNT
 from macl import distributed, ranks
 from macl.config import FinetuneSettings, validate
 from macl.data.draws import Draws
+from macl.errors import MaclError
 from macl.methods.desd import Desd
 from macl.plugins import Batch, Step, find, names
 from macl.processes import connect, set_up, together
@@ -139,3 +140,10 @@ def train_together(folder: Path) -> None:
             save_file(found, folder / f"{variant}-{fabric.global_rank}.safetensors")
         found = train("simclr", lambda task: shared(fabric, without_norms(task)), gather_negatives=False)
         save_file(found, folder / f"ungathered-{fabric.global_rank}.safetensors")
+        norm = nn.BatchNorm1d(2)
+        distributed.require_the_same(norm)
+        norm(torch.full((4, 2), float(fabric.global_rank)))
+        try:
+            distributed.require_the_same(norm)
+        except MaclError as error:
+            (folder / f"differing-{fabric.global_rank}.txt").write_text(str(error))

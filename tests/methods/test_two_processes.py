@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fakes.processes import COUNT, run_in_two
 from fakes.shared_steps import VARIANTS, half, train, train_together, without_norms
+from macl import distributed
 from macl.plugins import Batch, Step
 
 
@@ -64,3 +66,32 @@ def test_ungathered_each_process_has_the_loss_of_its_half(folder: Path) -> None:
             torch.testing.assert_close(shared[name], value, rtol=1e-9, atol=1e-12)
     gathered = load_file(folder / "simclr-0.safetensors")
     assert (gathered["0 loss"] - shared["0 loss"]).abs() > 0.1
+
+
+def test_statistics_of_a_share_alone_are_not_kept_in_silence(folder: Path) -> None:
+    for rank in range(COUNT):
+        said = (folder / f"differing-{rank}.txt").read_text()
+        assert said.startswith("The processes of this run have come to hold different values of running_mean: ")
+
+
+def test_norms_keep_their_names_and_what_they_do_alone() -> None:
+    """As they are loaded, saved and followed by others; with one process they are PyTorch's own."""
+    torch.manual_seed(0)
+    images, vectors = torch.randn(4, 3, 5, 5), torch.randn(4, 3)
+    for norm, values in (
+        (nn.BatchNorm2d(3), images),
+        (nn.BatchNorm1d(3, affine=False), vectors),
+        (nn.BatchNorm1d(3, momentum=None), vectors),
+    ):
+        plain, module = copy.deepcopy(norm), nn.Sequential(norm)
+        parameters = list(module.parameters())
+        distributed.synchronise_norms(module, torch.device("cpu"))
+        assert type(module[0]) is distributed.WholeBatchNorm
+        assert all(ours is before for ours, before in zip(module.parameters(), parameters, strict=True))
+        for training in (True, False):
+            plain.train(training)
+            module.train(training)
+            assert torch.equal(module(values), plain(values))
+        assert module[0].state_dict().keys() == plain.state_dict().keys()
+        for name, value in plain.state_dict().items():
+            assert torch.equal(module[0].state_dict()[name], value)

@@ -14,7 +14,8 @@ from fakes.command import macl
 from fakes.processes import COUNT, KILLED, command, run_in_two
 from fakes.toy_store import write_toy_store
 from macl import checkpoint, training
-from macl.data.batches import Batches, SliceBank
+from macl.data.bank import SliceBank
+from macl.data.batches import Batches
 from macl.data.store import Store
 from macl.errors import MaclError
 from macl.ranks import Place, place, require_even_shares
@@ -79,16 +80,28 @@ def assert_alike(run: Path, other: Path) -> None:
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def run_macl(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.parametrize("stage", ["pretrain"], indirect=True, scope="module")
 def test_torchrun_writes_the_run_of_one_process(folder: Path, alone: Path, stage: str) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT), "-m")
-    done = subprocess.run(
-        [*torchrun, "macl", *words(folder, stage, f"{stage}-shared")], capture_output=True, text=True, timeout=120
-    )
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT), "-m", "macl")
+    done = run_macl(*torchrun, *words(folder, stage, f"{stage}-shared"))
     assert done.returncode == 0, done.stderr
     assert_alike(folder / f"{stage}-shared", alone)
     assert done.stderr.count("steps on 2 × cpu") == 1, "one process speaks for both"
     assert "Warning" not in done.stderr
+
+
+def test_devices_of_this_machine(folder: Path) -> None:
+    """As with torchrun; a mistake is one sentence and leaves no folder."""
+    uneven = [*words(folder, "finetune", "uneven", "--devices", "2"), "--set", "training.batch_size=7"]
+    done = run_macl("macl", *uneven)
+    assert done.returncode == 1
+    expected = "macl: 2 processes cannot share a batch of 7 slices evenly: add --set training.batch_size=6."
+    assert done.stderr.splitlines() == [expected]
+    assert not (folder / "uneven").exists()
 
 
 def in_two(words: list[list[str]], said: Path, second_killed_after: int | None = None) -> list[int | None]:
@@ -135,17 +148,6 @@ def test_one_that_fails_speaks_and_ends_for_both(folder: Path, tmp_path: Path) -
     assert "Traceback" not in first + second
     assert second.startswith("macl: ")
     assert "nowhere.store" in second
-
-
-def test_shares_that_are_not_even(folder: Path, tmp_path: Path) -> None:
-    uneven = words(folder, "pretrain", "uneven", "--set", "training.batch_size=7")
-    uneven += ["--set", "training.batch_size=7"]
-    assert in_two([uneven] * COUNT, tmp_path) == [1, 1]
-    said = "".join((tmp_path / f"{rank}.txt").read_text() for rank in range(COUNT))
-    expected = "macl: 2 processes cannot share a batch of 7 slices evenly: add --set training.batch_size=6.\n"
-    assert said.count("macl:") == 1
-    assert said.endswith(expected)
-    assert not (folder / "uneven").exists()
 
 
 @pytest.mark.parametrize(
