@@ -75,6 +75,10 @@ def demo(out: Out = Path("demo")) -> None:
 def inspect(
     path: Annotated[Path, typer.Argument(help="A folder of scans, a store, a run or a scan.", show_default=False)],
     reader: Annotated[str | None, typer.Option(help="Read a folder of scans as this layout.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read the headers of a folder's scans alone; count no voxels.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say what a folder of scans, a store, a run or a scan holds."""
@@ -83,7 +87,7 @@ def inspect(
     from macl.stages.inspect import inspect as run
     from macl.stages.inspect import render
 
-    found = run(path, reader=reader)
+    found = run(path, reader=reader, quick=quick, workers=workers)
     print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else render(found))
 
 

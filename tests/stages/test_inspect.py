@@ -12,7 +12,7 @@ import pytest
 from fakes import acdc, dicom, msd
 from fakes.command import macl
 from fakes.finished_runs import write_pretrained
-from fakes.scans import affine, anatomy, truncate, write_itk, write_nifti
+from fakes.scans import affine, anatomy, flip_bit, truncate, write_itk, write_nifti
 from fakes.toy_store import write_toy_store
 from macl.stages.inspect import inspect
 from macl.stages.prepare import prepare
@@ -31,8 +31,69 @@ def test_a_source_is_counted(tmp_path: Path) -> None:
     expected = {"reader": "msd", "cases": 4, "patients": 4, "labelled": 2, "modality": "MR"}
     assert {key: found[key] for key in expected} == expected
     assert found["classes"] == ["background", "Ring", "Disc"]
+    labels = [anatomy(seed)[1] for seed in (2, 3)]
+    assert found["class_voxels"] == [int(sum((label == value).sum() for label in labels)) for value in range(3)]
+    assert found["class_cases"] == [2, 2, 2]
     assert found["refused"] == [{"name": "toy_001", "reason": "the file is empty"}]
     assert found["sizes"] == [[24, 20, 6], [24, 20, 6]]
+
+
+def test_headers_alone_are_read_where_that_is_asked_for(tmp_path: Path) -> None:
+    msd.write(tmp_path / "data")
+    truncate(tmp_path / "data/labelsTr/toy_002.nii.gz")
+    answer = macl("inspect", tmp_path / "data", "--quick", "--json")
+    found = json.loads(answer.out)
+    assert (found["cases"], found["class_voxels"], found["refused"]) == (5, None, [])
+    assert "voxels in" not in macl("inspect", tmp_path / "data", "--quick").out
+
+
+def odd_folder(folder: Path) -> Path:
+    """Four sound cases and one for every fault."""
+    image, label = anatomy(0)
+    for name, seed in (("a", 1), ("b", 2), ("d", 4)):
+        write_nifti(folder / f"{name}.nii.gz", anatomy(seed)[0], affine((1.0, 1.0, 4.0)))
+        write_nifti(folder / f"{name}_seg.nii.gz", anatomy(seed)[1], affine((1.0, 1.0, 4.0)))
+    write_nifti(folder / "twin.nii.gz", anatomy(2)[0], affine((4.0, 1.5, 1.5)))
+    write_nifti(folder / "a_seg.nii.gz", np.zeros_like(label), affine((1.0, 1.0, 4.0)))
+    faulty = {"moved": label[1:], "negative": label.astype(np.int16) - 1, "many": image - image.min()}
+    for name, broken in faulty.items():
+        write_nifti(folder / f"{name}.nii.gz", image)
+        write_nifti(folder / f"{name}_seg.nii.gz", broken)
+    write_nifti(folder / "endless.nii.gz", np.where(image > 60, np.nan, image).astype(np.float32))
+    write_nifti(folder / "series.nii.gz", np.stack([image, image + 1]))
+    flip_bit(write_nifti(folder / "broken.nii.gz", image))
+    write_nifti(folder / "orphan_seg.nii.gz", label)
+    return folder
+
+
+def test_what_is_broken_or_odd_is_told_with_its_reason(tmp_path: Path) -> None:
+    found = as_json(odd_folder(tmp_path / "data"))
+    assert (found["cases"], found["labelled"]) == (4, 3)
+    reasons = {refused["name"]: refused["reason"] for refused in found["refused"]}
+    words = {
+        "moved": "6 voxels against", "negative": "from -1 to 1", "many": "is it an image", "endless": "NaN or infinite",
+        "series": "4D", "broken": "", "orphan": "a label without an image",
+    }  # fmt: skip
+    assert reasons.keys() == words.keys()
+    for name, word in words.items():
+        assert word in reasons[name]
+    odd = {oddity["what"]: oddity["cases"] for oddity in found["oddities"]}
+    expected = {
+        "sagittal": ["twin"], "differ, from 1 to 1.5 mm": [], "same image under several patients": ["b", "twin"],
+        "all background": ["a"],
+    }  # fmt: skip
+    assert len(odd) == len(expected)
+    for words, cases in expected.items():
+        assert [odd[what] for what in odd if words in what] == [cases]
+    assert found["class_cases"] == [3, 2, 2]
+    table = macl("inspect", tmp_path / "data").out
+    assert all(name in table for name in reasons)
+    assert "the label is all background: 1 case (a)" in table
+
+
+def test_any_number_of_workers_finds_the_same(tmp_path: Path) -> None:
+    odd_folder(tmp_path / "data")
+    assert inspect(tmp_path / "data", workers=2) == inspect(tmp_path / "data", workers=1)
 
 
 def test_a_store_is_counted_and_tells_who_was_refused(tmp_path: Path) -> None:
@@ -44,6 +105,7 @@ def test_a_store_is_counted_and_tells_who_was_refused(tmp_path: Path) -> None:
     assert {key: found[key] for key in expected} == expected
     assert found["classes"] == ["background", "RV", "MYO", "LV"]
     labels = [anatomy(seed)[1] for seed in (101, 112, 201)]
+    assert found["class_cases"] == [3, 3, 3, 0]
     assert found["class_voxels"] == [int(sum((label == value).sum() for label in labels)) for value in range(4)]
     assert [refused["name"] for refused in found["refused"]] == ["patient002_frame12"]
     assert "constant" in found["refused"][0]["reason"]

@@ -44,7 +44,7 @@ def workers_for(items: int, workers: int) -> Iterator[Run]:
     except BrokenProcessPool:
         raise MaclError(
             "A worker process was killed, probably for want of memory: run the command again with --workers 1. "
-            '(From a script, call prepare under `if __name__ == "__main__":`.)'
+            '(From a script, call it under `if __name__ == "__main__":`.)'
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

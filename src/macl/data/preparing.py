@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,21 +14,16 @@ from pydantic import ValidationError
 
 import macl
 from macl.config import PrepareSettings, Settings
+from macl.data.labels import as_classes, label_on_grid, require_declared
 from macl.data.slicing import as_stored, label_to_slices, to_slices
 from macl.data.store import CASES, ArrayKind, StoredArray, StoredCase, write_array
-from macl.data.volumes import Volume, grid_difference, read_label, read_scan
+from macl.data.volumes import Volume, read_scan
 from macl.errors import RefusedCaseError
 from macl.files import write_text
-from macl.plugins import Case, Scan, files_of, scans_of
+from macl.plugins import Case, files_of, scans_of
 
 MARKERS = ".preparing"
 """Folder in an unfinished store: one file per finished case."""
-
-MOST_CLASSES = 64
-LARGEST_LABEL = 65535
-
-_NAMED = 16
-"""How many label values a sentence lists."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +102,6 @@ def prepare_case(task: Task) -> Outcome:
     return outcome
 
 
-def label_values(scan: Scan) -> tuple[int, ...] | str:
-    """The values in a label file, sorted; or why it cannot be a label."""
-    try:
-        values = np.unique(read_label(scan).array)
-    except RefusedCaseError as error:
-        return str(error)
-    if len(values) > MOST_CLASSES:
-        return f"its label holds {len(values)} different values, more than {MOST_CLASSES}: is it an image?"
-    if values[0] < 0 or values[-1] > LARGEST_LABEL:
-        return f"its label holds values from {values[0]} to {values[-1]}, outside 0 to {LARGEST_LABEL}"
-    return tuple(int(value) for value in values)
-
-
 def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
     case, settings = task.case, task.settings
     volume = read_scan(case.images, task.channels)
@@ -158,21 +140,9 @@ def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
 
 def _read_label(case: Case, image: Volume, values: Mapping[int, int]) -> np.ndarray:
     """(z, y, x) labels 0…K."""
-    assert case.label
-    label = read_label(case.label, case.images[0])
-    if difference := grid_difference(image.geometry, label.geometry):
-        raise RefusedCaseError(f"image and label lie on different grids: {difference}")
-    found = np.unique(label.array)
-    if strange := sorted({*found.tolist()} - {*values}):
-        raise RefusedCaseError(f"its label holds {_some(strange)}, outside the declared classes ({_some(values)})")
-    known = np.asarray(sorted(values))
-    labels = np.asarray([values[value] for value in known.tolist()], dtype=np.uint8)
-    return labels[np.searchsorted(known, label.array[0])]
-
-
-def _some(values: Iterable[int]) -> str:
-    values = list(values)
-    return ", ".join(map(str, values[:_NAMED])) + (", …" if len(values) > _NAMED else "")
+    label = label_on_grid(case, image)
+    require_declared(np.unique(label).tolist(), values)
+    return as_classes(label, values)
 
 
 def _marker(task: Task) -> Path:

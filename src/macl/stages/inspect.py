@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from macl import plugins
+from macl.data.examining import (
+    Examination,
+    Finding,
+    class_counts,
+    classes_of,
+    examine,
+    odd_contents,
+    odd_geometries,
+)
 from macl.data.grids import orientation
+from macl.data.parallel import available_cores, workers_for
 from macl.data.runs import RECORD, read_log, read_record
 from macl.data.store import INDEX, Store, StoreIndex
-from macl.data.survey import recognise, survey
+from macl.data.survey import Survey, recognise, survey
 from macl.data.volumes import is_one_scan, read_header, read_scan
 from macl.errors import MaclError, RefusedCaseError
+from macl.plugins import Source
+from macl.progress import progress
 
-_REFUSALS_SHOWN = 20
+_CASES_SHOWN = 20
+_NAMES_SHOWN = 4
+_IN_ONE_ROW = ("class_voxels", "class_cases")
+"""What the table tells beside the classes."""
 
 
-def inspect(path: Path, reader: str | None = None) -> dict[str, Any]:
+def inspect(
+    path: Path, reader: str | None = None, *, quick: bool = False, workers: int | None = None
+) -> dict[str, Any]:
     """What there is at `path`, as one JSON object; `kind` says "store", "run", "scan" or "source".
+
+    Of a folder of scans every scan and label is read, so that `refused` and `class_voxels` are what `prepare` will find.
 
     Args:
         path: a folder of scans, a store, a run, or a scan (a file, or a folder of one DICOM series and nothing else).
         reader: the layout to read a folder of scans as; None: the one whose signs are the most specific.
+        quick: read the headers of a folder's scans alone: then `class_voxels` and `class_cases` are None.
+        workers: processes; None: one per core.
 
     Raises:
         MaclError: there is nothing that is known, or a scan is broken.
@@ -38,7 +60,7 @@ def inspect(path: Path, reader: str | None = None) -> dict[str, Any]:
         return _scan(path)
     if path.is_file():
         raise MaclError(f"{path} is no scan, store, run or folder of scans that macl knows: check the path.")
-    return _source(path, reader)
+    return _source(path, reader, quick, workers)
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -50,10 +72,13 @@ def render(found: Mapping[str, Any]) -> str:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in found.items():
-        if key == "refused":
-            table.add_row(key, _refusals(value))
-        else:
-            table.add_row(key.replace("_", " "), _words(value))
+        if key in _IN_ONE_ROW:
+            continue
+        if key == "classes" and found.get("class_voxels"):
+            value = _class_rows(value, *(found[name] for name in _IN_ONE_ROW))
+        elif key in ("refused", "oddities"):
+            value = _listed(value)
+        table.add_row(key.replace("_", " "), _words(value))
     console = Console(width=110, highlight=False, markup=False)
     with console.capture() as capture:
         console.print(table)
@@ -69,6 +94,7 @@ def _store(path: Path) -> dict[str, Any]:
         "channels": list(index.channels),
         "classes": list(index.classes),
         "class_voxels": _class_voxels(index),
+        "class_cases": _class_cases(index),
         "cases": len(index.cases),
         "patients": len({case.patient for case in index.cases}),
         "labelled": sum(case.labelled for case in index.cases),
@@ -82,21 +108,30 @@ def _store(path: Path) -> dict[str, Any]:
     }
 
 
-def _source(path: Path, reader: str | None) -> dict[str, Any]:
+def _source(path: Path, reader: str | None, quick: bool, workers: int | None) -> dict[str, Any]:
     if reader is None:
         chosen = recognise(path, [plugins.find("readers", name) for name in plugins.names("readers")])
     else:
         chosen = plugins.find("readers", reader)
     looked = survey(path, chosen.read(path))
+    findings = None if quick else _read_all(looked.source, available_cores() if workers is None else workers)
+    if findings is not None:
+        looked = _without_refused(looked, findings)
+        findings = [finding for finding in findings if not finding.reason]
     source = looked.source
     geometries = [header.geometry for header in looked.headers.values()]
+    classes = classes_of(source, findings or ())
+    voxels, cases = (None, None) if findings is None else class_counts(classes, findings)
+    odd = [*odd_geometries(looked), *(odd_contents(source, findings, classes) if findings else ())]
     return {
         "kind": "source",
         "reader": source.reader,
         "recognised_by": sign[1] if (sign := chosen.evidence(path)) else None,
         "modality": source.modality,
         "channels": list(source.channels),
-        "classes": list(dict.fromkeys(source.classes.values())),
+        "classes": list(classes.names),
+        "class_voxels": voxels,
+        "class_cases": cases,
         "cases": len(source.cases),
         "patients": len({case.patient for case in source.cases}),
         "labelled": sum(case.label is not None for case in source.cases),
@@ -104,8 +139,32 @@ def _source(path: Path, reader: str | None) -> dict[str, Any]:
         "sizes": _range([geometry.size for geometry in geometries]),
         "spacing_mm": _range([geometry.spacing for geometry in geometries if geometry.spacing_known]),
         "refused": [{"name": name, "reason": reason} for name, reason in source.refused.items()],
-        "notes": list(source.notes),
+        "oddities": [{"what": oddity.what, "cases": list(oddity.cases)} for oddity in odd],
+        "notes": [*source.notes, *classes.notes],
     }
+
+
+def _read_all(source: Source, workers: int) -> list[Finding]:
+    """What every case's files hold, in the order of the cases."""
+    values = frozenset(source.classes)
+    tasks = [Examination(case, len(source.channels), values) for case in source.cases]
+    findings: dict[int, Finding] = {}
+    with workers_for(len(tasks), workers) as run, progress("inspect", len(tasks)) as advance:
+        for index, finding in run(examine, tasks):
+            findings[index] = finding
+            advance(note=finding.name)
+    return [findings[index] for index in range(len(tasks))]
+
+
+def _without_refused(looked: Survey, findings: Sequence[Finding]) -> Survey:
+    """The survey without the cases that reading has ruled out."""
+    refused = {finding.name: finding.reason for finding in findings if finding.reason}
+    source = replace(
+        looked.source,
+        cases=tuple(case for case in looked.source.cases if case.name not in refused),
+        refused=dict(sorted({**looked.source.refused, **refused}.items())),
+    )
+    return Survey(source, {name: header for name, header in looked.headers.items() if name not in refused})
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -168,6 +227,12 @@ def _class_voxels(index: StoreIndex) -> list[int]:
     return [sum(voxels) for voxels in zip(*counts, strict=True)]
 
 
+def _class_cases(index: StoreIndex) -> list[int]:
+    """In how many cases every class occurs."""
+    counts = [case.class_voxels for case in index.cases if case.class_voxels]
+    return [sum(voxels > 0 for voxels in of_class) for of_class in zip(*counts, strict=True)]
+
+
 def _range(values: list[tuple[Any, ...]]) -> list[list[Any]] | None:
     """Smallest and largest per axis, or None where there are none."""
     if not values:
@@ -176,13 +241,35 @@ def _range(values: list[tuple[Any, ...]]) -> list[list[Any]] | None:
     return [[min(axis) for axis in axes], [max(axis) for axis in axes]]
 
 
-def _refusals(refused: list[dict[str, str]]) -> str:
-    if not refused:
-        return "none"
-    lines = [f"{case['name']}: {case['reason']}" for case in refused[:_REFUSALS_SHOWN]]
-    if len(refused) > _REFUSALS_SHOWN:
-        lines.append(f"and {len(refused) - _REFUSALS_SHOWN} more")
-    return "\n".join([str(len(refused)), *lines])
+def _class_rows(classes: Sequence[str], voxels: Sequence[int], cases: Sequence[int]) -> str:
+    """A line for every class."""
+    width = max(map(len, classes))
+    return "\n".join(
+        f"{name:<{width}}  {count:>15,} voxels in {_cases(number)}"
+        for name, count, number in zip(classes, voxels, cases, strict=True)
+    )
+
+
+def _listed(found: Sequence[Mapping[str, Any]]) -> str:
+    """Refusals by name, or oddities with the first names that show them."""
+    lines = [_refusal_or_oddity(one) for one in found[:_CASES_SHOWN]]
+    if len(found) > _CASES_SHOWN:
+        lines.append(f"and {len(found) - _CASES_SHOWN} more")
+    return "\n".join([str(len(found)), *lines]) if found else "none"
+
+
+def _refusal_or_oddity(one: Mapping[str, Any]) -> str:
+    if "reason" in one:
+        return f"{one['name']}: {one['reason']}"
+    names = one["cases"]
+    if not names:
+        return one["what"]
+    more = ", …" if len(names) > _NAMES_SHOWN else ""
+    return f"{one['what']}: {_cases(len(names))} ({', '.join(names[:_NAMES_SHOWN])}{more})"
+
+
+def _cases(count: int) -> str:
+    return f"{count:,} case" + ("" if count == 1 else "s")
 
 
 def _words(value: Any) -> str:

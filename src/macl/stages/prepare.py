@@ -7,12 +7,12 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import macl
 from macl import plugins
 from macl.config import PrepareSettings
+from macl.data.labels import Classes, declared_classes, found_classes, label_values
 from macl.data.parallel import available_cores, workers_for
 from macl.data.preparing import (
     MARKERS,
@@ -20,7 +20,6 @@ from macl.data.preparing import (
     Task,
     earlier_outcome,
     files_fingerprint,
-    label_values,
     leftovers,
     prepare_case,
 )
@@ -33,23 +32,6 @@ from macl.plugins import Source
 from macl.progress import progress, say
 
 _REFUSALS_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class _Classes:
-    """What labels 0…K are called, which values in the scans mean which, and how that is known."""
-
-    names: tuple[str, ...]
-    labels: Mapping[int, int]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """For every label 0…K its value in the scans, the first one declared where several mean the same."""
-        firsts: dict[int, int] = {}
-        for value, label in self.labels.items():
-            firsts.setdefault(label, value)
-        return tuple(firsts[label] for label in range(len(self.names)))
 
 
 def prepare(
@@ -157,15 +139,14 @@ def _finished(store: Path, fingerprint: str) -> StoreIndex | None:
     return None
 
 
-def _classes(source: Source, workers: int) -> tuple[_Classes, Mapping[str, str]]:
+def _classes(source: Source, workers: int) -> tuple[Classes, Mapping[str, str]]:
     """The classes as declared, or else as found in the labels; and the cases whose labels cannot be any."""
     labelled = [case for case in source.cases if case.label]
     if source.classes:
-        names = tuple(dict.fromkeys(source.classes.values()))
-        return _Classes(names, {value: names.index(name) for value, name in source.classes.items()}), {}
+        return declared_classes(source.classes), {}
     if not labelled:
-        return _Classes((), {}), {}
-    values = {0}
+        return Classes((), {}), {}
+    values: set[int] = set()
     unusable: dict[str, str] = {}
     with workers_for(len(labelled), workers) as run, progress("labels", len(labelled)) as advance:
         for index, found in run(label_values, [case.label for case in labelled]):
@@ -174,13 +155,7 @@ def _classes(source: Source, workers: int) -> tuple[_Classes, Mapping[str, str]]
             else:
                 values.update(found)
             advance()
-    ordered = tuple(sorted(values))
-    if len(ordered) > 256:
-        raise MaclError(f"The labels hold {len(ordered)} different values together, more than 256: are they labels?")
-    listed = ", ".join(map(str, ordered))
-    names = tuple("background" if value == 0 else f"class {value}" for value in ordered)
-    labels = {value: label for label, value in enumerate(ordered)}
-    return _Classes(names, labels, (f"No classes are declared: the labels hold {listed}.",)), unusable
+    return found_classes(values), unusable
 
 
 def _bytes(looked: Survey, task: Task) -> int:
@@ -219,7 +194,7 @@ def _index(
     source: Source,
     settings: PrepareSettings,
     fingerprint: str,
-    classes: _Classes,
+    classes: Classes,
     outcomes: Sequence[Outcome],
     refused: Mapping[str, str],
 ) -> StoreIndex:
