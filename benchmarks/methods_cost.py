@@ -20,7 +20,8 @@ import torch
 from common import Training
 
 from macl.config import PretrainSettings, read_recipe, resolve
-from macl.data.batches import Batches, SliceBank
+from macl.data.bank import SliceBank
+from macl.data.batches import Batches
 from macl.data.store import Store
 from macl.plugins import Batch, find, names
 from macl.pretraining import build_task, settle

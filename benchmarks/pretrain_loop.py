@@ -19,7 +19,8 @@ from common import MODES, Training, arguments_of, milliseconds, publish, synthet
 from lightning_fabric import Fabric
 
 from macl.config import PretrainSettings, resolve
-from macl.data.batches import Batches, Residence, SliceBank
+from macl.data.bank import Residence, SliceBank
+from macl.data.batches import Batches
 from macl.data.store import Store
 from macl.plugins import MethodModule, find
 from macl.pretraining import build_task

@@ -14,7 +14,8 @@ from torch import nn
 
 from fakes.toy_store import write_toy_store
 from macl.config import TrainingSettings
-from macl.data.batches import Batches, SliceBank
+from macl.data.bank import SliceBank
+from macl.data.batches import Batches
 from macl.errors import MaclError
 from macl.optimisation import learning_rate
 from macl.plugins import Batch, Step

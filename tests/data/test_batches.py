@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fakes.toy_store import write_toy_store
-from macl.data.batches import Batches, Residence, SliceBank
+from macl.data.bank import Residence, SliceBank
+from macl.data.batches import Batches
 from macl.data.draws import Draws
 from macl.data.slicing import normalise
 from macl.data.store import Store, write_array, write_index
@@ -266,7 +267,7 @@ def test_only_labelled_cases_can_bring_labels(tmp_path: Path) -> None:
 
 
 def test_slices_stay_on_disk_where_memory_is_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from macl.data import batches as module
+    from macl.data import bank as module
 
     assert bank(store).residence == "device"
     monkeypatch.setattr(module, "_free_host_bytes", lambda: 1000)
@@ -274,6 +275,6 @@ def test_slices_stay_on_disk_where_memory_is_short(store: Store, monkeypatch: py
 
 
 def test_free_memory_is_a_share_of_what_the_machine_has() -> None:
-    from macl.data.batches import _free_host_bytes
+    from macl.data.bank import _free_host_bytes
 
     assert 2**20 < _free_host_bytes() < 2**50

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fakes.toy_store import write_toy_store
-from macl.data.batches import Batches, SliceBank
+from macl.data.bank import SliceBank
+from macl.data.batches import Batches
 
 CPU = torch.device("cpu")
 

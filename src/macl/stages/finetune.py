@@ -13,7 +13,8 @@ from macl import checkpoint
 from macl.checkpoint import Checkpoint
 from macl.config import FinetuneSettings, read_recipe, resolve
 from macl.data import runs, splits
-from macl.data.batches import Batches, SliceBank
+from macl.data.bank import SliceBank
+from macl.data.batches import Batches
 from macl.data.runs import RunRecord
 from macl.data.slicing import normalise
 from macl.data.splits import ResolvedSplit

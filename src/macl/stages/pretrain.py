@@ -12,7 +12,8 @@ from torch import nn
 from macl import checkpoint
 from macl.config import PretrainSettings, read_recipe, resolve
 from macl.data import runs, splits
-from macl.data.batches import Batches, SliceBank
+from macl.data.bank import SliceBank
+from macl.data.batches import Batches
 from macl.data.runs import RunRecord
 from macl.data.store import Store
 from macl.files import require_disk_space
