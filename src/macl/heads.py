@@ -83,7 +83,7 @@ def pooled() -> nn.Sequential:
 
 
 def patch_discriminator(in_channels: int, width: int) -> nn.Sequential:
-    """Four strided convolutions: (B, in, S, S) → (B, 1, S/16, S/16), a logit for every patch: is it real?
+    """Four strided convolutions: (B, in, S, S) → (B, 1, S/16, S/16), a score for every patch: is it real?
 
     Its norm keeps no running statistics, so that judging an image leaves no trace.
     """

@@ -66,8 +66,12 @@ def test_the_teachers_centre_follows_its_scores():
 
 def test_desd_teaches_every_depth():
     task = build("desd", hidden=16, projection=8, prototypes=16)
-    task.step(batch()).loss.backward()
+    step = task.step(batch())
+    step.loss.backward()
     assert len(task.heads) == 4
+    torch.testing.assert_close(
+        step.loss.detach(), sum(step.parts[f"loss_{name}"] for name in ("deepest", "sub_encoders")) / 4
+    )
     assert all(has_gradient(head) for head in task.heads)
 
 
@@ -176,8 +180,19 @@ def test_dira_each_side_moves_itself_alone():
     assert has_gradient(task.discriminator)
 
 
-def test_dira_joins_its_parts_one_after_another():
+def test_dira_adversary_is_of_least_squares():
+    """Towards 1 on true views and 0 on restored ones; the network wants 1 on restored ones."""
     task = build("dira", queue=8, discriminator_width=2)
+    restored, true = torch.randn(2, 1, 32, 32), torch.randn(2, 1, 32, 32)
+    on_restored, on_true = task.discriminator(restored), task.discriminator(true)
+    deceiving, discriminator = task.adversarial(restored, true)
+    torch.testing.assert_close(deceiving, F.mse_loss(on_restored, torch.ones_like(on_restored)))
+    halves = F.mse_loss(on_true, torch.ones_like(on_true)) + F.mse_loss(on_restored, torch.zeros_like(on_restored))
+    torch.testing.assert_close(discriminator, halves / 2)
+
+
+def test_dira_joins_its_parts_one_after_another():
+    task = build("dira", queue=8, discriminator_width=2, restoration_from=0.2)
     names = ("loss_discriminative", "loss_restorative", "loss_discriminator")
     taking_part = [[bool(task.step(batch(done=done)).parts[name]) for name in names] for done in (0.0, 0.3, 0.5)]
     assert taking_part == [[True, False, False], [True, True, False], [True, True, True]]

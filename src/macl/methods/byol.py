@@ -6,8 +6,9 @@ negatives, and what keeps the features apart is the predictor together with the 
     t(x)  ── e ── projector ── predictor ── q ╮
     t'(x) ── e' ─ projector' ────────────── z'┴ 2 − 2·cos (eq. 2), and once more with the views exchanged
 
-The target moves by ξ ← τ·ξ + (1 − τ)·θ, τ rising along a cosine from 0.996 to 1 over the run. It moves at the start of a
-step instead of at the end of the one before, which is the same.
+The target moves by ξ ← τ·ξ + (1 − τ)·θ, τ rising along a cosine from 0.996 to 1 over the run: the released code's start for
+1,000 epochs, which takes 0.99 for 100 and 300. Its heads are as wide. The target moves at the start of a step instead of at the
+end of the one before, which is the same.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ DINO's distillation (Caron et al. 2021, arXiv 2104.14294) at several depths: not
 its first levels alone, each with a head of its own, must predict what the teacher's whole encoder says of another view:
 
     t(x)  ── e (student) ┬─ levels … ── heads ── p      ╮
-                         ╰─ bottleneck ─ head ── p      ┼ −q · log p, summed over depths, views in turn
+                         ╰─ bottleneck ─ head ── p      ┼ −q · log p, mean over depths, views in turn
     t'(x) ── e' (teacher) ─ bottleneck ─ head' ─ q      ╯
 
 The teacher follows the student with a momentum that rises from 0.996 to 1; its scores are centred by a running mean and
-sharpened by a low temperature, which together keep it from a constant answer. Temperatures, momenta and the number of
-prototypes are the released code's; depths weigh the same. Scores are cosines with prototypes, which is DINO's weight-normed
-last layer with its length fixed to 1.
+sharpened by a low temperature, which together keep it from a constant answer. Temperatures, their warm-up (20 of 300
+epochs), momenta, K, the heads' widths and the equal weights of the depths are those of the released code and its command.
+Scores are cosines with prototypes, which is its weight-normed last layer with its length fixed to 1. Its heads have GELU
+where these have ReLU, and its last layers stand still for the first epoch, which is left out.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ class Desd(nn.Module):
             + 0.5 * cross_entropy_with_codes(second, code1, settings.student_temperature)
             for first, second in zip(scores1, scores2, strict=True)
         ]
-        loss = torch.stack(by_depth).sum()
+        loss = torch.stack(by_depth).mean()
         parts = {
             "loss_deepest": by_depth[-1].detach(),
-            "loss_sub_encoders": (loss - by_depth[-1]).detach(),
+            "loss_sub_encoders": (len(by_depth) * loss - by_depth[-1]).detach(),
             "feature_spread": spread(torch.cat((features1, features2))),
         }
         return Step(loss, parts)

@@ -8,12 +8,14 @@ from true views, all in one network:
       │                                               ╰── discriminator(x̂) against t(x)       L_adv
     t'(x) ── e' ── projector' ── k
 
-    L = λ_dis·L_dis + λ_res·L_res + λ_adv·L_adv, weights {1, 10, 0.001}, to be checked against the paper
+    L = λ_dis·L_dis + λ_res·L_res + λ_adv·L_adv
 
-One optimiser trains both sides: the discriminator's loss sees a restored view without gradient, and the network's sees the
-discriminator with its weights held fixed, so neither's gradient reaches the other. Distortion is that of intensity, and
-covered blocks. As in the paper restoration and then the adversary join in later shares of the run. The discriminator judges
-patches, and its generator's loss is the one that does not saturate.
+Followed is the released code: its weights, MoCo v2's queue, momentum and τ, least squares as the adversary's losses, a
+discriminator that judges patches, both views distorted, and training in two parts, of which the first is without adversary;
+when the second begins is this file's choice. Changed are: one optimiser trains both sides, where the discriminator's loss sees a
+restored view without gradient and the network's sees the discriminator with its weights held fixed; distortion is of intensity
+and by covered blocks, without shuffled ones; the view is restored in its own geometry, where the released code mirrors it
+after the target was taken.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Settings(PluginSettings):
     weight_discriminative: float = Field(default=1.0, ge=0, description="λ_dis")
     weight_restorative: float = Field(default=10.0, ge=0, description="λ_res")
     weight_adversarial: float = Field(default=0.001, ge=0, description="λ_adv")
-    restoration_from: float = Field(default=0.2, ge=0, le=1, description="share of the run before restoration joins")
+    restoration_from: float = Field(default=0.0, ge=0, le=1, description="share of the run before restoration joins")
     adversary_from: float = Field(default=0.4, ge=0, le=1, description="share of the run before the adversary joins")
     queue: int = Field(default=65536, gt=0, description="K, keys remembered; best well below the number of slices")
     momentum: float = Field(default=0.999, ge=0, le=1, description="m")
@@ -89,9 +91,9 @@ class Dira(nn.Module):
     def adversarial(self, restored: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
         """The network's loss, which moves `restored` alone, and the discriminator's, which moves the discriminator alone."""
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        fooled = F.softplus(-torch.func.functional_call(self.discriminator, fixed, (restored,)).float()).mean()
+        deceived = torch.func.functional_call(self.discriminator, fixed, (restored,)).float()
         on_true, on_restored = (self.discriminator(images).float() for images in (true, restored.detach()))
-        return fooled, F.softplus(-on_true).mean() + F.softplus(on_restored).mean()
+        return (deceived - 1).square().mean(), 0.5 * ((on_true - 1).square().mean() + on_restored.square().mean())
 
     def step(self, batch: Batch) -> Step:
         """Follow, contrast; then restore, then deceive, each from its share of the run on."""

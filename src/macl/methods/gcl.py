@@ -9,8 +9,9 @@ a slice looks alike in two renderings of its intensity and unlike other regions 
 
 Stage 1 is by default in the form of PCL's and MACL's comparisons (each positive against all other anchors); the paper's own
 form, where other positives are left out of the denominator, is `original_form`. Stage 2 is the paper's strategy "random"
-within a slice; its 13 regions of 3×3 places and three decoder blocks are this file's choice. The paper trains the stages in
-two runs; here the first `encoder_share` of one run is stage 1.
+within a slice. S, τ, the 13 regions of 3×3 places and the three decoder blocks are those of the released commands, where a
+region meets five other regions of each rendering, and here all. Its views of stage 1 are crops in other brightness and
+contrast, where these are MACL's. The paper trains the stages in two runs; here the first `encoder_share` of one run is stage 1.
 """
 
 from __future__ import annotations

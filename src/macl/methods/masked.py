@@ -5,7 +5,8 @@ Square blocks of the slice are covered, and the whole U-Net learns to fill them 
     x ── blocks covered ── e ── d ── 1×1 convolution ── x̂ ── mean square error on the covered pixels
 
 MAE gives its transformer the visible patches only; a convolution needs every pixel, so covered ones are set to 0, the mean
-of a normalised slice. As in MAE the covered share is 75 %, blocks have 16 pixels a side, and only covered pixels count.
+of a normalised slice. As in MAE the covered share is 75 %, blocks have 16 pixels a side, and only covered pixels count. They
+are compared as they are: that every block is first brought to mean 0 and deviation 1, as by MAE's released command, is left out.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ the key encoder moves by θ_k ← m·θ_k + (1 − m)·θ_q (eq. 2):
     t(x)  ── e ── projector ── q ╮
     t'(x) ── e' ─ projector' ─ k ┴ contrast with the queue, then k joins the queue
 
-Version 2's projector, temperature and blur are taken. Shuffled BatchNorm, a remedy for statistics of one GPU's share, does
-nothing where they are the whole batch's, as here, and is left out. The key encoder moves at the start of a step, as in the
-released code.
+Version 2's projector, temperature and blur are taken; K, m and τ are those of the released code's command for it. Shuffled
+BatchNorm, a remedy for statistics of one GPU's share, does nothing where they are the whole batch's, as here, and is left out.
+The key encoder moves at the start of a step, as in the released code.
 """
 
 from __future__ import annotations

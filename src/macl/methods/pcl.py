@@ -7,7 +7,8 @@ whose positions p = (index + 1) / slices differ by less than t. All else is as i
       ╰─ t'(x) ── e ── pool, projector ── z2 ┴ contrast, positives |p_i − p_j| < t
 
 Every anchor's mean over its positives, each against all other anchors, is the form of supervised contrastive learning
-(Khosla et al. 2020), which the released code uses. The views change geometry alone, as in that code's later use in MACL.
+(Khosla et al. 2020), which the released code uses; t and τ are those of its command. Its views change geometry alone, by
+mirrors, elastic deformation, rotation and scale, as here.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ Two augmentations of a slice are positives of each other, the 2B − 2 others of
     x ── t(x)  ── e ── pool, projector ── z1 ╮
       ╰─ t'(x) ── e ── pool, projector ── z2 ┴ NT-Xent
 
-Followed are the paper's loss and its two-layer projector; the projector's widths are those of MACL's, so that their
-comparison is one of losses. The views pass through the encoder apart. Scans have no colour: its part is played by
-brightness, contrast and gamma.
+Followed are the paper's loss and its two-layer projector; the projector is MACL's, so that their comparison is one of losses:
+its widths are, and it has no BatchNorm, which the released code has after both layers. The views pass through the encoder
+apart. Scans have no colour: its part is played by brightness, contrast and gamma.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ stop-gradient alone keeps the features from becoming equal:
     t(x)  ── e ── projector ── z1 ── predictor ── p1 ╮
     t'(x) ── e ── projector ── z2 (stop-gradient) ── ┴ −cos (eq. 1), and once more with the views exchanged (eq. 4)
 
-Followed is the paper; the projector's last BatchNorm has no scale and shift, as in the released code.
+Followed is the paper, and the released code, which has its widths: the projector's last BatchNorm has no scale and shift.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ prototypes equally, and the other views, small crops among them, must predict th
     t'(x) ── e ── projector ── z2 ── prototypes ── scores ── softmax ────────────┴ −q1 · log p2, and in turn
 
 With batches too small to share K prototypes evenly, codes are made together with a queue of earlier projections, as in the
-paper from some share of the run on. Prototypes are normalised where they are used instead of overwritten after each step as
-in the released code; they stand still at first, as there. Small crops show a window at the slice's own resolution.
+paper from some share of the run on. K, τ, ε, the rounds, the crops' numbers and sizes, the queue and its start (epoch 15 of 200)
+are those of the released command for batches of 256, as is that prototypes stand still at first (one epoch). They are normalised
+where they are used instead of overwritten before each step. Small crops show a window at the slice's own resolution.
 """
 
 from __future__ import annotations

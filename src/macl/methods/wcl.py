@@ -8,8 +8,9 @@ connected components are weak labels. One view's labels supervise the other view
 
     L = NT-Xent(z1, z2) + ½ [contrast(h1; labels of h2) + contrast(h2; labels of h1)]
 
-Each head's contrast stays within what its released code compares: the first both views, the second one view at a time. The
-paper's third term, multi-crop views of nearest neighbours, is left out.
+Followed is the released code: both heads have three layers, the first contrasts both views, the second one view at a time, both
+terms weigh the same and share τ. As there the paper's third term, multi-crop views of nearest neighbours, is missing. Its
+first ten epochs have gentler views, which is left out.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Settings(PluginSettings):
 
     temperature: float = Field(default=0.1, gt=0, description="τ of both contrasts")
     weight_weak: float = Field(default=1.0, ge=0, description="of the weakly supervised contrast")
-    hidden: int = Field(default=2048, gt=0, description="hidden channels of both heads")
-    projection: int = Field(default=128, gt=0, description="channels of both heads' outputs")
+    hidden: int = Field(default=4096, gt=0, description="hidden channels of both heads")
+    projection: int = Field(default=256, gt=0, description="channels of both heads' outputs")
     views: AugmentationSettings = STRONG_VIEWS
 
 
@@ -44,7 +45,7 @@ class Wcl(nn.Module):
         super().__init__()
         self.settings = settings
         self.backbone = backbone
-        channels = (backbone.channels[-1], settings.hidden, settings.projection)
+        channels = (backbone.channels[-1], settings.hidden, settings.hidden, settings.projection)
         self.pool = pooled()
         self.instance_head = normed_perceptron(channels)
         self.weak_head = normed_perceptron(channels)
