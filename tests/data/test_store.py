@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import blosc2
 import numpy as np
 import pytest
 
+from fakes import index as indices
+from fakes.reading import digests
 from fakes.toy_store import write_toy_store
+from macl.data.parallel import workers_for
 from macl.data.store import Store, StoreIndex, write_array, write_index
 from macl.errors import MaclError
 
@@ -91,3 +95,24 @@ def test_an_index_that_points_out_of_the_store_is_refused(tmp_path: Path) -> Non
     (tmp_path / "store/store.json").write_text(json.dumps(raw))
     with pytest.raises(MaclError, match="outside that folder"):
         Store.open(tmp_path / "store").read(next(iter(store.cases)))
+
+
+def test_a_store_of_ten_thousand_cases_holds_its_index_and_no_slice(tmp_path: Path) -> None:
+    folder = indices.many(tmp_path / "store", 10_000)
+    index_bytes = (folder / "store.json").stat().st_size
+    tracemalloc.start()
+    try:
+        store = Store.open(folder)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(store.index.cases), len(store.cases)) == (10_000, 10_000)
+    assert held < 12 * index_bytes
+    np.testing.assert_array_equal(store.read("case07777", "label"), np.arange(32, dtype=np.uint8).reshape(2, 4, 4))
+
+
+def test_several_processes_read_one_store_at_once(tmp_path: Path) -> None:
+    store = write_toy_store(tmp_path / "store", patients=4)
+    stored = {f"{case.name} {kind}": array.sha256 for case in store.index.cases for kind, array in case.arrays.items()}
+    with workers_for(6, 3) as run:
+        assert [found for _, found in run(digests, [tmp_path / "store"] * 6)] == [stored] * 6

@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from macl.config import PrepareSettings
-from macl.data.store import ArrayKind, Geometry, Normalisation, Slicing, StoredArray, StoredCase, StoreIndex
+from macl.data.store import (
+    ArrayKind,
+    Geometry,
+    Normalisation,
+    Slicing,
+    StoredArray,
+    StoredCase,
+    StoreIndex,
+    write_array,
+)
 from macl.files import write_text
 
 
@@ -65,3 +76,15 @@ def hearts(store: Path, patients: int = 100) -> Path:
             for frame in ("01", "12")
         ),
     )
+
+
+def many(store: Path, cases: int) -> Path:
+    """The index of a store of so many cases that all share the arrays of its first; the arrays are there."""
+    store.mkdir(parents=True)
+    slices = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
+    first = stored_case("case00000", "patient00000")
+    arrays = {
+        kind: write_array(store, first.name, kind, slices.reshape(entry.shape)) for kind, entry in first.arrays.items()
+    }
+    named = (first.model_copy(update={"name": f"case{n:05d}", "patient": f"patient{n // 2:05d}"}) for n in range(cases))
+    return write(store, (case.model_copy(update={"arrays": arrays}) for case in named))

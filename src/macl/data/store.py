@@ -7,14 +7,16 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from macl.config import PrepareSettings, Settings, validate
 from macl.errors import MaclError
@@ -137,11 +139,11 @@ class Store:
         if not (path / INDEX).is_file():
             what = "is not a store" if path.exists() else "does not exist"
             raise MaclError(f"{path} {what}: name a folder that `macl prepare` has finished (it holds {INDEX}).")
-        raw = read_json(path / INDEX, "a store's index")
-        if raw.get("format") != FORMAT or raw.get("version") != VERSION:
-            found = f"{raw.get('format')!r} version {raw.get('version')!r}"
-            raise MaclError(f"{path / INDEX} is {found}, not {FORMAT!r} version {VERSION}: prepare the scans again.")
-        return cls(path, validate(StoreIndex, raw, where=INDEX))
+        try:
+            with _collector_paused():
+                return cls(path, StoreIndex.model_validate_json((path / INDEX).read_bytes()))
+        except (OSError, ValidationError):
+            return cls(path, _read_index(path))
 
     @cached_property
     def cases(self) -> Mapping[str, StoredCase]:
@@ -185,6 +187,27 @@ class Store:
             return np.asarray(array[start : entry.shape[0] if stop is None else stop])
         except (OSError, RuntimeError, ValueError) as error:
             raise MaclError(f"{path} of the case {name!r} cannot be read ({error}): prepare the store again.") from None
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """The garbage collector would walk a large index again and again while it is built, which takes most of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _read_index(path: Path) -> StoreIndex:
+    """The index, or what is wrong with it in words."""
+    raw = read_json(path / INDEX, "a store's index")
+    if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+        found = f"{raw.get('format')!r} version {raw.get('version')!r}"
+        raise MaclError(f"{path / INDEX} is {found}, not {FORMAT!r} version {VERSION}: prepare the scans again.")
+    return validate(StoreIndex, raw, where=INDEX)
 
 
 def write_array(store: Path, name: str, kind: ArrayKind, array: np.ndarray) -> StoredArray:
