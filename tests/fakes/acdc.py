@@ -1,4 +1,4 @@
-"""ACDC's official layout in miniature: two labelled frames a patient, the whole cine series, and Info.cfg."""
+"""ACDC's official layout in miniature: two labelled frames a patient, the whole cine series, and the texts beside them."""
 
 from __future__ import annotations
 
@@ -19,4 +19,5 @@ def write(folder: Path, patients: int = 2) -> Path:
             write_nifti(folder / name / f"{name}_frame{frame:02d}_gt.nii.gz", label)
         write_nifti(folder / name / f"{name}_4d.nii.gz", np.stack([image, image]))
         (folder / name / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: NOR\n")
+        (folder / name / "MANDATORY_CITATION.md").write_text("Bernard et al.")
     return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes import acdc, dicom, msd, nnunet
+from fakes import acdc, brats2018, chd, dicom, msd, nnunet
 from fakes.scans import anatomy, write_itk, write_nifti
 from macl.data.survey import recognise, survey
 from macl.errors import MaclError
@@ -174,7 +174,7 @@ def test_acdc_groups_frames_by_patient(tmp_path: Path) -> None:
     assert all(case.label for case in source.cases)
     assert source.normalisation == "zscore"
     assert source.classes == {0: "background", 1: "RV", 2: "MYO", 3: "LV"}
-    assert any("2 whole cine series" in note for note in source.notes)
+    assert source.notes == ("Passed over: 2 whole cine series (…_4d), which have no labels.",)
 
 
 def test_acdc_is_known_in_its_parts_and_tells_what_does_not_fit(tmp_path: Path) -> None:
@@ -185,6 +185,43 @@ def test_acdc_is_known_in_its_parts_and_tells_what_does_not_fit(tmp_path: Path) 
     assert source.reader == "acdc"
     assert "label without an image" in source.refused["patient001_frame01"]
     assert any("notes.txt" in note for note in source.notes)
+
+
+# ---------------------------------------------------------------- layouts told by names
+
+
+def test_what_a_scan_lacks_or_has_twice_is_named(tmp_path: Path) -> None:
+    brats2018.write(tmp_path)
+    high, low = (tmp_path / "MICCAI_BraTS_2018_Data_Training" / grade for grade in ("HGG", "LGG"))
+    for channel in ("t1ce", "t2"):
+        (high / f"Brats18_2013_2_1/Brats18_2013_2_1_{channel}.nii.gz").unlink()
+    doubled = low / "Brats18_TCIA09_141_1/Brats18_TCIA09_141_1_flair.nii.gz"
+    write_nifti(doubled.with_suffix(""), anatomy(0)[0])
+    source = read(tmp_path)
+    assert source.refused == {
+        "Brats18_2013_2_1": "it has no t1ce, t2 scan",
+        "Brats18_TCIA09_141_1": "2 scans share this name (Brats18_TCIA09_141_1_flair.nii, Brats18_TCIA09_141_1_flair.nii.gz): "
+        "rename or remove all but one",
+    }
+    assert [case.name for case in source.cases] == ["Brats18_CBICA_AAB_1"]
+    assert source.notes == ()
+
+
+def test_labels_alone_and_strange_files_are_told_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    chd.write(tmp_path)
+    (tmp_path / "ct_1001_image.nii.gz").unlink()
+    (tmp_path / "copy").mkdir()
+    write_nifti(tmp_path / "copy/ct_1003_label.nii.gz", anatomy(0)[1])
+    (tmp_path / "._ct_1009_image.nii.gz").write_bytes(b"Mac OS X")
+    source = read(tmp_path)
+    assert source.refused == {
+        "ct_1001": "a label without an image: ct_1001_label.nii.gz",
+        "ct_1003": "2 labels fit it (ct_1003_label.nii.gz, ct_1003_label.nii.gz): rename or remove all but one",
+    }
+    assert [case.name for case in source.cases] == ["ct_1178"]
+    assert source.notes[1:] == (
+        "Passed over, neither scans nor labels of this layout: imageCHD_dataset_info.xlsx.",
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- folder

@@ -24,10 +24,11 @@ class Sunnybrook:
 
     Modality: MR (short axis), 256 × 256, spacing lost. Classes: left ventricle (255 in the labels).
     Licence: CC0 1.0.
-    Obtain: the pictures are a conversion of the Cardiac Atlas Project's Sunnybrook Cardiac Data,
-    https://www.cardiacatlas.org/sunnybrook-cardiac-data/
+    Obtain: https://github.com/mshunshin/SegNetCMR (`Data`), a conversion of the Cardiac Atlas Project's Sunnybrook Cardiac
+    Data, https://www.cardiacatlas.org/sunnybrook-cardiac-data/
     Cite: Radau et al., "Evaluation framework for algorithms segmenting short axis cardiac MRI", MIDAS Journal 2009.
-    Layout from: the files themselves. An image's number counts 20 frames a slice: it is 20 × slice + frame.
+    Layout from: the files themselves. The cycle has 20 frames, says the challenge's page; an image's number counts them
+    slice by slice: it is 20 × slice + frame.
     """
 
     name = "sunnybrook"
