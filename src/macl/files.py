@@ -38,6 +38,24 @@ def clear_unfinished(folder: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def held(lock: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock file, made if need be, while the block runs; the lock of a killed process is free again.
+
+    Raises:
+        MaclError: another process holds it: `otherwise` is what it says.
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        hold = FileLock(lock).acquire(blocking=False)
+    except Timeout:
+        raise MaclError(otherwise) from None
+    with hold:
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(path) as aside:

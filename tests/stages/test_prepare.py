@@ -390,16 +390,59 @@ def test_any_number_of_workers_writes_the_same_store(tmp_path: Path, clean) -> N
     assert (tmp_path / "store/store.json").read_text() == (clean[0].parent / "store/store.json").read_text()
 
 
+def begin(folder: Path, cases: int) -> subprocess.Popen[bytes]:
+    """A process that prepares `data` into `store`, as soon as it has finished so many cases."""
+    command = [sys.executable, "-m", "macl", "prepare", str(folder / "data"), str(folder / "store")]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        if len(list((folder / "store/.preparing").glob("[!.]*"))) >= cases:
+            break
+        time.sleep(0.002)
+    return process
+
+
+def test_two_runs_at_once_do_not_write_one_store(tmp_path: Path) -> None:
+    nnunet.write(tmp_path / "data", cases=40, test=0)
+    process = begin(tmp_path, cases=1)
+    process.send_signal(signal.SIGSTOP)
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    process.send_signal(signal.SIGCONT)
+    assert answer.code == 1
+    assert "Another `macl prepare` is writing" in sentence(answer.err)
+    assert process.wait() == 0
+    assert len(Store.open(tmp_path / "store").index.cases) == 40
+    assert not (tmp_path / "store/.preparing").exists()
+
+
+@pytest.mark.parametrize("other", [{}, {"spacing_mm": 0.8}])
+def test_what_another_run_has_finished_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, float]
+) -> None:
+    msd.write(tmp_path / "data")
+
+    def prepare_first(*_: object) -> None:
+        monkeypatch.undo()
+        prepare(tmp_path / "data", tmp_path / "store", settings=PrepareSettings.model_validate(other), workers=1)
+
+    monkeypatch.setattr("macl.stages.prepare.require_disk_space", prepare_first)
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    before = files_below(tmp_path / "store")
+    assert ("other settings" if other else "by another run meanwhile") in answer.err
+    assert (answer.code, Store.open(tmp_path / "store").index.prepared.spacing_mm) == (
+        bool(other),
+        other.get("spacing_mm"),
+    )
+    assert files_below(tmp_path / "store") == before
+    assert not (tmp_path / "store/.preparing").exists()
+
+
 def test_killed_in_the_middle_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     nnunet.write(tmp_path / "data", cases=40, test=0)
-    command = [sys.executable, "-m", "macl", "prepare", str(tmp_path / "data"), str(tmp_path / "store")]
-    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL)
-    markers = tmp_path / "store" / ".preparing"
-    until = time.monotonic() + 60
-    while len(list(markers.glob("[!.]*"))) < 5 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
+    process = begin(tmp_path, cases=5)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "store/.preparing/.lock").exists()
     assert not (tmp_path / "store/store.json").exists()
     with pytest.raises(MaclError, match="is not a store"):
         Store.open(tmp_path / "store")

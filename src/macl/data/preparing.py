@@ -23,7 +23,9 @@ from macl.files import write_text
 from macl.plugins import Case, files_of, scans_of
 
 MARKERS = ".preparing"
-"""Folder in an unfinished store: one file per finished case."""
+"""Folder in an unfinished store: one file per finished case, and the lock of the run that is at it."""
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)

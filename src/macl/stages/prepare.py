@@ -6,7 +6,8 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import macl
@@ -15,6 +16,7 @@ from macl.config import PrepareSettings
 from macl.data.labels import Classes, declared_classes, found_classes, label_values
 from macl.data.parallel import available_cores, workers_for
 from macl.data.preparing import (
+    LOCK,
     MARKERS,
     Outcome,
     Task,
@@ -27,7 +29,7 @@ from macl.data.slicing import prepared_size
 from macl.data.store import CASES, INDEX, Refused, Store, StoreIndex, write_index
 from macl.data.survey import Survey, recognise, survey
 from macl.errors import MaclError
-from macl.files import require_disk_space
+from macl.files import held, require_disk_space
 from macl.plugins import Source
 from macl.progress import progress, say
 
@@ -54,8 +56,8 @@ def prepare(
         workers: processes; None: one per core.
 
     Raises:
-        MaclError: no scans, no or several fitting readers, `store` holds something else, too little disk space, or
-            not one case could be kept (then nothing is left behind).
+        MaclError: no scans, no or several fitting readers, `store` holds something else or is being written by another
+            run, too little disk space, or not one case could be kept (then nothing is left behind).
     """
     _require_apart(source, store)
     chosen = _reader(source, reader)
@@ -74,13 +76,17 @@ def prepare(
     tasks = [Task(case, len(looked.source.channels), classes.labels, settings, store) for case in cases]
     if tasks:
         require_disk_space(store, sum(_bytes(looked, task) for task in tasks), "The store")
-    outcomes = _run(store, tasks, count)
-    refused |= {outcome.name: outcome.reason for outcome in outcomes if outcome.stored is None}
-    index = _index(looked.source, settings, fingerprint, classes, outcomes, refused)
-    if not index.cases:
-        _remove(store)
-        raise MaclError(_none_kept(source, refused))
-    _finish(store, index)
+    with _alone(store):
+        if finished := _finished(store, fingerprint):
+            say(f"{store} has been prepared by another run meanwhile: {len(finished.cases)} cases.")
+            return finished
+        outcomes = _run(store, tasks, count)
+        refused |= {outcome.name: outcome.reason for outcome in outcomes if outcome.stored is None}
+        index = _index(looked.source, settings, fingerprint, classes, outcomes, refused)
+        if not index.cases:
+            _remove(store)
+            raise MaclError(_none_kept(source, refused))
+        _finish(store, index)
     _tell(store, index)
     return index
 
@@ -128,6 +134,7 @@ def _finished(store: Path, fingerprint: str) -> StoreIndex | None:
     if not store.is_dir():
         raise MaclError(f"{store} is a file: name a folder for the store.")
     if (store / INDEX).exists():
+        shutil.rmtree(store / MARKERS, ignore_errors=True)
         index = Store.open(store).index
         if index.fingerprint == fingerprint:
             return index
@@ -174,20 +181,27 @@ def _run(store: Path, tasks: Sequence[Task], workers: int) -> list[Outcome]:
     """The outcomes in the order of the tasks; those of an earlier, interrupted run are taken over."""
     if not tasks:
         return []
+    (store / CASES).mkdir(exist_ok=True)
+    outcomes = {index: done for index, task in enumerate(tasks) if (done := earlier_outcome(task))}
+    if outcomes:
+        say(f"{store} was begun before: {len(outcomes)} of {len(tasks)} cases are finished, going on.")
+    left = [index for index in range(len(tasks)) if index not in outcomes]
+    with workers_for(len(left), workers) as run, progress("prepare", len(tasks), len(outcomes)) as advance:
+        for index, outcome in run(prepare_case, [tasks[index] for index in left]):
+            outcomes[left[index]] = outcome
+            advance(note=outcome.name)
+    return [outcomes[index] for index in range(len(tasks))]
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Keep other runs off a store while this one writes it."""
+    busy = f"Another `macl prepare` is writing {store}: wait until it ends, or choose another folder."
     try:
-        (store / MARKERS).mkdir(parents=True, exist_ok=True)
-        (store / CASES).mkdir(exist_ok=True)
-        outcomes = {index: done for index, task in enumerate(tasks) if (done := earlier_outcome(task))}
-        if outcomes:
-            say(f"{store} was begun before: {len(outcomes)} of {len(tasks)} cases are finished, going on.")
-        left = [index for index in range(len(tasks)) if index not in outcomes]
-        with workers_for(len(left), workers) as run, progress("prepare", len(tasks), len(outcomes)) as advance:
-            for index, outcome in run(prepare_case, [tasks[index] for index in left]):
-                outcomes[left[index]] = outcome
-                advance(note=outcome.name)
+        with held(store / MARKERS / LOCK, busy):
+            yield
     except OSError as error:
         raise MaclError(f"{store} cannot be written ({error.strerror}): mend that and run the command again.") from None
-    return [outcomes[index] for index in range(len(tasks))]
 
 
 def _index(
@@ -223,7 +237,7 @@ def _finish(store: Path, index: StoreIndex) -> None:
     for path in leftovers(store, kept):
         path.unlink()
     write_index(store, index)
-    shutil.rmtree(store / MARKERS)
+    shutil.rmtree(store / MARKERS, ignore_errors=True)
 
 
 def _remove(store: Path) -> None:
