@@ -64,9 +64,17 @@ def require_one(what: str) -> None:
         raise MaclError(f"{what} runs in one process: start it without torchrun or srun.")
 
 
-def require_even_shares(batch_size: int, slices: int, ranks: int) -> None:
-    """MaclError, naming the next size that would do, unless `ranks` can share batches of so many slices evenly."""
+def require_even_shares(batch_size: int, slices: int, ranks: int, gather_negatives: bool = True) -> None:
+    """MaclError, saying what would do, unless `ranks` can share batches of so many slices evenly.
+
+    A share that is contrasted by itself must be more than one slice.
+    """
     size = min(batch_size, slices)
+    if size == ranks > 1 and not gather_negatives:
+        raise MaclError(
+            f"A batch of {size} slices leaves each of {ranks} processes a single one, and nothing to contrast it with: "
+            "raise training.batch_size, start fewer processes, or add --set training.gather_negatives=true."
+        )
     if size % ranks == 0:
         return
     if slices < ranks:
@@ -74,6 +82,6 @@ def require_even_shares(batch_size: int, slices: int, ranks: int) -> None:
     below = size // ranks * ranks
     above_is_next = below == 0 or (size - below > ranks / 2 and below + ranks <= slices)
     raise MaclError(
-        f"{ranks} processes cannot share a batch of {size} slices evenly: "
+        f"{ranks} processes cannot share a batch of {size} slices evenly: start another number of them, or "
         f"add --set training.batch_size={below + ranks if above_is_next else below}."
     )

@@ -73,7 +73,8 @@ def pretrain(
         patients=runs.patients_of(opened, cases), test_cases=resolved.test_cases if resolved else (),
     )  # fmt: skip
     slices = sum(opened.case(name).slices for name in cases)
-    require_even_shares(settings.training.batch_size, slices, fabric.world_size)
+    training = settings.training
+    require_even_shares(training.batch_size, slices, fabric.world_size, training.gather_negatives)
     record = by_the_first(lambda: runs.open_run(out, record, resume))
     if record.finished:
         say(f"{out} is finished already.")
