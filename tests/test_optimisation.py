@@ -97,6 +97,23 @@ def test_moments_of_an_optimiser_that_has_not_moved() -> None:
     load_optimiser_tensors(optimiser, {})
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fused_optimisers_take_gradients_that_come_later(name: str, momentum: float) -> None:
+    """As in methods of two stages, where a decoder has no gradient at first, nor an encoder afterwards."""
+    settings = TrainingSettings(optimiser=name, learning_rate=0.01, momentum=momentum, weight_decay=0.1)
+    modules = [nn.Sequential(nn.Conv2d(1, 3, 3), nn.LeakyReLU(), nn.Conv2d(3, 1, 3)) for _ in range(2)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    for module, fused in zip(modules, (False, True), strict=True):
+        optimiser = make_optimiser(settings, module, fused)
+        for learning in (module[0], module[2], module[0]):
+            for layer in (module[0], module[2]):
+                layer.requires_grad_(layer is learning)
+            steps(module, optimiser, 2)
+    for apart, fused in zip(*(module.parameters() for module in modules), strict=True):
+        torch.testing.assert_close(fused, apart)
+
+
 def test_the_moving_average_by_hand() -> None:
     module = nn.BatchNorm1d(1)
     average = MovingAverage(module, decay=0.5)

@@ -28,7 +28,12 @@ def make_optimiser(settings: TrainingSettings, module: nn.Module, fused: bool = 
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimiser:
         case "sgd":
-            return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=fused)
+            momentum = settings.momentum
+            optimiser = torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay, fused=fused)
+            if fused and momentum > 0:
+                # The fused kernel wants the momentum of every parameter, also of those whose first gradient comes later.
+                optimiser.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
+            return optimiser
         case "adam":
             return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
         case "adamw":
