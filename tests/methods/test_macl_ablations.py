@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from fakes.toy_store import write_toy_store
+from macl import checkpoint, cli
 from macl.config import IntensitySettings
 from macl.data.draws import Draws
 from macl.plugins import Batch, find
+from macl.workflows.grid import Start, read_grid
+
+ROOT = Path(__file__).parents[2]
+GRID = read_grid(ROOT / "benchmarks" / "ablations.toml")
 
 
 def batch(side: int = 64, count: int = 3) -> Batch:
@@ -115,3 +122,38 @@ def test_augmentation_in_the_invariance_group_changes_its_losses_alone():
     assert plain["loss_global"] == augmented["loss_global"]
     assert plain["loss_regularisation"] != augmented["loss_regularisation"]
     assert plain["loss_dense"] != augmented["loss_dense"]
+
+
+# ---------------------------------------------------------------- the grid of all of them
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ablations") / "toy.store"
+    write_toy_store(folder, patients=2, slices=2, side=32)
+    return folder
+
+
+def given(settings: tuple[str, ...]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+@pytest.mark.parametrize("start", GRID.start, ids=lambda start: start.name)
+def test_each_runs_from_the_command_line(start: Start, store, tmp_path, monkeypatch):
+    tiny = "training.epochs=2", "training.batch_size=2", "training.size=64", "backbone_settings.width=2"
+    words = ["pretrain", str(store), "--out", str(tmp_path / "run"), "--method", start.method, "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["macl", *words, *given((*start.set, *tiny))])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    assert exited.value.code in (0, None)
+    weights = checkpoint.read(tmp_path / "run" / "weights.safetensors")
+    default = find("methods", "macl").Settings().model_dump(mode="json")
+    differing = {name for name, value in weights.about["method_settings"].items() if value != default[name]}
+    assert differing == {setting.split("=")[0].split(".")[1] for setting in start.set}
+
+
+def test_each_is_explained():
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    blocks = {f"method_settings.decoder_blocks={number}" for number in (1, 3, 4)}  # "and so on"
+    for start in GRID.start:
+        assert {*start.set} <= blocks or " ".join(given(start.set)) in page, start.name
