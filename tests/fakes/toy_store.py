@@ -1,4 +1,8 @@
-"""A store of small synthetic cases, written directly: a bright disc and a ring whose sizes follow the slice's height."""
+"""A store of small synthetic cases, written directly: a disc within a bright ring, on a textured background.
+
+Slices are told apart by their content: the disc fills more of the ring, and the background brightens, with a slice's
+height; the wavelength of the texture, and the ring's size, are the patient's.
+"""
 
 from __future__ import annotations
 
@@ -48,18 +52,19 @@ def write_toy_store(
 
 
 def _case(random, slices: int, rows: int, columns: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and label (slices, …) of a patient, who has a radius and a texture; the rest depends on the height."""
     y, x = np.mgrid[:rows, :columns]
     centre = np.array([rows, columns]) / 2 + random.uniform(-6, 6, 2)
+    distance = np.hypot(y - centre[0], x - centre[1])
     radius = random.uniform(0.20, 0.28) * min(rows, columns)
-    label = np.zeros((slices, rows, columns), np.uint8)
-    for index in range(slices):
-        size = radius * np.sin(np.pi * (index + 1) / (slices + 1))
-        distance = np.hypot(y - centre[0], x - centre[1])
-        label[index][distance < size] = 1
-        label[index][distance < 0.6 * size] = 2
-    brightness = np.array([60.0, 160.0, 110.0])[label]
-    texture = 15 * np.sin(x / 5 + random.uniform(0, 6)) + 10 * np.cos(y / 7)
-    image = brightness[:, None] + texture + random.normal(0, 8, (slices, channels, rows, columns))
+    wavelength = random.uniform(2, 8)
+    texture = 20 * np.sin(2 * np.pi * x / wavelength + random.uniform(0, 6)) + 10 * np.cos(y / 7)
+    height = (np.arange(1, slices + 1) / slices)[:, None, None]
+    size = radius * (0.6 + 0.4 * np.sin(np.pi * height))
+    label = (distance < size).astype(np.uint8)
+    label[distance < (0.35 + 0.45 * height) * size] = 2
+    brightness = np.array([20.0, 170.0, 110.0])[label] + 70 * height * (label == 0)
+    image = (brightness + texture)[:, None] + random.normal(0, 8, (slices, channels, rows, columns))
     return image.clip(0, 255).round().astype(np.int16), label
 
 

@@ -1,43 +1,50 @@
 """What keeps methods without negatives from collapsing: taken away, the features come together.
 
-Fixed numbers of steps, three seeds each. SimSiam needs the larger batch: in a small one its projector's last BatchNorm can
-leave two opposite clusters, a collapse that the spread does not see; with some seeds it does so in this batch too.
+A fixed number of steps on random textures, of which strong views leave little to recognise. Were something easily told in every
+view, such as whether a slice is bright, a SimSiam without its stop-gradient could do without a common point: the BatchNorm
+at the end of its projector keeps the mean of a batch at zero, and two opposite groups fulfil that as well as one point
+and a few outliers do. They are a collapse too, onto a line, but none that the spread sees. In a batch of some dozens
+outliers weigh little.
 """
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from fakes.toy_store import write_toy_store
 from macl.config import AugmentationSettings, SpatialSettings, TrainingSettings
-from macl.data.batches import Batches, SliceBank
+from macl.data.draws import Draws
 from macl.optimisation import make_optimiser
-from macl.plugins import find
+from macl.plugins import Batch, find
 from macl.views import STRONG_VIEWS
 
+SEEDS = range(int(os.environ.get("MACL_TEST_SEEDS", "3")))
+SIDE = 32
 VIEWS = AugmentationSettings(
     spatial=SpatialSettings(elastic_alpha=(0, 0), interpolation="bilinear"), intensity=STRONG_VIEWS.intensity
 )
 
 
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory) -> SliceBank:
-    store = write_toy_store(tmp_path_factory.mktemp("collapse") / "toy.store", patients=6, slices=6, side=32)
-    cases = [case.name for case in store.index.cases]
-    return SliceBank(store, cases, labelled=False, device=torch.device("cpu"))
+def textures(count: int) -> torch.Tensor:
+    """(count, 1, SIDE, SIDE) smooth noise."""
+    coarse = torch.randn(count, 1, SIDE // 4, SIDE // 4, generator=torch.Generator().manual_seed(0))
+    smooth = F.interpolate(coarse, scale_factor=4, mode="bicubic")
+    return smooth / smooth.std()
 
 
-def final_spread(method: str, bank: SliceBank, seed: int, steps: int, batch: int, rate: float, **own) -> float:
-    """Mean feature spread over the last five of some steps of SGD."""
+def final_spread(method: str, seed: int, steps: int, slices: int, rate: float, **own) -> float:
+    """Mean feature spread over the last five of some steps of SGD, each with all slices."""
     torch.manual_seed(seed)
     plugin, unet = find("methods", method), find("backbones", "unet")
     settings = plugin.Settings(hidden=64, projection=32, views=VIEWS, **own)
     task = plugin.build(settings, unet.build(unet.Settings(width=4), 1, 0)).train()
     optimiser = make_optimiser(TrainingSettings(optimiser="sgd", learning_rate=rate), task)
-    spreads = []
-    for given in Batches(bank, batch, 32, seed).between(0, steps):
-        step = task.step(given)
+    images, numbers, spreads = textures(slices), torch.arange(slices), []
+    for number in range(steps):
+        step = task.step(Batch(images, torch.ones(slices), Draws(seed, number, numbers), done=number / steps))
         step.loss.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -45,11 +52,12 @@ def final_spread(method: str, bank: SliceBank, seed: int, steps: int, batch: int
     return sum(spreads[-5:]) / 5
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    ("method", "safeguard", "steps", "batch", "rate"),
-    [("byol", "predictor", 30, 12, 0.05), ("simsiam", "stop_gradient", 60, 36, 0.1)],
+    ("method", "safeguard", "steps", "slices", "rate"),
+    [("byol", "predictor", 30, 24, 0.05), ("simsiam", "stop_gradient", 60, 48, 0.1)],
 )
-def test_without_its_safeguard_it_collapses(bank, method, safeguard, steps, batch, rate, seed):
-    intact, bare = (final_spread(method, bank, seed, steps, batch, rate, **{safeguard: on}) for on in (True, False))
+def test_without_its_safeguard_it_collapses(method, safeguard, steps, slices, rate, seed):
+    intact, bare = (final_spread(method, seed, steps, slices, rate, **{safeguard: on}) for on in (True, False))
+    assert intact > 0.3
     assert bare < 0.5 * intact
