@@ -22,7 +22,7 @@ def write(folder: Path) -> dict[str, Truth]:
         labelled = sets == "Train_Sets"
         place = folder / sets / "MR" / str(patient)
         image, label = structures(patient, 4, SHAPE)
-        # The first file of T2-SPIR is the uppermost slice: names fall where positions rise.
+        # Names fall where positions rise: only headers tell the order of the slices.
         names = [f"IMG-{patient:04d}-{SHAPE[0] - index:05d}" for index in range(SHAPE[0])]
         _series(place / "T2SPIR/DICOM_anon", image, names, patient)
         for number, phase in enumerate(("OutPhase", "InPhase")):
