@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from macl.data.slicing import normalise, to_scan_plane
+from macl.data.intensities import normalise
+from macl.data.slicing import to_scan_plane
 from macl.data.store import Normalisation, Slicing
 from macl.errors import MaclError
 

@@ -13,7 +13,7 @@ from fakes.toy_store import write_toy_store
 from macl.data.bank import Residence, SliceBank
 from macl.data.batches import Batches
 from macl.data.draws import Draws
-from macl.data.slicing import normalise
+from macl.data.intensities import normalise
 from macl.data.store import Store, write_array, write_index
 from macl.errors import MaclError
 from macl.plugins import Batch

@@ -32,8 +32,9 @@ from fakes.scans import (
     write_nifti,
 )
 from macl.config import PrepareSettings
+from macl.data.intensities import measure
 from macl.data.preparing import Outcome, Task, prepare_case
-from macl.data.slicing import measure, to_scan
+from macl.data.slicing import to_scan
 from macl.data.store import Store
 from macl.errors import MaclError
 from macl.stages.prepare import prepare

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 import macl
 from macl.config import PrepareSettings, Settings
+from macl.data.intensities import as_stored, content_of
 from macl.data.labels import as_classes, label_on_grid, require_declared
-from macl.data.slicing import as_stored, label_to_slices, to_slices
+from macl.data.slicing import label_to_slices, to_slices
 from macl.data.store import CASES, ArrayKind, StoredArray, StoredCase, write_array
 from macl.data.volumes import Volume, read_scan
 from macl.errors import RefusedCaseError
@@ -136,6 +137,7 @@ def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
         normalisation=stored.normalisation,
         rescale=stored.rescale,
         arrays=arrays,
+        content=content_of(stored.array, stored.normalisation),
         class_voxels=voxels,
     ), notes
 

@@ -89,6 +89,9 @@ class StoredCase(Settings):
         default=(), description="per channel: the scan's value = stored × first + second; empty: as stored"
     )
     arrays: Mapping[ArrayKind, StoredArray]
+    content: tuple[float, ...] = Field(
+        default=(), description="per slice the share of its pixels that are not air; empty: not known"
+    )
     class_voxels: tuple[int, ...] | None = Field(default=None, description="voxels of every class in the label")
 
     @property

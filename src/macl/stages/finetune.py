@@ -15,8 +15,8 @@ from macl.config import FinetuneSettings, read_recipe, resolve
 from macl.data import runs, splits
 from macl.data.bank import SliceBank
 from macl.data.batches import Batches
+from macl.data.intensities import normalise
 from macl.data.runs import RunRecord
-from macl.data.slicing import normalise
 from macl.data.splits import ResolvedSplit
 from macl.data.store import Store
 from macl.distributed import total

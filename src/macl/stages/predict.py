@@ -11,9 +11,10 @@ from typing import Literal
 import numpy as np
 
 from macl.config import FinetuneSettings, PrepareSettings, validate
+from macl.data.intensities import as_stored
 from macl.data.predictions import PROBABILITIES, PredictionsRecord, open_predictions
 from macl.data.runs import RECORD, WEIGHTS, RunRecord, read_record
-from macl.data.slicing import as_stored, to_scan, to_slices
+from macl.data.slicing import to_scan, to_slices
 from macl.data.store import INDEX, Geometry, Normalisation, Slicing, Store
 from macl.data.survey import lone_case, recognise, survey
 from macl.data.volumes import grid_difference, is_one_scan, read_header, read_scan, suffix_of, write_volume
