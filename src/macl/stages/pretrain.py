@@ -102,7 +102,10 @@ def _train(
         training.gather_negatives,
     )  # fmt: skip
     if max(case.slices for case in bank.cases) == 1:
-        say("Every case has a single slice, so that slice positions tell nothing: all slices will be positives.")
+        say(
+            "Every case has a single slice, so that positions tell nothing: to a method that draws slices of similar height "
+            "together (macl, pcl, gcl) all are alike; --method masked, for one, needs no positions."
+        )
     task = build_task(settings, plugin, backbone, len(record.channels), record.seed)
     count = sum(parameter.numel() for parameter in cast(nn.Module, task).parameters())
     require_disk_space(out, 4 * count * 4, "The run")
