@@ -100,6 +100,9 @@ class PretrainSettings(Settings):
     method_settings: dict[str, Any] = Field(default_factory=dict)
     backbone: str = "unet"
     backbone_settings: dict[str, Any] = Field(default_factory=dict)
+    minimum_content: float = Field(
+        default=0.0, ge=0, le=1, description="pass over slices of which a smaller share is not air; 0: none"
+    )
     training: TrainingSettings = TrainingSettings()
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from macl.data.draws import Draws
 from macl.data.store import ArrayKind, Store
+from macl.errors import MaclError
 from macl.plugins import Batch
 from macl.ranks import place
 
@@ -41,7 +42,7 @@ class Pixels:
 
 
 class SliceBank:
-    """All slices of some cases of a store, of any sizes.
+    """The slices of some cases of a store, of any sizes.
 
     Args:
         store: where the slices are.
@@ -49,9 +50,10 @@ class SliceBank:
         labelled: whether labels are wanted too.
         device: where batches are made.
         residence: where the slices live; None: the nearest to the device that has room.
+        minimum_content: share of a slice that must not be air; others are left out, positions stay those in the volume.
 
     Raises:
-        MaclError: a case is missing or broken.
+        MaclError: a case is missing or broken, or no slice is left.
     """
 
     def __init__(
@@ -61,14 +63,18 @@ class SliceBank:
         labelled: bool,
         device: torch.device,
         residence: Residence | None = None,
+        minimum_content: float = 0.0,
     ) -> None:
         self.store, self.device, self.labelled = store, device, labelled
-        self.cases = [store.case(name) for name in cases]
+        kept = {name: store.slices_with(name, minimum_content) for name in cases}
+        self.cases = [store.case(name) for name, numbers in kept.items() if len(numbers)]
+        if not self.cases:
+            raise MaclError(f"No slice of {store.path} has a content of {minimum_content:g}: choose a smaller one.")
         self.channels = len(store.index.channels)
         counts = np.array([case.slices for case in self.cases])
         pixels = np.array([case.size[0] * case.size[1] for case in self.cases])
-        self.case_of_slice = np.repeat(np.arange(len(self.cases)), counts)
-        self.number_in_case = np.concatenate([np.arange(count) for count in counts])
+        self.case_of_slice = np.repeat(np.arange(len(self.cases)), [len(kept[case.name]) for case in self.cases])
+        self.number_in_case = np.concatenate([kept[case.name] for case in self.cases])
         sizes = pixels[self.case_of_slice]
         self.starts = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
         self.pixels_of_slice = sizes
@@ -97,22 +103,26 @@ class SliceBank:
         total = int(self.pixels_of_slice.sum())
         images = torch.empty(total * self.channels, dtype=self.dtype, pin_memory=pinned)
         labels = torch.empty(total, dtype=torch.uint8, pin_memory=pinned) if self.labelled else None
-        firsts = np.flatnonzero(self.number_in_case == 0)
+        firsts = np.searchsorted(self.case_of_slice, np.arange(len(self.cases) + 1))
 
         def fill(case: int) -> None:
             start = int(self.starts[firsts[case]])
-            values = self._read(case, "image")
+            numbers = self.number_in_case[firsts[case] : firsts[case + 1]]
+            values = self._read(case, "image", numbers)
             images[start * self.channels : start * self.channels + len(values)] = values
             if labels is not None:
-                values = self._read(case, "label")
+                values = self._read(case, "label", numbers)
                 labels[start : start + len(values)] = values
 
         with ThreadPoolExecutor(READING_THREADS) as readers:
             list(readers.map(fill, range(len(self.cases))))
         return Pixels(images.to(where), labels if labels is None else labels.to(where), torch.from_numpy(self.starts))
 
-    def _read(self, case: int, kind: ArrayKind, start: int = 0, stop: int | None = None) -> Tensor:
-        values = self.store.read(self.cases[case].name, kind, start, stop)
+    def _read(self, case: int, kind: ArrayKind, numbers: np.ndarray) -> Tensor:
+        first, last = int(numbers[0]), int(numbers[-1])
+        values = self.store.read(self.cases[case].name, kind, first, last + 1)
+        if len(numbers) < len(values):
+            values = values[numbers - first]
         wanted = self.dtype if kind == "image" else torch.uint8
         if values.dtype == np.uint16:
             values = values.astype(np.int32)
@@ -147,9 +157,9 @@ class SliceBank:
         return pieces
 
     def _read_slice(self, number: int) -> tuple[Tensor, Tensor | None]:
-        case, index = int(self.case_of_slice[number]), int(self.number_in_case[number])
-        label = self._read(case, "label", index, index + 1) if self.labelled else None
-        return self._read(case, "image", index, index + 1), label
+        case, numbers = int(self.case_of_slice[number]), self.number_in_case[number : number + 1]
+        label = self._read(case, "label", numbers) if self.labelled else None
+        return self._read(case, "image", numbers), label
 
     def neighbours(self, slices: np.ndarray) -> np.ndarray:
         """(B,) slice numbers → their neighbours': the next of the volume, the one before for its last, itself if alone."""

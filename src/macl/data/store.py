@@ -170,6 +170,19 @@ class Store:
         except KeyError:
             raise MaclError(f"The store {self.path} has no case called {name!r}.") from None
 
+    def slices_with(self, name: str, content: float) -> np.ndarray:
+        """Numbers (n,) of a case's slices of which at least the share `content` is not air; all where it is 0.
+
+        Raises:
+            MaclError: there is no such case, or the store does not know its slices' content.
+        """
+        case = self.case(name)
+        if content == 0:
+            return np.arange(case.slices)
+        if len(case.content) != case.slices:
+            raise MaclError(f"{self.path} does not know how much of its slices is air: prepare the scans again.")
+        return np.flatnonzero(np.asarray(case.content) >= content)
+
     def read(self, name: str, kind: ArrayKind = "image", start: int = 0, stop: int | None = None) -> np.ndarray:
         """Slices `start`…`stop` of a case: image (n, C, rows, columns) as stored, label or truth (n, rows, columns).
 

@@ -30,6 +30,7 @@ from macl.progress import progress
 
 _CASES_SHOWN = 20
 _NAMES_SHOWN = 4
+_CONTENTS = (0.01, 0.05, 0.1, 0.2)
 _IN_ONE_ROW = ("class_voxels", "class_cases")
 """What the table tells beside the classes."""
 
@@ -99,6 +100,7 @@ def _store(path: Path) -> dict[str, Any]:
         "patients": len({case.patient for case in index.cases}),
         "labelled": sum(case.labelled for case in index.cases),
         "slices": sum(case.slices for case in index.cases),
+        "slices_with_less_content_than": _slices_below(index),
         "sizes": _range([case.size for case in index.cases]),
         "spacing_mm": _range([case.spacing_mm for case in index.cases if case.spacing_mm]),
         "planes": sorted({case.slicing.plane for case in index.cases}),
@@ -231,6 +233,12 @@ def _class_cases(index: StoreIndex) -> list[int]:
     """In how many cases every class occurs."""
     counts = [case.class_voxels for case in index.cases if case.class_voxels]
     return [sum(voxels > 0 for voxels in of_class) for of_class in zip(*counts, strict=True)]
+
+
+def _slices_below(index: StoreIndex) -> dict[str, int] | None:
+    """How many slices a minimum content would pass over; None where the store does not know."""
+    shares = [share for case in index.cases for share in case.content]
+    return {f"{least:g}": sum(share < least for share in shares) for least in _CONTENTS} if shares else None
 
 
 def _range(values: list[tuple[Any, ...]]) -> list[list[Any]] | None:

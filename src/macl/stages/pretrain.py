@@ -72,7 +72,7 @@ def pretrain(
         people=resolved.people(cases) if resolved else runs.patients_of(opened, cases),
         patients=runs.patients_of(opened, cases), test_cases=resolved.test_cases if resolved else (),
     )  # fmt: skip
-    slices = sum(opened.case(name).slices for name in cases)
+    slices = sum(len(opened.slices_with(name, settings.minimum_content)) for name in cases)
     training = settings.training
     require_even_shares(training.batch_size, slices, fabric.world_size, training.gather_negatives)
     record = by_the_first(lambda: runs.open_run(out, record, resume))
@@ -96,7 +96,14 @@ def _train(
     fabric: Fabric,
 ) -> RunRecord:  # fmt: skip
     training = settings.training
-    bank = SliceBank(store, record.cases, labelled=False, device=fabric.device)
+    bank = SliceBank(
+        store, record.cases, labelled=False, device=fabric.device, minimum_content=settings.minimum_content
+    )
+    whole = sum(store.case(name).slices for name in record.cases)
+    if whole > len(bank):
+        say(
+            f"Passed over: {whole - len(bank)} of {whole} slices, whose content is less than {settings.minimum_content:g}."
+        )
     batches = Batches(
         bank, training.batch_size, training.size, record.seed, fabric.global_rank, fabric.world_size, plugin.neighbours,
         training.gather_negatives,

@@ -58,10 +58,11 @@ def profile(
     Raises:
         MaclError: a setting does not fit, the store cannot be read, or the device is not there.
     """
-    if store is not None:
-        index = Store.open(store).index
-        channels, slices = len(index.channels), sum(case.slices for case in index.cases)
     settings = resolve(PretrainSettings, {**read_recipe("pretrain", recipe or method), "method": method}, overrides)
+    if store is not None:
+        opened = Store.open(store)
+        channels = len(opened.index.channels)
+        slices = sum(len(opened.slices_with(name, settings.minimum_content)) for name in opened.cases)
     plugin, backbone = find("methods", settings.method), find("backbones", settings.backbone)
     settings = settle(settings, plugin, backbone)
     fabric = make_fabric(device, settings.training.precision)
