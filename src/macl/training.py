@@ -155,9 +155,10 @@ class _State:
 
     def compile(self, pixels: float) -> None:
         """Compile the step if that pays for a run over this many pixels."""
-        # Not tried where processes exchange tensors amid the step.
-        mode = None if several() else compile_mode(self.settings, self.fabric.device, pixels)
-        if mode:
+        mode = compile_mode(self.settings, self.fabric.device, pixels)
+        if mode and several():
+            say("The step is not compiled: with several processes, which exchange tensors amid it, that is not tried yet.")
+        elif mode:
             self.task.step = compiled(cast(Task, self.task).step, mode)  # pyright: ignore[reportArgumentType]
 
     def train_step(self, batch: Batch, rate: float) -> Step:
