@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -118,6 +119,23 @@ def test_dense_equals_a_loop_over_positions() -> None:
     assert dense_contrastive(first, second, positives, 0.1).item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_dense_depends_on_neither_order_nor_length() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(4, 6, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    positions = torch.tensor([0.1, 0.15, 0.6, 0.95])
+    expected = dense_contrastive(first, second, positives_by_position(positions, 0.1), 0.1)
+
+    def same(first: Tensor, second: Tensor, positions: Tensor = positions) -> None:
+        changed = dense_contrastive(first, second, positives_by_position(positions, 0.1), 0.1)
+        torch.testing.assert_close(changed, expected, rtol=1e-9, atol=0)
+
+    order = torch.tensor([2, 0, 3, 1])
+    same(first[order], second[order], positions[order])
+    same(second, first)
+    same(first.flip(2, 3), second.flip(2, 3))
+    same(1e3 * first, second * torch.rand(4, 1, 3, 5, generator=generator, dtype=torch.float64))
+
+
 def test_positives_are_near_and_always_oneself() -> None:
     positives = positives_by_position(torch.tensor([0.25, 0.5, 0.625]), 0.25)
     assert positives.tolist() == [[True, False, False], [False, True, True], [False, True, True]]
@@ -156,6 +174,18 @@ def test_losses_and_gradients_are_finite_at_the_edges(case: str, temperature: fl
     assert anchors.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("case", sorted(edge_cases().keys() - {"a single anchor"}))
+def test_dense_gradients_are_finite_at_the_edges(case: str) -> None:
+    features, positives = edge_cases()[case]
+    slices = len(features) // 2
+    maps = features[:, :, None, None].expand(-1, -1, 2, 3).clone().requires_grad_()
+    loss = dense_contrastive(maps[:slices], maps[slices:], positives[:slices, :slices], 0.1)
+    loss.backward()
+    assert loss.isfinite()
+    assert maps.grad is not None
+    assert maps.grad.isfinite().all()
+
+
 def test_without_positives_the_loss_is_zero_and_so_is_its_gradient() -> None:
     anchors = random_anchors(6).requires_grad_()
     loss = contrastive(anchors, torch.zeros(6, 6, dtype=torch.bool), 0.1)
@@ -185,6 +215,42 @@ def test_spread_is_0_for_equal_and_1_for_opposite_features() -> None:
     assert spread(torch.ones(5, 3) * torch.arange(1, 6)[:, None]).item() == pytest.approx(0, abs=1e-3)
     assert spread(torch.cat((torch.eye(4), -torch.eye(4)))).item() == pytest.approx(1)
     assert not spread(torch.randn(4, 3, requires_grad=True)).requires_grad
+
+
+def test_spread_equals_a_loop_and_forgets_order_and_length() -> None:
+    features = random_anchors(6)
+    units = [[float(x) / math.sqrt(sum(float(y) ** 2 for y in row)) for x in row] for row in features]
+    means = [sum(row[channel] for row in units) / 6 for channel in range(7)]
+    expected = math.sqrt(1 - sum(mean * mean for mean in means))
+    assert spread(features).item() == pytest.approx(expected, rel=1e-9)
+    assert spread(features.flip(0) * torch.logspace(-3, 3, 6)[:, None]).item() == pytest.approx(expected, rel=1e-9)
+    assert spread(torch.full((1, 4), 6e4, dtype=torch.float16)).item() == pytest.approx(0, abs=1e-3)
+
+
+def slow_soft_dice(logits: Tensor, labels: Tensor) -> float:
+    batch, classes, rows, columns = logits.shape
+    overlap, volumes = [0.0] * classes, [0.0] * classes
+    for b, y, x in itertools.product(range(batch), range(rows), range(columns)):
+        weights = [math.exp(float(logits[b, k, y, x])) for k in range(classes)]
+        for k in range(classes):
+            share, true = weights[k] / sum(weights), float(labels[b, y, x] == k)
+            overlap[k] += share * true
+            volumes[k] += share + true
+    scores = [(2 * overlap[k] + 1e-5) / (volumes[k] + 1e-5) for k in range(1, classes)]
+    return 1 - sum(scores) / len(scores)
+
+
+def test_soft_dice_equals_a_loop_and_forgets_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, 2, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (3, 5, 2), generator=generator)
+    loss = soft_dice(logits, labels)
+    assert loss.item() == pytest.approx(slow_soft_dice(logits, labels), rel=1e-9)
+    for axis in (0, 1, 2):
+        turned = soft_dice(logits.flip(axis if axis == 0 else axis + 1), labels.flip(axis))
+        torch.testing.assert_close(turned, loss, rtol=1e-9, atol=0)
+    shift = torch.randn(3, 1, 5, 2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(soft_dice(logits + shift, labels), loss, rtol=1e-9, atol=0)
 
 
 def test_soft_dice_by_hand() -> None:

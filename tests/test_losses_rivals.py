@@ -162,6 +162,54 @@ def test_order_and_length_of_features_do_not_matter():
     assert torch.equal(same_component(anchors * length), same_component(anchors))
 
 
+def test_cosines_forget_order_and_length():
+    first, second = random(5, 3), random(5, 3, seed=1)
+    length = torch.logspace(-3, 3, 5, dtype=torch.float64)[:, None]
+    ours = negative_cosine(first, second)
+    torch.testing.assert_close(negative_cosine(first.flip(0), second.flip(0)), ours, **TIGHT)
+    torch.testing.assert_close(negative_cosine(length * first, 7 * second), ours, **TIGHT)
+
+
+def test_codes_follow_the_order_of_samples_and_prototypes():
+    scores, rows, columns = random(6, 4).tanh(), torch.tensor([3, 0, 5, 1, 2, 4]), torch.tensor([2, 0, 3, 1])
+    codes = sinkhorn(scores, 0.1, 3)
+    torch.testing.assert_close(sinkhorn(scores[rows][:, columns], 0.1, 3), codes[rows][:, columns], **TIGHT)
+    torch.testing.assert_close(sinkhorn(scores + random(1, 4, seed=1), 0.1, 3), codes, **TIGHT)
+    torch.testing.assert_close(sinkhorn(3 * scores, 0.3, 3), codes, **TIGHT)
+
+
+def test_cross_entropy_with_codes_forgets_order_and_shift():
+    scores, teacher, centre = random(6, 4), random(6, 4, seed=1), random(4, seed=2)
+    codes, columns = centred_codes(teacher, centre, 0.05), torch.tensor([2, 0, 3, 1])
+    ours = cross_entropy_with_codes(scores, codes, 0.1)
+    torch.testing.assert_close(codes.sum(1), torch.ones(6, dtype=torch.float64), **TIGHT)
+    torch.testing.assert_close(centred_codes(teacher + 5, centre + 2, 0.05), codes, **TIGHT)
+    torch.testing.assert_close(cross_entropy_with_codes(scores.flip(0), codes.flip(0), 0.1), ours, **TIGHT)
+    torch.testing.assert_close(cross_entropy_with_codes(scores[:, columns], codes[:, columns], 0.1), ours, **TIGHT)
+    torch.testing.assert_close(cross_entropy_with_codes(scores + random(6, 1), codes, 0.1), ours, **TIGHT)
+
+
+def test_components_follow_the_order_of_samples():
+    features, order = random(9, 3), torch.tensor([5, 2, 8, 0, 1, 6, 3, 4, 7])
+    assert torch.equal(same_component(features[order]), same_component(features)[order][:, order])
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def test_gradients_equal_finite_differences():
+    features, other, queue = random(4, 3), random(4, 3, seed=1), random(5, 3, seed=2)
+    part = torch.tensor([0, 1, 0, 1])
+    losses = [
+        lambda x: contrastive_per_pair(x, part[:, None] == part[None], 0.5),
+        lambda x: contrastive_with_queue(x, other, queue, 0.5),
+        lambda x: negative_cosine(x, other),
+        lambda x: cross_entropy_with_codes(x, other.softmax(1), 0.5),
+    ]
+    for loss in losses:
+        assert torch.autograd.gradcheck(loss, (features.clone().requires_grad_(),))
+
+
 # ---------------------------------------------------------------- gradients at the edges
 
 
@@ -173,10 +221,18 @@ def features_for(case: str) -> torch.Tensor:
     if case == "fp16 extremes":
         size = torch.tensor([6e4, 6e4, 6e4, 1e-3, 1e-3, 1.0])[:, None]
         return (size * torch.rand(6, 8, generator=torch.Generator().manual_seed(0))).half()
+    if case == "zero features":
+        return torch.zeros(6, 8)
+    if case == "smallest fp16 numbers":
+        signs = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).sign()
+        return (torch.finfo(torch.float16).tiny * signs).half()
     return torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 
 
-CASES = ["a batch of one", "identical features", "fp16 extremes", "all positives", "no positives"]
+CASES = [
+    "a batch of one", "identical features", "zero features", "fp16 extremes", "smallest fp16 numbers", "all positives",
+    "no positives",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -187,7 +243,10 @@ def test_losses_and_gradients_are_finite(case):
     if case == "no positives":
         positives = torch.zeros(count, count, dtype=torch.bool)
     other, queue = features.detach().flip(0), F.normalize(torch.randn(5, 8), dim=1)
+    scores = features.detach()
     losses = {
+        "codes of raw scores": cross_entropy_with_codes(features, sinkhorn(scores, 0.05, 3), 0.1),
+        "centred raw scores": cross_entropy_with_codes(features, centred_codes(scores, scores.mean(0), 0.04), 0.1),
         "per pair": contrastive_per_pair(features, positives, 0.1),
         "queue": contrastive_with_queue(features, other, queue, 0.1),
         "cosine": negative_cosine(features, other),

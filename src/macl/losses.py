@@ -177,7 +177,7 @@ def _products(first: Tensor, second: Tensor) -> Tensor:
 def spread(features: Tensor) -> Tensor:
     """How far normalised features (B, D) of all processes lie apart: 0 where all are equal, 1 where they fill the sphere
     evenly."""
-    unit = F.normalize(features.detach().float(), dim=-1)
+    unit = _unit(features.detach())
     return (1.0 - distributed.mean(unit.mean(0)).square().sum()).clamp(min=0).sqrt()
 
 
@@ -190,7 +190,7 @@ def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (B, K, H, W).
         labels: (B, H, W) int64, 0 background.
     """
-    probabilities = logits.float().softmax(1)
+    probabilities = _wide(logits).softmax(1)
     truth = F.one_hot(labels, logits.shape[1]).permute(0, 3, 1, 2).to(probabilities.dtype)
     overlap = distributed.total((probabilities * truth).sum((0, 2, 3)))
     volumes = distributed.total(probabilities.sum((0, 2, 3)) + truth.sum((0, 2, 3)))
