@@ -32,6 +32,11 @@ def view(images: Tensor, draws: Draws, settings: AugmentationSettings) -> Tensor
     return change_intensity(spatial_view(images, draws, "geometry", settings.spatial), draws, settings.intensity)
 
 
+def two_views(images: Tensor, draws: Draws, settings: AugmentationSettings) -> tuple[Tensor, Tensor]:
+    """Two independent views of each slice, drawn as "v1" and "v2"."""
+    return view(images, draws.within("v1"), settings), view(images, draws.within("v2"), settings)
+
+
 def small_view(images: Tensor, draws: Draws, settings: AugmentationSettings, share: float, multiple: int) -> Tensor:
     """`view` of a square window somewhere in the slice, at the slice's own resolution (multi-crop, SwAV).
 

@@ -10,7 +10,7 @@ from torch import nn
 from macl.config import AugmentationSettings, SpatialSettings
 from macl.data.draws import Draws
 from macl.heads import Prototypes, Queue, follow, momentum_twin, normed_projector, rising_momentum
-from macl.views import STRONG_VIEWS, random_blocks, small_view, view
+from macl.views import STRONG_VIEWS, random_blocks, small_view, two_views, view
 
 STILL = AugmentationSettings(
     spatial=SpatialSettings(mirror=0, deform=0, elastic_alpha=(0, 0), interpolation="bilinear")
@@ -67,7 +67,7 @@ def test_a_normed_projector_ends_centred():
 
 def test_two_views_of_one_recipe_differ_and_repeat():
     images = torch.randn(3, 1, 32, 32)
-    first, second = (view(images, draws(3).within(name), STRONG_VIEWS) for name in ("v1", "v2"))
+    first, second = two_views(images, draws(3), STRONG_VIEWS)
     assert not torch.equal(first, second)
     assert torch.equal(first, view(images, draws(3).within("v1"), STRONG_VIEWS))
     assert not torch.equal(first, view(images, draws(3, step=1).within("v1"), STRONG_VIEWS))

@@ -21,7 +21,7 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import follow, momentum_twin, normed_perceptron, pooled, rising_momentum
 from macl.losses import negative_cosine, spread
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, view
+from macl.views import STRONG_VIEWS, two_views
 
 
 class Settings(PluginSettings):
@@ -61,7 +61,7 @@ class Byol(nn.Module):
         momentum = rising_momentum(self.settings.momentum, batch.done)
         follow(self.target_encoder, self.backbone.encoder, momentum)
         follow(self.target_projector, self.projector, momentum)
-        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
         z1, z2 = self.project(v1), self.project(v2)
         first = 2.0 + 2.0 * negative_cosine(self.predictor(z1), self.target(v2))
         second = 2.0 + 2.0 * negative_cosine(self.predictor(z2), self.target(v1))

@@ -27,7 +27,7 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import Prototypes, follow, momentum_twin, normed_perceptron, pooled, rising_momentum
 from macl.losses import centred_codes, cross_entropy_with_codes, spread
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, view
+from macl.views import STRONG_VIEWS, two_views
 
 
 class Settings(PluginSettings):
@@ -71,7 +71,7 @@ class Desd(nn.Module):
         return [head(maps) for head, maps in zip(self.heads, features, strict=True)], features[-1].mean((2, 3))
 
     @torch.no_grad()
-    def teacher(self, views: list[Tensor], temperature: float) -> list[Tensor]:
+    def teacher(self, views: tuple[Tensor, Tensor], temperature: float) -> list[Tensor]:
         """Views (B, C, S, S) → codes (B, K), before the centre moves towards their scores."""
         scores = [self.teacher_head(self.teacher_encoder(images)[-1]).float() for images in views]
         codes = [centred_codes(score, self.centre, temperature) for score in scores]
@@ -84,7 +84,7 @@ class Desd(nn.Module):
         momentum = rising_momentum(settings.momentum, batch.done)
         follow(self.teacher_encoder, self.backbone.encoder, momentum)
         follow(self.teacher_head, self.heads[-1], momentum)
-        views = [view(batch.images, batch.draws.within(name), settings.views) for name in ("v1", "v2")]
+        views = two_views(batch.images, batch.draws, settings.views)
         (scores1, features1), (scores2, features2) = (self.student(images) for images in views)
         code1, code2 = self.teacher(views, self._teacher_temperature(batch.done))
         by_depth = [

@@ -35,7 +35,7 @@ from macl.losses import (
     spread,
 )
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import change_intensity, spatial_view, view
+from macl.views import change_intensity, spatial_view, two_views
 
 
 class Settings(PluginSettings):
@@ -93,7 +93,7 @@ class Gcl(nn.Module):
         """Stage 1 or stage 2, by how much of the run is done."""
         none = batch.images.new_zeros(())
         if batch.done < self.settings.encoder_share:
-            v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+            v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
             z1, z2, positions = (batch.contrasted(rows) for rows in (self(v1), self(v2), batch.positions))
             loss, features = self.global_loss(z1, z2, positions), torch.cat((z1, z2))
             parts = {"loss_global": loss.detach(), "loss_local": none}

@@ -23,7 +23,7 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import Queue, follow, momentum_twin, normed_perceptron, pooled
 from macl.losses import contrastive_with_queue, spread
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, view
+from macl.views import STRONG_VIEWS, two_views
 
 
 class Settings(PluginSettings):
@@ -62,7 +62,7 @@ class Moco(nn.Module):
         """Follow, compare, remember."""
         follow(self.key_encoder, self.backbone.encoder, self.settings.momentum)
         follow(self.key_projector, self.projector, self.settings.momentum)
-        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
         queries, keys = self.queries(v1), self.keys(v2)
         # The loss keeps what it read for its gradient, so the queue it read must not change under it.
         loss = contrastive_with_queue(queries, keys, self.queue.keys.clone(), self.settings.temperature)

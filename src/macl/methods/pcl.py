@@ -23,7 +23,7 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import global_projector
 from macl.losses import contrastive, for_both_branches, positives_by_position, released_factor, spread
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import view
+from macl.views import two_views
 
 
 class Settings(PluginSettings):
@@ -63,7 +63,7 @@ class Pcl(nn.Module):
 
     def step(self, batch: Batch) -> Step:
         """Two views, one encoder, one loss."""
-        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
         return self.losses(*(batch.contrasted(rows) for rows in (self(v1), self(v2), batch.positions)))
 
     def uniform_loss(self, batch_size: int) -> tuple[str, float]:

@@ -22,7 +22,7 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import global_projector
 from macl.losses import contrastive, for_both_branches, released_factor, spread
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, view
+from macl.views import STRONG_VIEWS, two_views
 
 
 class Settings(PluginSettings):
@@ -56,7 +56,7 @@ class SimClr(nn.Module):
 
     def step(self, batch: Batch) -> Step:
         """Two views, one encoder, one loss."""
-        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
         return self.losses(batch.contrasted(self(v1)), batch.contrasted(self(v2)))
 
     def uniform_loss(self, batch_size: int) -> tuple[str, float]:

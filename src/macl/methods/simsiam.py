@@ -19,7 +19,7 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import normed_perceptron, normed_projector
 from macl.losses import negative_cosine, spread
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, view
+from macl.views import STRONG_VIEWS, two_views
 
 
 class Settings(PluginSettings):
@@ -55,7 +55,7 @@ class SimSiam(nn.Module):
 
     def step(self, batch: Batch) -> Step:
         """Two views, one encoder."""
-        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
         return self.losses(self(v1), self(v2))
 
     def uniform_loss(self, batch_size: int) -> None:

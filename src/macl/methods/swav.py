@@ -26,7 +26,7 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import Prototypes, Queue, normed_perceptron, pooled
 from macl.losses import cross_entropy_with_codes, sinkhorn, spread
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, small_view, view
+from macl.views import STRONG_VIEWS, small_view, two_views
 
 
 class Settings(PluginSettings):
@@ -96,7 +96,7 @@ class Swav(nn.Module):
     def step(self, batch: Batch) -> Step:
         """Two views and small crops, their scores, two codes."""
         settings = self.settings
-        large = [view(batch.images, batch.draws.within(name), settings.views) for name in ("v1", "v2")]
+        large = two_views(batch.images, batch.draws, settings.views)
         small = [
             small_view(batch.images, batch.draws.within(f"s{number}"), settings.views, settings.small_share, 16)
             for number in range(settings.small_crops)

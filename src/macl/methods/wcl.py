@@ -25,7 +25,7 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.heads import normed_perceptron, pooled
 from macl.losses import contrastive, for_both_branches, same_component, spread
 from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, view
+from macl.views import STRONG_VIEWS, two_views
 
 
 class Settings(PluginSettings):
@@ -74,7 +74,7 @@ class Wcl(nn.Module):
 
     def step(self, batch: Batch) -> Step:
         """Two views, two heads."""
-        v1, v2 = (view(batch.images, batch.draws.within(name), self.settings.views) for name in ("v1", "v2"))
+        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
         (z1, h1), (z2, h2) = self(v1), self(v2)
         return self.losses(*(batch.contrasted(rows) for rows in (z1, z2, h1, h2)))
 
