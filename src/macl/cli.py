@@ -60,6 +60,8 @@ OverlapOption = Annotated[
 DevicesOption = Annotated[
     int, typer.Option("--devices", min=1, help="GPUs of this machine that share every batch (with cpu: processes).")
 ]
+FramesOption = Annotated[bool, typer.Option("--frames", help="The fourth axis is time: every moment is a case.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")]
 StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
 
 
@@ -75,10 +77,9 @@ def demo(out: Out = Path("demo")) -> None:
 def inspect(
     path: Annotated[Path, typer.Argument(help="A folder of scans, a store, a run or a scan.", show_default=False)],
     reader: Annotated[str | None, typer.Option(help="Read a folder of scans as this layout.")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Read the headers of a folder's scans alone; count no voxels.")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
+    frames: FramesOption = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Read headers alone; count no voxels.")] = False,
+    workers: WorkersOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say what a folder of scans, a store, a run or a scan holds."""
@@ -87,7 +88,7 @@ def inspect(
     from macl.stages.inspect import inspect as run
     from macl.stages.inspect import render
 
-    found = run(path, reader=reader, quick=quick, workers=workers)
+    found = run(path, reader=reader, frames=frames, quick=quick, workers=workers)
     print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else render(found))
 
 
@@ -104,15 +105,18 @@ def prepare(
         Literal["soft_tissue", "lung", "bone", "brain", "liver"] | None,
         typer.Option(help="CT: clip to this window in Hounsfield units instead of percentiles."),
     ] = None,
+    frames: FramesOption = False,
     keep_identity: Annotated[bool, typer.Option(help="Keep DICOM patient ids instead of hashing them.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
+    workers: WorkersOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any case was refused.")] = False,
 ) -> None:
     """Turn raw scans into a store of slices; broken cases are refused with a reason, the rest goes on."""
     from macl.config import PrepareSettings, validate
     from macl.stages.prepare import prepare as run
 
-    chosen = {"spacing_mm": spacing_mm, "plane": plane, "window": window, "keep_identity": keep_identity}
+    chosen = {
+        "spacing_mm": spacing_mm, "plane": plane, "window": window, "frames": frames, "keep_identity": keep_identity,
+    }  # fmt: skip
     settings = validate(PrepareSettings, chosen)
     index = run(source, store, reader=reader, settings=settings, workers=workers)
     if strict and index.refused:
@@ -132,12 +136,8 @@ def split(
     ] = "10%,25%",
     group: Annotated[str, typer.Option(help="What never crosses the split: patient, or consecutive-pair.")] = "patient",
     seed: SeedOption = 0,
-    folds: Annotated[
-        int | None, typer.Option(min=2, help="Write so many splits, OUT-fold1.json …, that test everybody once.")
-    ] = None,
-    stratify: Annotated[
-        bool, typer.Option("--stratify", help="Spread people who show the same structures evenly.")
-    ] = False,
+    folds: Annotated[int | None, typer.Option(min=2, help="Write so many splits that test everybody once.")] = None,
+    stratify: Annotated[bool, typer.Option("--stratify", help="Spread the structures shown evenly.")] = False,
 ) -> None:
     """Choose who trains, validates and tests, by patient."""
     from macl.stages import split as stage
@@ -223,12 +223,14 @@ def predict(
     cases: Annotated[Literal["test", "all"], typer.Option(help="Of a store: its run's test cases, or all.")] = "test",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 16,
+    frames: FramesOption = False,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Segment scans: a mask in each scan's own geometry."""
     from macl.stages.predict import predict as run
 
-    run(paths, out, cases=cases, probabilities=probabilities, batch_size=batch_size, device=device.value)
+    chosen = {"cases": cases, "probabilities": probabilities, "batch_size": batch_size, "frames": frames}
+    run(paths, out, **chosen, device=device.value)
 
 
 @app.command()

@@ -38,6 +38,9 @@ class PrepareSettings(Settings):
     window: Literal["soft_tissue", "lung", "bone", "brain", "liver"] | None = Field(
         default=None, description="CT only: clip to this window in Hounsfield units instead of percentiles"
     )
+    frames: bool = Field(
+        default=False, description="the fourth axis of a file is time, and every moment a case of its own"
+    )
     keep_identity: bool = Field(default=False, description="keep DICOM patient ids instead of hashing them")
 
 

@@ -64,12 +64,15 @@ class Case:
         label: the label, with the image's geometry; a stack of pictures has a slice for each of the image's, in the
             order of the image's files.
         patient: who was scanned; cases of one patient never cross a split.
+        frame: which moment of a time series it is, from 0: the volume along the fourth axis of its image files, and of
+            its label; None: its files hold one volume.
     """
 
     name: str
     images: tuple[Scan, ...]
     patient: str
     label: Scan | None = None
+    frame: int | None = None
 
 
 def scans_of(case: Case) -> tuple[Scan, ...]:
@@ -90,6 +93,8 @@ class Source:
             empty where the layout declares none: then the values found in the labels are taken, and said.
         cases: every case the layout names, sorted by name.
         refused: case name → why the layout itself rules it out (a label without an image, a duplicate name).
+        series: whole time series, by the names of their frames before `_frame01`; passed over unless frames are asked for,
+            and then without the frames that `cases` has already.
         plane: the plane the slices were scanned in, where headers tell it wrongly or not at all.
         anonymous: the data set is published without identities, so its own names are kept whatever DICOM headers hold.
         normalisation: "clip_zscore" (1st/99th percentile, then z-score of the case) or "zscore".
@@ -102,6 +107,7 @@ class Source:
     classes: Mapping[int, str]
     cases: tuple[Case, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
+    series: tuple[Case, ...] = ()
     plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
     anonymous: bool = False
     normalisation: Literal["clip_zscore", "zscore"] = "clip_zscore"

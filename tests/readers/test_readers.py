@@ -174,7 +174,11 @@ def test_acdc_groups_frames_by_patient(tmp_path: Path) -> None:
     assert all(case.label for case in source.cases)
     assert source.normalisation == "zscore"
     assert source.classes == {0: "background", 1: "RV", 2: "MYO", 3: "LV"}
-    assert source.notes == ("Passed over: 2 whole cine series (…_4d), which have no labels.",)
+    assert [(case.name, case.images[0].name) for case in source.series] == [
+        ("patient001", "patient001_4d.nii.gz"),
+        ("patient002", "patient002_4d.nii.gz"),
+    ]
+    assert source.notes == ()
 
 
 def test_acdc_is_known_in_its_parts_and_tells_what_does_not_fit(tmp_path: Path) -> None:

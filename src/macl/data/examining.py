@@ -66,7 +66,7 @@ def examine(task: Examination) -> Finding:
     """Read one case; whatever is wrong with it becomes the finding's reason."""
     case = task.case
     try:
-        volume = read_scan(case.images, task.channels)
+        volume = read_scan(case.images, task.channels, case.frame)
         voxels = count_values(label_on_grid(case, volume)) if case.label else {}
         if case.label and task.values:
             require_declared(voxels, task.values)

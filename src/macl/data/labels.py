@@ -10,7 +10,7 @@ import numpy as np
 from macl.data.grids import Volume, grid_difference
 from macl.data.volumes import read_label
 from macl.errors import MaclError, RefusedCaseError
-from macl.plugins import Case, Scan
+from macl.plugins import Case
 
 MOST_CLASSES = 64
 LARGEST_LABEL = 65535
@@ -67,7 +67,7 @@ def label_on_grid(case: Case, image: Volume) -> np.ndarray:
         RefusedCaseError: it cannot be read, or lies on another grid than the image.
     """
     assert case.label
-    label = read_label(case.label, case.images[0])
+    label = read_label(case.label, case.images[0], case.frame)
     if difference := grid_difference(image.geometry, label.geometry):
         raise RefusedCaseError(f"image and label lie on different grids: {difference}")
     return label.array[0]
@@ -94,10 +94,11 @@ def count_values(label: np.ndarray) -> dict[int, int]:
     return {int(value): int(counts[value]) for value in values}
 
 
-def label_values(scan: Scan) -> tuple[int, ...] | str:
-    """The values in a label file, sorted; or why it cannot be a label."""
+def label_values(case: Case) -> tuple[int, ...] | str:
+    """The values in a case's label, sorted; or why it cannot be a label."""
+    assert case.label
     try:
-        return tuple(count_values(read_label(scan).array))
+        return tuple(count_values(read_label(case.label, frame=case.frame).array))
     except RefusedCaseError as error:
         return str(error)
 

@@ -30,6 +30,7 @@ class NiftiHeader:
     Attributes:
         geometry: the grid.
         stacked: volumes along the fourth axis and further.
+        moments: volumes along the fourth axis, where it is the last one.
         dtype: of the stored numbers.
         offset: bytes before the image data.
         slope, intercept: value = stored × slope + intercept.
@@ -38,6 +39,7 @@ class NiftiHeader:
 
     geometry: Geometry
     stacked: int
+    moments: int
     dtype: np.dtype
     offset: int
     slope: float
@@ -140,6 +142,7 @@ def _parse(first: bytes) -> NiftiHeader:
     return NiftiHeader(
         geometry=geometry,
         stacked=int(np.prod(shape[3:], dtype=int)),
+        moments=shape[3] if len(shape) > 3 and set(shape[4:]) <= {1} else 1,
         dtype=dtype,
         offset=max(int(offset), int(header["sizeof_hdr"]) + 4),
         slope=1.0 if slope is None else float(slope),

@@ -107,7 +107,7 @@ def prepare_case(task: Task) -> Outcome:
 
 def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
     case, settings = task.case, task.settings
-    volume = read_scan(case.images, task.channels)
+    volume = read_scan(case.images, task.channels, case.frame)
     label = _read_label(case, volume, task.values) if case.label else None
     slices = to_slices(volume, settings)
     kind: Literal["clip_zscore", "zscore"] = settings.normalisation or "clip_zscore"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from macl.data import dicom
+from macl.data.frames import take_apart
 from macl.data.identity import Identity, hashed, reveals
 from macl.data.volumes import Header, read_header, safe_name, stem_of
 from macl.errors import MaclError, RefusedCaseError
 from macl.files import inside
-from macl.plugins import Case, Reader, Source, files_of, scans_of
+from macl.plugins import Case, Reader, Scan, Source, files_of, scans_of
 
 PICTURES = ("PNG", "JPEG")
 
@@ -23,30 +24,35 @@ class Survey:
 
     Attributes:
         source: names, patients, channels and modality settled; only cases that may be read are left.
-        headers: case name → the header of its first image.
+        headers: case name → the header of its first image, of a frame as if it were alone.
+        series: where time series were taken apart, the name of each → all its frames, in order.
     """
 
     source: Source
     headers: Mapping[str, Header]
+    series: Mapping[str, tuple[Case, ...]] = field(default_factory=dict)
 
 
-def survey(folder: Path, source: Source, keep_identity: bool = False) -> Survey:
-    """Look a source over.
+def survey(folder: Path, source: Source, keep_identity: bool = False, frames: bool = False) -> Survey:
+    """Look a source over; with `frames`, the fourth axis of a file is time, and every moment becomes a case.
 
     Refused here: what links out of the folder, headers that make no sense or announce too much, channel counts that
     differ from the declared one, or from most cases where none is declared. Names that hold a part of a DICOM
     patient's name, birth date or (unless kept) id are replaced by hashed ones, in notes and reasons too.
+
+    Raises:
+        MaclError: frames are asked for where the layout declares that a fourth axis holds channels.
     """
+    source = _with_series(source) if frames else _without_series(source)
     source = _without_links_out(folder, source)
     source = _without_identity(source, keep_identity)
-    refused = dict(source.refused)
-    headers: dict[str, Header] = {}
-    for case in source.cases:
-        try:
-            headers[case.name] = read_header(case.images[0])
-        except RefusedCaseError as error:
-            refused[case.name] = str(error)
+    series: Mapping[str, tuple[Case, ...]] = {}
+    if frames:
+        source, series = take_apart(source)
+    headers, broken = _headers(source.cases)
+    refused = {**source.refused, **broken}
     channels = source.channels or _usual_channels(headers)
+    notes = source.notes if source.channels else (*source.notes, *_assumed_channels(headers, channels))
     for case in source.cases:
         header = headers.get(case.name)
         if header and len(case.images) == 1 and header.channels != len(channels):
@@ -56,8 +62,10 @@ def survey(folder: Path, source: Source, keep_identity: bool = False) -> Survey:
     if modality == "unknown" and len(told) == 1:
         modality = told.pop()
     cases = tuple(case for case in source.cases if case.name in headers)
-    settled = replace(source, cases=cases, refused=dict(sorted(refused.items())), channels=channels, modality=modality)
-    return Survey(settled, headers)
+    settled = replace(
+        source, cases=cases, refused=dict(sorted(refused.items())), channels=channels, modality=modality, notes=notes
+    )
+    return Survey(settled, headers, series)
 
 
 def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
@@ -82,6 +90,36 @@ def lone_case(path: Path) -> Case:
     name = safe_name(stem_of(path.absolute()))
     case = Case(name, (path,), name)
     return _without_identity(Source("", "unknown", (), {}, (case,)), keep_identity=False).cases[0]
+
+
+def _with_series(source: Source) -> Source:
+    return replace(source, cases=(*source.cases, *source.series), series=())
+
+
+def _without_series(source: Source) -> Source:
+    if not source.series:
+        return source
+    note = f"Passed over: {len(source.series)} whole time series; --frames makes every moment of them a case."
+    return replace(source, series=(), notes=(*source.notes, note))
+
+
+def _headers(cases: Iterable[Case]) -> tuple[dict[str, Header], dict[str, str]]:
+    """Case name → the header of its first image, and → why it has none; that of a series is read once."""
+    headers: dict[str, Header] = {}
+    broken: dict[str, str] = {}
+    of_series: dict[Scan, Header] = {}
+    for case in cases:
+        image = case.images[0]
+        try:
+            header = of_series.get(image) or read_header(image)
+        except RefusedCaseError as error:
+            broken[case.name] = str(error)
+            continue
+        if case.frame is not None:
+            of_series[image] = header
+            header = replace(header, channels=header.channels // header.moments, moments=1)
+        headers[case.name] = header
+    return headers, broken
 
 
 def _without_links_out(folder: Path, source: Source) -> Source:
@@ -145,10 +183,20 @@ def _usual_channels(headers: Mapping[str, Header]) -> tuple[str, ...]:
     return ("image",) if usual == 1 else tuple(f"channel {number}" for number in range(1, usual + 1))
 
 
+def _assumed_channels(headers: Mapping[str, Header], channels: Sequence[str]) -> tuple[str, ...]:
+    """What is said where volumes along a fourth axis are taken as channels though nothing declares them."""
+    if len(channels) == 1 or not any(header.moments == len(channels) for header in headers.values()):
+        return ()
+    return (
+        f"Nothing tells what the fourth axis of the files is: its {len(channels)} volumes are taken as channels. "
+        "Where they are moments in time, use --frames.",
+    )
+
+
 def _other_channels(header: Header, meant: int) -> str:
     if header.format in (*PICTURES, "DICOM"):
         return f"it has {header.channels} channels where {meant} {'is' if meant == 1 else 'are'} meant"
     return (
         f"it holds {header.channels} volumes or channels (4D) where {meant} {'is' if meant == 1 else 'are'} meant: "
-        "save one volume per file"
+        "save one volume per file, or use --frames where they are moments in time"
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ class Header:
         channels: components of a voxel, or volumes along a fourth axis.
         dtype: of the stored numbers, as the file's library names it.
         modality: "MR", "CT" or "unknown".
+        moments: volumes along a fourth axis, if it has one, counted among the channels too.
     """
 
     format: str
@@ -39,6 +41,7 @@ class Header:
     channels: int
     dtype: str
     modality: str = "unknown"
+    moments: int = 1
 
 
 def suffix_of(path: Path) -> str | None:
@@ -73,19 +76,19 @@ def read_header(path: Scan) -> Header:
         suffix = _known_suffix(path)
         if suffix in nifti.SUFFIXES:
             header = nifti.read_header(path)
-            return Header("NIfTI", header.geometry, header.stacked, header.dtype.name)
-        itk_header = itk.read_header(path)
-        return Header(
-            _format(suffix), itk_header.geometry, itk_header.components * itk_header.stacked, itk_header.dtype
-        )
+            return Header("NIfTI", header.geometry, header.stacked, header.dtype.name, moments=header.moments)
+        found = itk.read_header(path)
+        channels = found.components * found.stacked
+        return Header(_format(suffix), found.geometry, channels, found.dtype, moments=found.stacked)
 
 
-def read_scan(images: tuple[Scan, ...], channels: int | None = None) -> Volume:
+def read_scan(images: tuple[Scan, ...], channels: int | None = None, frame: int | None = None) -> Volume:
     """One scan: one file, DICOM folder or stack per channel, or one that holds all channels.
 
     Args:
         images: the files.
         channels: how many there must be; None: as many as the file has components, and no fourth axis.
+        frame: the moment to read, from 0, where the files' fourth axis is time; None: it is not.
 
     Returns:
         (channels, z, y, x) in the files' own numbers.
@@ -94,7 +97,7 @@ def read_scan(images: tuple[Scan, ...], channels: int | None = None) -> Volume:
         RefusedCaseError: a file is missing, cut off, damaged, of another kind, has the wrong number of channels, holds
             NaN or infinity, is constant, or the channels lie on different grids.
     """
-    volumes = [_read_file(path, channels if len(images) == 1 else 1) for path in images]
+    volumes = [_read_file(path, channels if len(images) == 1 else 1, frame) for path in images]
     first = volumes[0]
     for number, volume in enumerate(volumes[1:], start=2):
         if difference := grid_difference(first.geometry, volume.geometry):
@@ -111,16 +114,16 @@ def read_scan(images: tuple[Scan, ...], channels: int | None = None) -> Volume:
     return first
 
 
-def read_label(path: Scan, image: Scan | None = None) -> Volume:
+def read_label(path: Scan, image: Scan | None = None, frame: int | None = None) -> Volume:
     """One label: (1, z, y, x) whole numbers.
 
     A stack of pictures has a slice for each file of `image`, in the order of their names; where these are DICOM, it is
-    brought into the order of their positions.
+    brought into the order of their positions. `frame` is the moment to read of a time series.
 
     Raises:
         RefusedCaseError: as for a scan, or its values are not whole numbers.
     """
-    volume = _read_file(path, None)
+    volume = _read_file(path, None, frame)
     array = volume.array
     if len(array) > 1:
         if not _is_picture(path) or not (array == array[:1]).all():
@@ -156,7 +159,9 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         writer.write(aside, array, geometry)
 
 
-def _read_file(path: Scan, channels: int | None) -> Volume:
+def _read_file(path: Scan, channels: int | None, frame: int | None) -> Volume:
+    if frame is not None:
+        return _read_frame(path, frame)
     with _refusing():
         if _is_dicom(path):
             volume, stacked = dicom.read(path), False
@@ -170,10 +175,28 @@ def _read_file(path: Scan, channels: int | None) -> Volume:
             volume, stacked = itk.read(path), header.stacked > 1
     count = len(volume.array)
     if stacked and channels != count:
-        raise RefusedCaseError(f"it is 4D ({count} volumes) where {_meant(channels)} meant: save one volume per file")
+        moments = ", or use --frames where they are moments in time" if channels else ""
+        raise RefusedCaseError(
+            f"it is 4D ({count} volumes) where {_meant(channels)} meant: save one volume per file{moments}"
+        )
     if channels is not None and count != channels:
         raise RefusedCaseError(f"it has {count} channels where {_meant(channels)} meant")
     return volume
+
+
+def _read_frame(path: Scan, frame: int) -> Volume:
+    moments = read_header(path).moments
+    if not isinstance(path, Path) or frame >= moments:
+        raise RefusedCaseError(f"it has no moment {frame + 1}: its fourth axis counts {moments}")
+    state = path.stat()
+    series = _read_series(path, moments, state.st_mtime_ns, state.st_size)
+    return replace(series, array=series.array[frame : frame + 1], rescale=series.rescale[frame : frame + 1])
+
+
+@lru_cache(maxsize=2)
+def _read_series(path: Path, moments: int, *state: int) -> Volume:
+    """A time series, kept because its moments are asked for one after the other; and its label beside it."""
+    return _read_file(path, moments, None)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from macl.data.pairs import NamedLayout, Role, files_below
-from macl.plugins import Source
+from macl.plugins import Case, Source
 
 _FRAME = re.compile(r"((patient\d{3})_frame\d{2})(_gt)?\.nii(\.gz)?")
-_SERIES = re.compile(r"patient\d{3}_4d\.nii(\.gz)?")
+_SERIES = re.compile(r"(patient\d{3})_4d\.nii(\.gz)?")
 
 
 def _role(path: Path) -> Role | None:
@@ -45,14 +45,13 @@ class Acdc:
         return _LAYOUT.evidence(source)
 
     def read(self, source: Path) -> Source:
-        """Every frame as a case of its patient; the whole cine series are passed over.
+        """Every frame as a case of its patient; the whole cine series as the source's series.
 
         Raises:
             MaclError: there is no frame.
         """
         found = _LAYOUT.listing(source)
-        series = sum(_SERIES.fullmatch(path.name) is not None for path in files_below(source))
-        cine = (f"Passed over: {series} whole cine series (…_4d), which have no labels.",) if series else ()
+        series = [(name[1], path) for path in files_below(source) if (name := _SERIES.fullmatch(path.name))]
         return Source(
             reader=self.name,
             modality="MR",
@@ -60,8 +59,9 @@ class Acdc:
             classes={0: "background", 1: "RV", 2: "MYO", 3: "LV"},
             cases=found.cases,
             refused=found.refused,
+            series=tuple(Case(patient, (path,), patient) for patient, path in series),
             normalisation="zscore",
-            notes=cine + found.notes,
+            notes=found.notes,
         )
 
 

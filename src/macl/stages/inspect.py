@@ -36,7 +36,12 @@ _IN_ONE_ROW = ("class_voxels", "class_cases")
 
 
 def inspect(
-    path: Path, reader: str | None = None, *, quick: bool = False, workers: int | None = None
+    path: Path,
+    reader: str | None = None,
+    *,
+    frames: bool = False,
+    quick: bool = False,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """What there is at `path`, as one JSON object; `kind` says "store", "run", "scan" or "source".
 
@@ -45,6 +50,7 @@ def inspect(
     Args:
         path: a folder of scans, a store, a run, or a scan (a file, or a folder of one DICOM series and nothing else).
         reader: the layout to read a folder of scans as; None: the one whose signs are the most specific.
+        frames: the fourth axis of a file in a folder is time, and every moment a case, as for `prepare`.
         quick: read the headers of a folder's scans alone: then `class_voxels` and `class_cases` are None.
         workers: processes; None: one per core.
 
@@ -61,7 +67,7 @@ def inspect(
         return _scan(path)
     if path.is_file():
         raise MaclError(f"{path} is no scan, store, run or folder of scans that macl knows: check the path.")
-    return _source(path, reader, quick, workers)
+    return _source(path, reader, frames, quick, workers)
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -110,12 +116,12 @@ def _store(path: Path) -> dict[str, Any]:
     }
 
 
-def _source(path: Path, reader: str | None, quick: bool, workers: int | None) -> dict[str, Any]:
+def _source(path: Path, reader: str | None, frames: bool, quick: bool, workers: int | None) -> dict[str, Any]:
     if reader is None:
         chosen = recognise(path, [plugins.find("readers", name) for name in plugins.names("readers")])
     else:
         chosen = plugins.find("readers", reader)
-    looked = survey(path, chosen.read(path))
+    looked = survey(path, chosen.read(path), frames=frames)
     findings = None if quick else _read_all(looked.source, available_cores() if workers is None else workers)
     if findings is not None:
         looked = _without_refused(looked, findings)

@@ -61,7 +61,7 @@ def prepare(
     """
     _require_apart(source, store)
     chosen = _reader(source, reader)
-    looked = survey(source, chosen.read(source), settings.keep_identity)
+    looked = survey(source, chosen.read(source), settings.keep_identity, settings.frames)
     settings = _settled(settings, looked.source)
     fingerprint = _fingerprint(looked.source, settings)
     if finished := _finished(store, fingerprint):
@@ -156,7 +156,7 @@ def _classes(source: Source, workers: int) -> tuple[Classes, Mapping[str, str]]:
     values: set[int] = set()
     unusable: dict[str, str] = {}
     with workers_for(len(labelled), workers) as run, progress("labels", len(labelled)) as advance:
-        for index, found in run(label_values, [case.label for case in labelled]):
+        for index, found in run(label_values, labelled):
             if isinstance(found, str):
                 unusable[labelled[index].name] = found
             else:
