@@ -67,7 +67,7 @@ def test_unlabelled_scans_of_test_people_are_not_pretrained_on(brains: Store) ->
 
 
 def test_an_unknown_budget_is_answered_with_the_known_ones(brains: Store) -> None:
-    with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1\."):
+    with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1: name one"):
         resolve(by_person(), brains).labelled_cases("10%")
 
 

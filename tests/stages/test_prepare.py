@@ -370,6 +370,13 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monke
 # ---------------------------------------------------------------- again, in parallel, and killed
 
 
+def test_an_image_under_two_patients_is_said(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2), ("c", 1)):
+        write_nifti(tmp_path / f"data/{name}.nii.gz", anatomy(seed)[0])
+    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
+    assert "Images that several patients share: 1 (a = c)" in answer.err
+
+
 def test_a_finished_store_is_left_alone(tmp_path: Path) -> None:
     msd.write(tmp_path / "data")
     prepare(tmp_path / "data", tmp_path / "store", workers=1)

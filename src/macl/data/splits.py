@@ -103,7 +103,7 @@ class ResolvedSplit:
         """Labelled cases that a budget trains on; MaclError, naming the budgets there are, if it is not one."""
         if budget not in self.budget_cases:
             raise MaclError(
-                f"The split {self.split.name!r} has no label budget {budget!r}; it has {listed(self.budget_cases)}."
+                f"The split {self.split.name!r} has no label budget {budget!r}; it has {listed(self.budget_cases)}: name one."
             )
         return self.budget_cases[budget]
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from macl.data.preparing import (
     prepare_case,
 )
 from macl.data.slicing import prepared_size
-from macl.data.store import CASES, INDEX, Refused, Store, StoreIndex, write_index
+from macl.data.splits import listed
+from macl.data.store import CASES, INDEX, Refused, Store, StoredCase, StoreIndex, write_index
 from macl.data.survey import Survey, recognise, survey
 from macl.errors import MaclError
 from macl.files import held, require_disk_space
@@ -225,9 +226,23 @@ def _index(
         prepared=settings,
         cases=kept,
         refused=tuple(Refused(name=name, reason=reason) for name, reason in sorted(refused.items())),
-        notes=(*source.notes, *(classes.notes if labelled else ()), *notes),
+        notes=(*source.notes, *(classes.notes if labelled else ()), *notes, *_same_images(kept)),
         macl_version=macl.__version__,
         fingerprint=fingerprint,
+    )
+
+
+def _same_images(cases: Iterable[StoredCase]) -> tuple[str, ...]:
+    """A sentence about images that several patients share, or none."""
+    holders: dict[str, list[StoredCase]] = {}
+    for case in cases:
+        holders.setdefault(case.arrays["image"].sha256, []).append(case)
+    shared = [" = ".join(case.name for case in same) for same in holders.values() if len({c.patient for c in same}) > 1]
+    if not shared:
+        return ()
+    return (
+        f"Images that several patients share: {len(shared)} ({listed(shared)}). A split would part them, and test what "
+        "was trained on: remove one of each.",
     )
 
 
