@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,21 @@ class Scan:
     suffix: str
     geometry: Callable[[], Geometry]
     moments: tuple[Callable[[], ReadyScan], ...]
+
+
+def read_ahead(scans: Iterable[Scan]) -> Iterator[tuple[Scan, Future[list[ReadyScan]]]]:
+    """Every scan with its moments, which are read while the scan before is segmented."""
+
+    def read(scan: Scan) -> list[ReadyScan]:
+        return [moment() for moment in scan.moments]
+
+    with ThreadPoolExecutor(1) as reader:
+        pairs = ((scan, reader.submit(read, scan)) for scan in scans)
+        before = next(pairs, None)
+        while before:
+            following = next(pairs, None)
+            yield before
+            before = following
 
 
 def find_scans(

@@ -12,7 +12,7 @@ import numpy as np
 from macl.config import FinetuneSettings, validate
 from macl.data.predictions import PROBABILITIES, PredictionsRecord, open_predictions
 from macl.data.runs import RECORD, WEIGHTS, RunRecord, read_record
-from macl.data.scans import ReadyScan, Scan, find_scans, grid_settings
+from macl.data.scans import ReadyScan, Scan, find_scans, grid_settings, read_ahead
 from macl.data.slicing import to_scan
 from macl.data.volumes import grid_difference, read_header, write_volume
 from macl.errors import MaclError, RefusedCaseError
@@ -74,9 +74,9 @@ def predict(
         say(f"{len(scans) - len(waiting)} of {len(scans)} scans have their mask in {out} already.")
     notes: dict[str, list[str]] = {}
     with progress("Predicting", len(scans), done=len(scans) - len(waiting)) as advance:
-        for scan in waiting:
+        for scan, reading in read_ahead(waiting):
             try:
-                moments = [read() for read in scan.moments]
+                moments = reading.result()
             except MaclError as error:
                 failed[scan.name] = str(error)
                 say(f"{scan.name}: not segmented, {error}")

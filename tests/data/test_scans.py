@@ -1,0 +1,44 @@
+"""Scans on their way to the segmenter."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from macl.data.scans import Scan, read_ahead
+from macl.errors import MaclError
+
+
+def scan(name: str, moment: Any) -> Scan:
+    return Scan(name, ".nii.gz", geometry=lambda: pytest.fail("not asked for"), moments=(moment,))
+
+
+def test_the_next_scan_is_read_while_this_one_is_segmented_and_no_further() -> None:
+    begun = {name: threading.Event() for name in "abc"}
+
+    def moment(name: str) -> Any:
+        return lambda: begun[name].set() or name
+
+    pairs = read_ahead([scan(name, moment(name)) for name in "abc"])
+    first, reading = next(pairs)
+    assert (first.name, reading.result()) == ("a", ["a"])
+    assert begun["b"].wait(5)
+    assert not begun["c"].is_set()
+    assert [(one.name, read.result()) for one, read in pairs] == [("b", ["b"]), ("c", ["c"])]
+
+
+def test_a_scan_that_cannot_be_read_is_told_in_its_turn() -> None:
+    def broken() -> Any:
+        raise MaclError("torn")
+
+    (_, good), (_, bad), (_, last) = read_ahead([scan("a", lambda: 1), scan("b", broken), scan("c", lambda: 3)])
+    assert good.result() == [1]
+    with pytest.raises(MaclError, match="torn"):
+        bad.result()
+    assert last.result() == [3]
+
+
+def test_no_scans() -> None:
+    assert list(read_ahead([])) == []
