@@ -22,8 +22,12 @@ COMPILING_PAYS_FROM_PIXELS = 5e10
 
 
 def lay_out(module: nn.Module, device: torch.device) -> None:
-    """Channels last in memory, as fast convolutions want it; on CUDA each shape gets the fastest of cuDNN's ways."""
+    """On the device, channels last in memory as fast convolutions want it; on CUDA each shape gets cuDNN's fastest way.
+
+    It comes before the optimiser is made, whose moments lie where the parameters lie then.
+    """
     torch.backends.cudnn.benchmark = True
+    module.to(device)
     if device.type in ("cuda", "cpu"):
         module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 

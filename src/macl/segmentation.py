@@ -121,7 +121,7 @@ def load_segmenter(run: Path, backbone: Backbone, device: torch.device) -> Segme
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved.tensors[name])
-    lay_out(segmenter.to(device), device)
+    lay_out(segmenter, device)
     return segmenter.eval()
 
 
