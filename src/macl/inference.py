@@ -133,7 +133,8 @@ def _probabilities(network: nn.Module, images: Tensor, size: int, mirrored: tupl
     padded = functional.pad(images.to(device), (left, size - columns - left, top, size - rows - top))
     flips = [flip for number in range(len(mirrored) + 1) for flip in combinations(mirrored, number)]
     mean = torch.zeros((), device=device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    halved = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast(device.type, torch.bfloat16, enabled=halved):
         for flip in flips:
             mean = mean + network(padded.flip(flip)).float().softmax(1).flip(flip) / len(flips)
     return mean[..., top : top + rows, left : left + columns]

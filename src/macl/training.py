@@ -75,7 +75,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
     if not available[device]:
         raise MaclError(f"PyTorch finds no {device} device on this machine: try --device cpu.")
     if precision == "auto":
-        half = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+        # Older GPUs only emulate bf16, slowly.
+        half = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         precision = half if device == "cuda" else "fp32"
     mode: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
     return connect(device, mode) if place().ranks > 1 else Fabric(accelerator=device, devices=1, precision=mode)
@@ -157,7 +158,9 @@ class _State:
         """Compile the step if that pays for a run over this many pixels."""
         mode = compile_mode(self.settings, self.fabric.device, pixels)
         if mode and several():
-            say("The step is not compiled: with several processes, which exchange tensors amid it, that is not tried yet.")
+            say(
+                "The step is not compiled: with several processes, which exchange tensors amid it, that is not tried yet."
+            )
         elif mode:
             self.task.step = compiled(cast(Task, self.task).step, mode)  # pyright: ignore[reportArgumentType]
 
@@ -232,7 +235,8 @@ class _State:
         if self.validation and groups["best"]:
             self.validation.best_score = saved.about["best_score"]
             self.validation.best_tensors = groups["best"]
-        if self.scaler:
+        # Without one where the run began on a device that needs none.
+        if self.scaler and saved.about["scaler"]:
             self.scaler.load_state_dict(saved.about["scaler"])
         self.step, self.seconds = saved.about["step"], saved.about["seconds"]
         say(f"Going on after step {self.step}.")
