@@ -99,7 +99,9 @@ def sampling_grid(
     identity = torch.eye(2, device=device)
     matrix = torch.where(deform[:, None, None], _matrix(draws, name, settings), identity)
     shift = draws.uniform(f"{name}/translation", (2,), -settings.translation, settings.translation)
-    shift = torch.where(deform[:, None], shift * torch.tensor([columns, rows], device=device), 0.0)
+    # Filled on the device: a tensor made of Python's numbers would be copied there, for which the host waits.
+    sides = torch.stack([torch.full((), float(side), device=device) for side in (columns, rows)])
+    shift = torch.where(deform[:, None], shift * sides, 0.0)
     place = place[None]
     if settings.elastic_alpha[1] > 0:
         field = _elastic_field(draws, name, settings, rows, columns)
@@ -109,8 +111,7 @@ def sampling_grid(
     x, y = place.unbind(-1)
     place = torch.stack((xx * x + xy * y, yx * x + yy * y), dim=-1) + shift[:, None, None]
     sign = torch.stack([_sign(draws, name, axis, settings.mirror, mirror_axes) for axis in ("column", "row")], dim=-1)
-    half = torch.tensor([columns / 2, rows / 2], device=device)
-    return place * sign[:, None, None] / half
+    return place * sign[:, None, None] / (sides / 2)
 
 
 def _sign(draws: Draws, name: str, axis: str, probability: float, mirror_axes: tuple[str, ...]) -> Tensor:

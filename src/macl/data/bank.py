@@ -99,10 +99,9 @@ class SliceBank:
 
     def _load(self) -> Pixels:
         where = self.device if self.residence == "device" else torch.device("cpu")
-        pinned = self.residence == "host" and self.device.type == "cuda"
         total = int(self.pixels_of_slice.sum())
-        images = torch.empty(total * self.channels, dtype=self.dtype, pin_memory=pinned)
-        labels = torch.empty(total, dtype=torch.uint8, pin_memory=pinned) if self.labelled else None
+        images = torch.empty(total * self.channels, dtype=self.dtype)
+        labels = torch.empty(total, dtype=torch.uint8) if self.labelled else None
         firsts = np.searchsorted(self.case_of_slice, np.arange(len(self.cases) + 1))
 
         def fill(case: int) -> None:
