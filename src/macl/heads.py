@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from macl import distributed
 
 M = TypeVar("M")
+Function = TypeVar("Function", bound=Callable)
 
 
 def global_projector(in_channels: int, hidden_channels: int, out_channels: int) -> nn.Sequential:
@@ -137,8 +139,12 @@ def momentum_twin(module: M) -> M:
     return twin
 
 
-# Outside compiled steps, which would be compiled anew for every momentum.
-@torch.compiler.disable
+def uncompiled(function: Function) -> Function:
+    """Kept out of compiled steps, which would be compiled anew for every number that it is given."""
+    return cast(Function, torch.compiler.disable(function))
+
+
+@uncompiled
 @torch.no_grad()
 def follow(twin: nn.Module, source: nn.Module, momentum: float) -> None:
     """Move a twin's parameters θ' towards its source's θ: θ' ← m·θ' + (1 − m)·θ; running statistics stay each one's own."""
@@ -147,7 +153,7 @@ def follow(twin: nn.Module, source: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(own, towards, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
 
 
-@torch.compiler.disable
+@uncompiled
 def rising_momentum(start: float, done: float) -> float:
     """From `start` along a cosine to 1 as the run goes from 0 to 1 (BYOL)."""
     return 1.0 - (1.0 - start) * 0.5 * (1.0 + math.cos(math.pi * done))
