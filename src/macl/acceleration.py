@@ -82,6 +82,12 @@ def _kept(outcome: Step) -> Step:
     return Step(outcome.loss, {name: value.clone() for name, value in outcome.parts.items()})
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory did not suffice; not every device and library has a type of its own for it."""
+    signs, text = ("out of memory", "can't allocate memory", "alloc_failed"), str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in signs)
+
+
 def _can_compile() -> bool:
     compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
     return compiler and importlib.util.find_spec("triton") is not None

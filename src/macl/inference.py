@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from macl.acceleration import out_of_memory
 from macl.data.intensities import normalise
 from macl.data.slicing import to_scan_plane
 from macl.data.store import Normalisation, Slicing
@@ -91,7 +92,7 @@ def predict_slices(
     try:
         return _predict(network, images, size, tuple(DIMENSIONS[axis] for axis in mirror_axes), batch_size)
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
     # Outside the handler: the error would keep the tensors alive that did not fit.
     fits = _fitting_batch(network, (images.shape[1], size, size), batch_size)
@@ -154,11 +155,6 @@ def _bell(side: int, size: int) -> Tensor:
     return torch.exp(-0.5 * (offset / (size / 8)) ** 2)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
 @torch.inference_mode()
 def _fitting_batch(network: nn.Module, shape: tuple[int, int, int], batch_size: int) -> int | None:
     """The largest of `batch_size` / 2, / 4, … that the device takes, found by trying."""
@@ -170,6 +166,6 @@ def _fitting_batch(network: nn.Module, shape: tuple[int, int, int], batch_size: 
             _probabilities(network, torch.zeros(batch_size, *shape), shape[-1], ())
             return batch_size
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
     return None

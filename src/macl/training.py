@@ -7,6 +7,7 @@ moments, the moving average and the step. The loop waits for the device only whe
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from macl import checkpoint
-from macl.acceleration import compile_mode, compiled, fast_optimiser, lay_out
+from macl.acceleration import compile_mode, compiled, fast_optimiser, lay_out, out_of_memory
 from macl.config import TrainingSettings
 from macl.data.batches import Batches
 from macl.data.runs import LOG, STATE
@@ -69,6 +70,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
     Raises:
         MaclError: the device is not there, or there are fewer of them than processes.
     """
+    # On a GPU it would advise coarser matrix products, which the losses must not have.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, there in available.items() if there)
@@ -248,10 +251,8 @@ def _memory_advice(state: _State, batch: Batch) -> Iterator[None]:
     try:
         yield
         return
-    except torch.OutOfMemoryError:
-        pass
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise
     count = len(batch.images)
     raise MaclError(
