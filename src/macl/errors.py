@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class MaclError(Exception):
     """What is wrong, where, and what to do next, in one sentence for the user."""
@@ -9,3 +11,10 @@ class MaclError(Exception):
 
 class RefusedCaseError(MaclError):
     """One case cannot be kept; the others go on. The message is the reason, without the case's name."""
+
+
+def listed(names: Iterable[str], at_most: int = 6) -> str:
+    """Names for a sentence, the first few of many."""
+    names = list(names)
+    more = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fakes.index import hearts, stored_case, write
-from macl.data.splits import Split, group_of, overlap, read_split, resolve, split_names, write_split
+from macl.data.parts import overlap, resolve
+from macl.data.splits import Split, group_of, read_split, split_names, write_split
 from macl.data.store import Store
 from macl.errors import MaclError
 from macl.stages.split import choose
@@ -196,3 +197,33 @@ def test_the_hippocampus_split_by_person_is_the_one_that_macl_draws() -> None:
     labelled = {*shipped.test, *shipped.budgets["100%"]}
     drawn = choose(labelled, test="26", budgets="10%,25%,100%", seed=0)
     assert drawn == {"test": shipped.test, "validation": (), **shipped.budgets}
+
+
+def with_copies(store: Store, **of: str) -> Store:
+    """The store, with the images of some cases being those of others."""
+    cases = {case.name: case for case in store.index.cases}
+    for copy, original in of.items():
+        arrays = {**cases[copy].arrays, "image": cases[original].arrays["image"]}
+        cases[copy] = cases[copy].model_copy(update={"arrays": arrays})
+    return Store(store.path, store.index.model_copy(update={"cases": tuple(cases.values())}))
+
+
+def test_a_test_scan_under_another_name_trains_nothing(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store = with_copies(brains, brain_003="brain_001", brain_005="brain_002")
+    split = by_person(budgets={"2": ("brain_pair002", "brain_pair004")})
+    resolved = resolve(split, store)
+    assert resolved.pretraining_cases == ("brain_004", "brain_007")
+    assert resolved.labelled_cases("2") == ("brain_007",)
+    assert resolved.test_cases == ("brain_001", "brain_002")
+    assert "brain_003 (of brain_001), brain_005 (of brain_002)" in capsys.readouterr().err
+
+
+def test_copies_among_training_or_among_test_scans_stay(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store = with_copies(brains, brain_002="brain_001", brain_005="brain_004")
+    assert resolve(by_person(), store) == resolve(by_person(), brains)
+    assert "Left out" not in capsys.readouterr().err
+
+
+def test_allowed_overlap_keeps_copies(brains: Store) -> None:
+    store = with_copies(brains, brain_003="brain_001")
+    assert "brain_003" in resolve(by_person(), store, allow_overlap=True).pretraining_cases

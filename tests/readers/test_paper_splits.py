@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fakes.index import stored_case, write
-from macl.data.splits import read_split, resolve
+from macl.data.parts import resolve
+from macl.data.splits import read_split
 from macl.data.store import Store
 
 CHAOS = (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fakes.index import hearts, stored_case, write
-from macl.data.splits import read_split, resolve
+from macl.data.parts import resolve
+from macl.data.splits import read_split
 from macl.data.store import Store
 from macl.errors import MaclError
 from macl.stages.split import amount, choose, folds, in_order, split

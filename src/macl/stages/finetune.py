@@ -12,15 +12,15 @@ from lightning_fabric import Fabric
 from macl import checkpoint
 from macl.checkpoint import Checkpoint
 from macl.config import FinetuneSettings, read_recipe, resolve
-from macl.data import runs, splits
+from macl.data import parts, runs, splits
 from macl.data.bank import SliceBank
 from macl.data.batches import Batches
 from macl.data.intensities import normalise
+from macl.data.parts import ResolvedSplit
 from macl.data.runs import RunRecord
-from macl.data.splits import ResolvedSplit
 from macl.data.store import Store
 from macl.distributed import total
-from macl.errors import MaclError
+from macl.errors import MaclError, listed
 from macl.files import require_disk_space, sha256, write_json
 from macl.inference import predict_slices
 from macl.plugins import find
@@ -76,7 +76,7 @@ def finetune(
     settings = _settings(resolve(FinetuneSettings, read_recipe("finetune", recipe), overrides))
     fabric = make_fabric(device, settings.training.precision)
     chosen = splits.read_split(split)
-    resolved = splits.resolve(chosen, opened, allow_overlap=allow_overlap)
+    resolved = parts.resolve(chosen, opened, allow_overlap=allow_overlap)
     cases = resolved.labelled_cases(labels)
     source, init_name, init_patients = _read_init(init, resolved, allow_overlap, init_decoder_blocks)
     plane = opened.case(cases[0]).slicing.plane
@@ -125,10 +125,10 @@ def _read_init(
         earlier = runs.read_record(path)
         if not earlier.finished:
             raise MaclError(f"The run in {init} is not finished: go on with it (--resume) before fine-tuning from it.")
-        leaked = splits.overlap((*earlier.patients, *earlier.init_patients), resolved)
+        leaked = parts.overlap((*earlier.patients, *earlier.init_patients), resolved)
         if leaked and not allow_overlap:
             raise MaclError(
-                f"{len(leaked)} test people ({splits.listed(leaked)}) were in the training data of {init}: pre-train with the "
+                f"{len(leaked)} test people ({listed(leaked)}) were in the training data of {init}: pre-train with the "
                 "same --split, or add --allow-overlap (recorded) if these are other people of the same names."
             )
         weights = path / runs.WEIGHTS

@@ -26,10 +26,9 @@ from macl.data.preparing import (
     prepare_case,
 )
 from macl.data.slicing import prepared_size
-from macl.data.splits import listed
 from macl.data.store import CASES, INDEX, Refused, Store, StoredCase, StoreIndex, write_index
 from macl.data.survey import Survey, recognise, survey
-from macl.errors import MaclError
+from macl.errors import MaclError, listed
 from macl.files import held, require_disk_space
 from macl.plugins import Source
 from macl.progress import progress, say

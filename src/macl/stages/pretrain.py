@@ -11,7 +11,7 @@ from torch import nn
 
 from macl import checkpoint
 from macl.config import PretrainSettings, read_recipe, resolve
-from macl.data import runs, splits
+from macl.data import parts, runs, splits
 from macl.data.bank import SliceBank
 from macl.data.batches import Batches
 from macl.data.runs import RunRecord
@@ -62,7 +62,7 @@ def pretrain(
     settings, plugin, backbone = _settings(method, recipe, overrides)
     fabric = make_fabric(device, settings.training.precision)
     chosen = splits.read_split(split) if split else None
-    resolved = splits.resolve(chosen, opened, allow_overlap=allow_overlap) if chosen else None
+    resolved = parts.resolve(chosen, opened, allow_overlap=allow_overlap) if chosen else None
     everyone = tuple(case.name for case in opened.index.cases)
     cases = resolved.pretraining_cases if resolved and not allow_overlap else everyone
     record = RunRecord(

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from macl.data.splits import ResolvedSplit, Rule, Split, group_of, listed, read_split, resolve, write_split
+from macl.data.parts import ResolvedSplit, resolve
+from macl.data.splits import Rule, Split, group_of, read_split, write_split
 from macl.data.store import Store
-from macl.errors import MaclError
+from macl.errors import MaclError, listed
 from macl.progress import say
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from macl.config import FinetuneSettings, PretrainSettings, Settings, read_recipe, read_toml, resolve, validate
-from macl.data.splits import listed, read_split
-from macl.data.splits import resolve as resolve_split
+from macl.data.parts import resolve as resolve_split
+from macl.data.splits import read_split
 from macl.data.store import Store
-from macl.errors import MaclError
+from macl.errors import MaclError, listed
 from macl.metrics import Convention
 from macl.plugins import find
 
