@@ -54,7 +54,8 @@ def main() -> None:
     positions = torch.rand(batch, device=device)
     positives = positives_by_position(positions, settings.threshold)
     side, channels = arguments.size // 16, 4 * arguments.width
-    maps = [torch.randn(batch, channels, side, side, device=device, requires_grad=True) for _ in range(2)]
+    random = (torch.randn(batch, channels, side, side, device=device) for _ in range(2))
+    maps = [one.to(memory_format=torch.channels_last).requires_grad_() for one in random]  # as the network yields them
 
     def step(way: str, number: int) -> None:
         macl_method.dense_contrastive = WAYS[way]

@@ -65,7 +65,8 @@ class TrainingSettings(Settings):
         default="auto", description="torch.compile's mode for the step; auto: default for long runs on a GPU, else off"
     )
     gather_negatives: bool = Field(
-        default=True, description="several processes: contrast slices with those of all, not with those of their own alone"
+        default=True,
+        description="several processes: contrast slices with those of all, not with those of their own alone",
     )
     log_every_steps: int = Field(default=20, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)

@@ -57,15 +57,16 @@ def contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> Tenso
         Scalar, in float32 or wider; 0 where no anchor has a positive.
     """
     unit = _unit(anchors)
+    if unit.shape[-2] == 1:  # nothing to be contrasted with, and a logsumexp over nothing has no gradient
+        return 0.0 * unit.sum()
     similarity = _products(unit, unit) / temperature
-    itself = torch.eye(anchors.shape[-2], dtype=torch.bool, device=anchors.device)
-    normaliser = similarity.masked_fill(itself, -torch.inf).logsumexp(-1, keepdim=True)
+    itself = torch.eye(unit.shape[-2], dtype=torch.bool, device=anchors.device)
+    normaliser = similarity.masked_fill(itself, -torch.inf).logsumexp(-1)
     weights = (positives & ~itself).to(unit.dtype)
-    count = weights.sum(-1)
-    # Without other anchors the normaliser is −inf; such rows have weight 0, and 0 · inf must not make them NaN.
-    log_probability = torch.where(weights > 0, similarity - normaliser, 0.0)
-    per_anchor = -(log_probability * weights).sum(-1) / count.clamp(min=1)
-    counted = (count > 0).to(unit.dtype)
+    count = weights.sum(-1, keepdim=True)
+    # The mean of log-probabilities over positives is the mean of similarities less the normaliser.
+    per_anchor = normaliser - (similarity * (weights / count.clamp(min=1))).sum(-1)
+    counted = (count[:, 0] > 0).to(unit.dtype)
     return (per_anchor * counted).sum(-1).mean() / counted.sum().clamp(min=1)
 
 
@@ -157,6 +158,8 @@ def dense_contrastive(first: Tensor, second: Tensor, positives: Tensor, temperat
         temperature: τ.
     """
     anchors = torch.cat((first, second)).flatten(2).permute(2, 0, 1)
+    # Maps with channels last are right as they lie; others are turned over once instead of at every step below.
+    anchors = anchors if anchors.stride(-1) == 1 else anchors.contiguous()
     return contrastive(anchors, for_both_branches(positives), temperature)
 
 
