@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
@@ -65,19 +65,22 @@ def test_a_compiled_step_is_the_step_and_is_not_compiled_again(name: str) -> Non
     assert not reasons
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("pass_that_fails", ["fw_compiler", "bw_compiler"])
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys, pass_that_fails) -> None:
     task = finetuning()
     expected = copy.deepcopy(task).step(batch(0, 0.0)).loss
 
-    def broken(step, mode):
-        def run(batch):
-            raise BackendCompilerFailed(broken, RuntimeError("no compiler"), None)
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler")
 
-        return run
-
-    monkeypatch.setattr(acceleration.torch, "compile", broken)
-    step = compiled(task.step, "default")
-    assert torch.equal(step(batch(0, 0.0)).loss, expected)
+    compilers = {"fw_compiler": lambda graph, inputs: graph, pass_that_fails: broken}
+    compile_with = torch.compile
+    backend = aot_autograd(**compilers)
+    torch._dynamo.reset()
+    monkeypatch.setattr(acceleration.torch, "compile", lambda step, mode: compile_with(step, backend=backend))
+    outcome = compiled(task.step, "default")(batch(0, 0.0))
+    outcome.loss.backward()
+    assert torch.equal(outcome.loss, expected)
     assert "runs uncompiled" in capsys.readouterr().err
 
 

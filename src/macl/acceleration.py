@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._functorch import config as functorch_config
 
 from macl.config import TrainingSettings
 from macl.optimisation import make_optimiser
@@ -59,6 +60,9 @@ def compile_mode(settings: TrainingSettings, device: torch.device, pixels: float
 def compiled(step: Callable[[Batch], Step], mode: str) -> Callable[[Batch], Step]:
     """The step compiled at its first call; as it was, and said so, where compiling fails."""
     say(f"The step is compiled by torch.compile ({mode}), which makes the first one take a minute or two.")
+    # Else a backward pass that cannot be compiled would fail when it is too late to go on without.
+    if hasattr(functorch_config, "force_non_lazy_backward_lowering"):
+        functorch_config.force_non_lazy_backward_lowering = True
     chosen: Callable[[Batch], Step] = torch.compile(step, mode=mode)
 
     def run(batch: Batch) -> Step:
