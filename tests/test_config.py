@@ -59,7 +59,8 @@ def test_values_are_read_as_toml_or_else_as_text(override: str, expected: dict[s
     ("overrides", "sentence"),
     [
         (["steps"], "takes key=value"),
-        (["step=3"], r"step: .*not permitted.*known here: inner, steps, axes"),
+        (["step=3"], r"there is no step; did you mean 'steps'\? Known: inner, steps, axes\.$"),
+        (["inner.rat=3"], r"there is no inner\.rat; did you mean 'rate'\? Known: rate, name\.$"),
         (["inner.rate=0"], r"inner\.rate: input should be greater than 0"),
         (["steps=many"], "steps: input should be a valid integer"),
         (["steps=1", "steps.more=2"], "'steps' is a value, not a group"),
@@ -69,6 +70,11 @@ def test_values_are_read_as_toml_or_else_as_text(override: str, expected: dict[s
 def test_wrong_settings_are_named(overrides: list[str], sentence: str) -> None:
     with pytest.raises(MaclError, match=sentence):
         resolve(Small, {}, overrides)
+
+
+def test_the_settings_of_a_name_are_pointed_to() -> None:
+    with pytest.raises(MaclError, match=r"backbone is a name, whose settings are under backbone_settings\.$"):
+        resolve(PretrainSettings, {}, ["backbone.width=4"])
 
 
 def test_where_stands_before_the_key() -> None:
@@ -93,7 +99,10 @@ def test_a_recipe_by_path(tmp_path: Path) -> None:
 
 
 def test_recipes_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MaclError, match=r"no finetune recipe called 'srtong'; known: .*, or the path of a \.toml file"):
+    with pytest.raises(
+        MaclError,
+        match=r"no finetune recipe called 'srtong'; did you mean 'strong'\? Known: .*, or the path of a \.toml file",
+    ):
         read_recipe("finetune", "srtong")
     with pytest.raises(MaclError, match="which should be a recipe"):
         read_recipe("finetune", str(tmp_path / "mine.toml"))

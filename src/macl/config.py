@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from macl.errors import MaclError
 
@@ -158,19 +160,47 @@ def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] =
 
 
 def validate(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
-    """`values` as settings of `kind`; MaclError names every wrong key, under the prefix `where`."""
+    """`values` as settings of `kind`; MaclError names the wrong keys, under the prefix `where`, and those there are."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         found = error.errors()
-        problems = "; ".join(
-            f"{'.'.join(filter(None, (where, *map(str, problem['loc']))))}: {problem['msg'].lower()}"
-            for problem in found[:PROBLEMS_NAMED]
-        )
+        problems = [_problem(kind, where, problem) for problem in found[:PROBLEMS_NAMED]]
         if len(found) > PROBLEMS_NAMED:
-            problems += f"; and {len(found) - PROBLEMS_NAMED} more"
-        known = ", ".join(kind.model_fields)
-        raise MaclError(f"These settings do not fit: {problems} (known here: {known}).") from None
+            problems.append(f"and {len(found) - PROBLEMS_NAMED} more")
+        raise MaclError(f"These settings do not fit: {'; '.join(problems)}.") from None
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """What to say after an unknown name: the nearest of the known ones, if one is near, and all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? Known" if near else "known"
+    return f"{hint}: {', '.join(known)}"
+
+
+def _problem(kind: type[Settings], where: str, problem: ErrorDetails) -> str:
+    path = problem["loc"]
+    key = ".".join(filter(None, (where, *map(str, path))))
+    group = _group(kind, path[:-1]) if path else None
+    if group and problem["type"] == "extra_forbidden":
+        return f"there is no {key}; {did_you_mean(str(path[-1]), tuple(group.model_fields))}"
+    if group and isinstance(problem["input"], dict) and (own := f"{path[-1]}_settings") in group.model_fields:
+        return f"{key} is a name, whose settings are under {own}"
+    return f"{key}: {problem['msg'].lower()}"
+
+
+def _group(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] | None:
+    """The settings at a path, through lists; None where it leads through something else."""
+    for step in path:
+        if isinstance(step, str):
+            annotation = kind.model_fields[step].annotation if step in kind.model_fields else None
+            models = [
+                a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
+            ]
+            if not models:
+                return None
+            kind = models[0]
+    return kind
 
 
 def _parse(text: str) -> Any:
@@ -205,8 +235,6 @@ def read_recipe(stage: Literal["pretrain", "finetune"], name: str | Path) -> dic
     if str(name).endswith(".toml"):
         return read_toml(Path(name), "a recipe")
     if name not in recipe_names(stage):
-        known = ", ".join(recipe_names(stage))
-        raise MaclError(
-            f"There is no {stage} recipe called {str(name)!r}; known: {known}, or the path of a .toml file."
-        )
+        known = did_you_mean(str(name), recipe_names(stage))
+        raise MaclError(f"There is no {stage} recipe called {str(name)!r}; {known}, or the path of a .toml file.")
     return tomllib.loads((files("macl") / "recipes" / stage / f"{name}.toml").read_text(encoding="utf-8"))

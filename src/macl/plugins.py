@@ -5,7 +5,6 @@ The folder is the catalogue: `find("methods", "macl")` imports exactly `macl/met
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from macl.config import PluginSettings
+from macl.config import PluginSettings, did_you_mean
 from macl.errors import MaclError
 
 if TYPE_CHECKING:
@@ -266,9 +265,7 @@ def find(kind: Kind, name: str) -> Any:
     name, _, part = name.partition(":")
     known = names(kind)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? Known" if near else "known"
-        raise MaclError(f"There is no {kind[:-1]} called {name!r}; {hint}: {', '.join(known)}.")
+        raise MaclError(f"There is no {kind[:-1]} called {name!r}; {did_you_mean(name, known)}.")
     plugin = importlib.import_module(f"macl.{kind}.{name}").PLUGIN
     if not part:
         return plugin

@@ -107,7 +107,7 @@ def test_percentages_make_folders_of_their_own(grid: Path) -> None:
         ('method = "macl"', 'method = "mcal"', "did you mean 'macl'"),
         ('[1, "2"]', "[1, 3]", "no label budget '3'; it has 1, 2"),
         ('["paper"]', '["papr"]', "no finetune recipe called 'papr'"),
-        ("seeds", "sedes", "sedes: extra inputs are not permitted"),
+        ("seeds", "sedes", "there is no grid.toml.sedes; did you mean 'seeds'"),
         ("seeds = [0]", "seeds = []", "seeds"),
         ('"toy.json"', '"paper/acdc"', "names 10, 14,"),
         ('"toy.store"', '"tyo.store"', "does not exist"),
