@@ -53,6 +53,7 @@ DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.epochs=50.")
 ]
+RecipeOption = Annotated[str | None, typer.Option(help="Recipe by name or path (.toml); the method's own by default.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out, exactly.")]
 OverlapOption = Annotated[
     bool, typer.Option("--allow-overlap", help="Allow test people in pre-training data (recorded).")
@@ -62,6 +63,7 @@ DevicesOption = Annotated[
 ]
 FramesOption = Annotated[bool, typer.Option("--frames", help="The fourth axis is time: every moment is a case.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
 
 
@@ -80,7 +82,7 @@ def inspect(
     frames: FramesOption = False,
     quick: Annotated[bool, typer.Option("--quick", help="Read headers alone; count no voxels.")] = False,
     workers: WorkersOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a folder of scans, a store, a run or a scan holds."""
     import json
@@ -157,9 +159,7 @@ def pretrain(
         str | None, typer.Option(help="Way to pre-train; `macl` unless the recipe says otherwise.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split file or name; its test people are left out.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe by name or path (.toml); the method's own by default.")
-    ] = None,
+    recipe: RecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
     devices: DevicesOption = 1,
@@ -251,9 +251,7 @@ def evaluate(
 @app.command()
 def profile(
     method: Annotated[str, typer.Option(help="Way to pre-train.")] = "macl",
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe by name or path (.toml); the method's own by default.")
-    ] = None,
+    recipe: RecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
     store: Annotated[
         Path | None, typer.Option(help="Store whose channels and slices to take, to estimate the whole run.")
@@ -262,7 +260,7 @@ def profile(
     slices: Annotated[int | None, typer.Option(min=1, help="Slices of a data set that is not prepared yet.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 5,
     device: DeviceOption = Device.auto,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what pre-training costs on this machine: time, memory, and where the time goes."""
     import json

@@ -13,8 +13,11 @@ class RefusedCaseError(MaclError):
     """One case cannot be kept; the others go on. The message is the reason, without the case's name."""
 
 
-def listed(names: Iterable[str], at_most: int = 6) -> str:
+NAMES_LISTED = 6
+
+
+def listed(names: Iterable[str]) -> str:
     """Names for a sentence, the first few of many."""
     names = list(names)
-    more = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - NAMES_LISTED
+    return ", ".join(names[:NAMES_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from macl.errors import MaclError
+from macl.errors import MaclError, listed
 
 Outcome = Literal["loaded", "adapted", "fresh", "refused"]
 
@@ -58,13 +58,13 @@ class Transfer:
             f"  {part:<18} {outcome:<8} {count:>3} tensors  {why}" for (part, outcome, why), count in parts.items()
         ]
         if self.unused:
-            lines.append(f"  not used           {len(self.unused):>12} tensors  {', '.join(self.unused[:3])} …")
+            lines.append(f"  not used           {len(self.unused):>12} tensors  {listed(self.unused)}")
         return "\n".join((f"Weights from {self.init}:", *lines))
 
 
 def _part(name: str) -> str:
     pieces = name.split(".")
-    return ".".join(pieces[: 3 if pieces[0] in ("encoder", "decoder") and pieces[1] != "centre" else 2][:3])
+    return ".".join(pieces[: 3 if pieces[0] in ("encoder", "decoder") and pieces[1] != "centre" else 2])
 
 
 def transplant(init: str, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Transfer:

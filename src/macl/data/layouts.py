@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from macl.data.volumes import safe_name, suffix_of
-from macl.errors import MaclError
+from macl.errors import MaclError, listed
 from macl.files import read_json
 from macl.plugins import Case, Scan
 
@@ -18,7 +18,6 @@ DESCRIPTION = "dataset.json"
 _MR_WORDS = re.compile(
     r"mri?|mr[-_ ]?.*|t1.*|t2.*|flair|adc|dwi|pd.*|dce.*|bold|lge|bssfp|cine.*|perfusion|swi", re.IGNORECASE
 )
-_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,7 @@ def passed_over(paths: Iterable[Path], source: Path, what: str) -> tuple[str, ..
     names = sorted(_as_text(path.relative_to(source).as_posix()) for path in paths)
     if not names:
         return ()
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (f"Passed over, {what}: {', '.join(names[:_LISTED])}{more}.",)
+    return (f"Passed over, {what}: {listed(names)}.",)
 
 
 def _as_text(name: str) -> str:

@@ -19,7 +19,7 @@ from pydantic import Field
 import macl
 from macl.config import PrepareSettings, Settings, validate
 from macl.data.store import Store
-from macl.errors import MaclError
+from macl.errors import MaclError, listed
 from macl.files import ASIDE, clear_unfinished, read_json, write_text
 
 RECORD = "run.json"
@@ -137,7 +137,7 @@ def open_run(run: Path, record: RunRecord, resume: bool) -> RunRecord:
     before, now = earlier.model_dump(exclude=free), record.model_dump(exclude=free)
     changed = sorted(_leaves(before).items() ^ _leaves(now).items())
     if changed:
-        names = ", ".join(sorted({name for name, _ in changed})[:6])
+        names = listed(sorted({name for name, _ in changed}))
         raise MaclError(
             f"The run in {run} was started with other settings ({names}): "
             "resume with the same ones, or choose another --out."

@@ -19,7 +19,7 @@ from macl.data.slicing import to_slices
 from macl.data.store import INDEX, Geometry, Normalisation, Slicing, Store
 from macl.data.survey import lone_case, recognise, survey
 from macl.data.volumes import is_one_scan, read_header, read_scan, suffix_of
-from macl.errors import MaclError, RefusedCaseError
+from macl.errors import MaclError, RefusedCaseError, listed
 from macl.plugins import Case, Reader
 from macl.progress import say
 
@@ -161,9 +161,7 @@ def _of_store(store: Store, records: Sequence[RunRecord], cases: Literal["test",
             raise MaclError(f"None of the runs' test cases is in {store.path}: add --cases all to segment all of it.")
     trained = {name for record in records for name in record.cases}
     if own := sorted(trained & set(chosen)):
-        say(
-            f"{len(own)} of the cases of {store.path} were trained on: their masks say little ({', '.join(own[:5])}, …)."
-        )
+        say(f"{len(own)} of the cases of {store.path} were trained on: their masks say little ({listed(own)}).")
     return [_of_case(store, name) for name in chosen]
 
 

@@ -46,7 +46,7 @@ class Split(Settings):
     test: tuple[str, ...] = Field(min_length=1)
     validation: tuple[str, ...] = ()
     budgets: dict[str, tuple[str, ...]] = Field(
-        min_length=1, description="name → people to train on, smallest first, each holding the one before"
+        min_length=1, description="name → people to train on, smallest first; each should hold the one before"
     )
 
     @model_validator(mode="after")
@@ -87,7 +87,7 @@ def read_split(name_or_path: str | Path) -> Split:
         return validate(Split, raw, where=Path(name).name)
     shipped = _shipped()
     if name not in shipped:
-        raise MaclError(f"There is no split called {name!r}; known: {', '.join(sorted(shipped))}, or a .json file.")
+        raise MaclError(f"There is no split called {name!r}; known: {', '.join(split_names())}, or a .json file.")
     return validate(Split, json.loads(shipped[name].read_text(encoding="utf-8")), where=name)
 
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from macl.data.slicing import orient, plan, spacing_of, to_scan
 from macl.data.store import INDEX, Geometry, Slicing, Store
 from macl.data.survey import recognise, survey
 from macl.data.volumes import Volume, grid_difference, read_label
-from macl.errors import MaclError, RefusedCaseError
+from macl.errors import MaclError, RefusedCaseError, listed
 from macl.files import write_json
 from macl.metrics import Convention, Score, empty_score, score_classes
 from macl.plugins import Scan, Source, find, names
@@ -165,23 +164,17 @@ def match(predictions: Path, masks: Mapping[str, Path], truth: Path, labelled: S
     cases = sorted(set(masks) & set(labelled))
     if not cases:
         raise MaclError(
-            f"No mask in {predictions} ({_some(masks)}) is called like a case with a label in {truth} "
-            f"({_some(labelled)}): masks should be called <case>.nii.gz."
+            f"No mask in {predictions} ({listed(sorted(masks)) or 'none'}) is called like a case with a label in {truth} "
+            f"({listed(sorted(labelled)) or 'none'}): masks should be called <case>.nii.gz."
         )
     if untrue := sorted(set(masks) - set(labelled)):
-        say(f"Not scored, {len(untrue)} predicted without a truth: {_some(untrue)}.")
+        say(f"Not scored, {len(untrue)} predicted without a truth: {listed(untrue)}.")
     record = read_predictions(predictions)
     asked = set(labelled) if record is None else set(labelled) & set(record.cases)
     if unpredicted := sorted(asked - set(masks)):
         said = "" if record is None else f", though {PREDICTIONS_RECORD} says they were asked for"
-        say(f"Not scored, {len(unpredicted)} with a truth but no prediction{said}: {_some(unpredicted)}.")
+        say(f"Not scored, {len(unpredicted)} with a truth but no prediction{said}: {listed(unpredicted)}.")
     return cases
-
-
-def _some(items: Sequence[str] | Mapping[str, Any], most: int = 5) -> str:
-    listed = sorted(items)
-    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return (", ".join(listed[:most]) or "none") + rest
 
 
 # ---------------------------------------------------------------- scores

@@ -179,18 +179,8 @@ def _run(path: Path) -> dict[str, Any]:
     record = read_record(path)
     last_line = deque(read_log(path), maxlen=1)
     names = (
-        "finished",
-        "recipe",
-        "seed",
-        "device",
-        "store",
-        "reader",
-        "modality",
-        "labels",
-        "init",
-        "steps",
-        "seconds",
-    )
+        "finished", "recipe", "seed", "device", "store", "reader", "modality", "labels", "init", "steps", "seconds",
+    )  # fmt: skip
     return {
         "kind": record.kind,
         **{name: getattr(record, name) for name in names},

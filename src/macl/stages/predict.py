@@ -15,7 +15,7 @@ from macl.data.runs import RECORD, WEIGHTS, RunRecord, read_record
 from macl.data.scans import ReadyScan, Scan, find_scans, grid_settings, read_ahead
 from macl.data.slicing import to_scan
 from macl.data.volumes import grid_difference, read_header, write_volume
-from macl.errors import MaclError, RefusedCaseError
+from macl.errors import MaclError, RefusedCaseError, listed
 from macl.files import inside, require_disk_space, sha256
 from macl.inference import Member, predict_case
 from macl.plugins import find, names
@@ -177,7 +177,7 @@ def _label_values(values: Sequence[int]) -> np.ndarray:
 
 def _report(notes: Mapping[str, Sequence[str]], failed: Mapping[str, str], asked: int) -> None:
     for note, cases in notes.items():
-        say(f"Assumed for {', '.join(cases[:5])}{f' and {len(cases) - 5} more' if len(cases) > 5 else ''}: {note}.")
+        say(f"Assumed for {listed(cases)}: {note}.")
     if failed:
         reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in list(failed.items())[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""

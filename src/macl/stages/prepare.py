@@ -240,8 +240,8 @@ def _same_images(cases: Iterable[StoredCase]) -> tuple[str, ...]:
     if not shared:
         return ()
     return (
-        f"Images that several patients share: {len(shared)} ({listed(shared)}). A split would part them, and test what "
-        "was trained on: remove one of each.",
+        f"Images that several patients share: {len(shared)} ({listed(shared)}). Where a split parts them, those "
+        "outside its test are not trained on: better remove one of each.",
     )
 
 
