@@ -59,7 +59,9 @@ def test_without_a_minimum_every_slice_is_there(store: Store) -> None:
 
 
 def test_too_high_a_minimum_and_a_store_that_does_not_know_are_said(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(MaclError, match=r"No slice of .* has a content of 0\.9: choose a smaller one"):
+    with pytest.raises(
+        MaclError, match=r"No slice of .* has a content of 0\.9 or more: choose a smaller minimum_content"
+    ):
         bank(store, 0.9)
     with pytest.raises(MaclError, match="does not know how much of its slices is air"):
         bank(write_toy_store(tmp_path / "old", patients=1), 0.05)
@@ -80,3 +82,7 @@ def test_prepare_measures_content_and_pretrain_passes_over_air(tmp_path: Path) -
     assert answer.code == 0, answer.err
     assert "Passed over: 4 of 16 slices, whose content is less than 0.02." in answer.err
     assert "12 slices of 2 cases" in answer.err
+    answer = macl("pretrain", tmp_path / "store", "--out", tmp_path / "none", "--set", "minimum_content=1")
+    assert answer.code == 1
+    assert "choose a smaller minimum_content" in answer.err
+    assert not (tmp_path / "none").exists()

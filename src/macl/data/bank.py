@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,21 @@ class Pixels:
     """(B,) int64: a slice's place among pixels of one channel; the images' place is this times the channels."""
 
 
+def kept_slices(store: Store, cases: Iterable[str], minimum_content: float) -> dict[str, np.ndarray]:
+    """Case → the numbers (n,) of its slices of which at least this share is not air; cases without any are left out.
+
+    Raises:
+        MaclError: no slice is left, or the store does not know its slices' content.
+    """
+    kept = {name: store.slices_with(name, minimum_content) for name in cases}
+    kept = {name: numbers for name, numbers in kept.items() if len(numbers)}
+    if not kept:
+        raise MaclError(
+            f"No slice of {store.path} has a content of {minimum_content:g} or more: choose a smaller minimum_content."
+        )
+    return kept
+
+
 class SliceBank:
     """The slices of some cases of a store, of any sizes.
 
@@ -66,10 +81,8 @@ class SliceBank:
         minimum_content: float = 0.0,
     ) -> None:
         self.store, self.device, self.labelled = store, device, labelled
-        kept = {name: store.slices_with(name, minimum_content) for name in cases}
-        self.cases = [store.case(name) for name, numbers in kept.items() if len(numbers)]
-        if not self.cases:
-            raise MaclError(f"No slice of {store.path} has a content of {minimum_content:g}: choose a smaller one.")
+        kept = kept_slices(store, cases, minimum_content)
+        self.cases = [store.case(name) for name in kept]
         self.channels = len(store.index.channels)
         counts = np.array([case.slices for case in self.cases])
         pixels = np.array([case.size[0] * case.size[1] for case in self.cases])

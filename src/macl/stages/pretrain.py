@@ -12,7 +12,7 @@ from torch import nn
 from macl import checkpoint
 from macl.config import PretrainSettings, read_recipe, resolve
 from macl.data import parts, runs, splits
-from macl.data.bank import SliceBank
+from macl.data.bank import SliceBank, kept_slices
 from macl.data.batches import Batches
 from macl.data.runs import RunRecord
 from macl.data.store import Store
@@ -72,7 +72,7 @@ def pretrain(
         people=resolved.people(cases) if resolved else runs.patients_of(opened, cases),
         patients=runs.patients_of(opened, cases), test_cases=resolved.test_cases if resolved else (),
     )  # fmt: skip
-    slices = sum(len(opened.slices_with(name, settings.minimum_content)) for name in cases)
+    slices = sum(map(len, kept_slices(opened, cases, settings.minimum_content).values()))
     training = settings.training
     require_even_shares(training.batch_size, slices, fabric.world_size, training.gather_negatives)
     record = by_the_first(lambda: runs.open_run(out, record, resume))
