@@ -98,6 +98,7 @@ def test_wrong_usage_exits_2(macl, words: list[str]) -> None:
         ["split", "empty", "--out", "a.json"],
         ["split", "acdc.store", "--out", "a.json", "--test", "100"],
         ["split", "acdc.store", "--out", "acdc.store"],
+        ["split", "acdc.store", "--out", "a.json", "--test", "20%", "--folds", "5"],
         ["pretrain", "nowhere", "--out", "run"],
         ["pretrain", "acdc.store", "--out", "run", "--method", "mcal"],
         ["pretrain", "acdc.store", "--out", "run", "--recipe", "defualt"],

@@ -129,7 +129,9 @@ def prepare(
 def split(
     store: StoreArgument,
     out: Annotated[Path, typer.Option("--out", help="Split file to write (.json).")],
-    test: Annotated[str, typer.Option(help="Patients kept for the test: a number or a percentage.")] = "20%",
+    test: Annotated[
+        str | None, typer.Option(help="Patients kept for the test: a number or a percentage; 20% by default.")
+    ] = None,
     validation: Annotated[
         str, typer.Option(help="Patients whose labels choose the best weights; 0: keep the last.")
     ] = "0",
@@ -146,7 +148,9 @@ def split(
 
     chosen = {"validation": validation, "budgets": budgets, "group": group, "seed": seed, "stratify": stratify}
     if folds is None:
-        stage.split(store, out, test=test, **chosen)
+        stage.split(store, out, test=test or "20%", **chosen)
+    elif test is not None:
+        raise MaclError("--folds tests everybody once, which leaves nothing to --test: give one of them.")
     else:
         stage.folds(store, out, count=folds, **chosen)
 

@@ -140,7 +140,8 @@ def _divide(rest: Sequence[str], validation: str, budgets: str) -> dict[str, tup
     for name, count in sorted(counts.items(), key=lambda budget: budget[1]):
         if count > len(rest):
             raise MaclError(
-                f"The budget {name} needs {count} people, but {len(rest)} with labels are outside the test."
+                f"The budget {name} needs {count} people, but {len(rest)} with labels are outside the test: "
+                "choose a smaller one."
             )
         if count <= validations:
             raise MaclError(
