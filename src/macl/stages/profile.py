@@ -100,11 +100,11 @@ def render(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['method']} on {found['backbone']}, {found['batch_size']} slices of {found['size']}², "
         f"{found['precision']}, {found['device']}",
-        f"  parameters      {found['parameters'] / 1e6:.3f} M",
-        f"  a step          {found['ms_per_step']:.1f} ms, {found['ms_per_slice']:.2f} ms a slice",
-        f"  throughput      {found['slices_per_second']:.1f} slices a second",
-        f"  peak memory     {memory:.0f} MiB" + ("" if "cuda" in found["device"] else " (of the whole process)"),
-        *(f"  {name:<15} {100 * share:.0f} %" for name, share in found["share"].items()),
+        f"  parameters        {found['parameters'] / 1e6:.3f} M",
+        f"  a step            {found['ms_per_step']:.1f} ms, {found['ms_per_slice']:.2f} ms a slice",
+        f"  throughput        {found['slices_per_second']:.1f} slices a second",
+        f"  peak memory       {memory:.0f} MiB" + ("" if "cuda" in found["device"] else " (of the whole process)"),
+        *(f"  {name:<17} {100 * share:.0f} %" for name, share in found["share"].items()),
     ]
     if "run_hours" in found:
         lines.append(f"  an epoch takes about {found['epoch_seconds']:.0f} s, the run {found['run_hours']:.2f} h")
