@@ -135,9 +135,7 @@ def split(
     validation: Annotated[
         str, typer.Option(help="Patients whose labels choose the best weights; 0: keep the last.")
     ] = "0",
-    budgets: Annotated[
-        str, typer.Option(help="Label budgets in patients, nested: numbers or percentages.")
-    ] = "10%,25%",
+    budgets: Annotated[str, typer.Option(help="Nested label budgets: numbers of patients or percentages.")] = "10%,25%",
     group: Annotated[str, typer.Option(help="What never crosses the split: patient, or consecutive-pair.")] = "patient",
     seed: SeedOption = 0,
     folds: Annotated[int | None, typer.Option(min=2, help="Write so many splits that test everybody once.")] = None,
@@ -159,9 +157,7 @@ def split(
 def pretrain(
     store: StoreArgument,
     out: Out,
-    method: Annotated[
-        str | None, typer.Option(help="Way to pre-train; `macl` unless the recipe says otherwise.")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="Way to pre-train; by default the recipe's, or `macl`.")] = None,
     split: Annotated[str | None, typer.Option(help="Split file or name; its test people are left out.")] = None,
     recipe: RecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
