@@ -147,10 +147,12 @@ def _of_files(name: str, cases: Sequence[Case], record: RunRecord) -> Scan:
 
 def _of_store(store: Store, records: Sequence[RunRecord], cases: Literal["test", "all"]) -> list[Scan]:
     index, record = store.index, records[0]
-    if len(index.channels) != len(record.channels) or grid_settings(index.prepared) != grid_settings(record.prepared):
+    here = {"channels": len(index.channels), **grid_settings(index.prepared)}
+    there = {"channels": len(record.channels), **grid_settings(record.prepared)}
+    if differing := [f"{name} {here[name]}, not {there[name]}" for name in here if here[name] != there[name]]:
         raise MaclError(
-            f"The store {store.path} was prepared otherwise than the run's: prepare it with the same settings, "
-            "or name the scans themselves."
+            f"The store {store.path} was prepared otherwise than the run's ({'; '.join(differing)}): prepare it with "
+            "the same settings, or name the scans themselves."
         )
     chosen = list(store.cases)
     if cases == "test":
