@@ -123,7 +123,8 @@ def check(transfer: Transfer, encoder_only: bool) -> None:
         )
         raise MaclError(
             f"Nothing of {transfer.init} fits the segmenter's encoder ({refused}): "
-            "give both the same backbone settings, such as --set backbone_settings.width=32."
+            "fine-tune with the backbone settings that it was pre-trained with, such as --set backbone_settings.width=32; "
+            "a run's are in its run.json."
         )
     if "decoder" not in taken and not encoder_only:
         raise MaclError(
