@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fakes.index import hearts
-from macl import cli
+from macl import __version__, cli
 
 STAGES = [
     "demo",
@@ -57,6 +57,11 @@ def test_help_lists_the_path_in_order(macl) -> None:
     places = [answer.out.index(f" {stage} ") for stage in STAGES]
     assert answer.code == 0
     assert places == sorted(places)
+
+
+def test_the_version_is_told(macl) -> None:
+    answer = macl("--version")
+    assert (answer.code, answer.out) == (0, f"macl {__version__}\n")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+import macl
 from macl.errors import MaclError
 from macl.progress import say
 from macl.ranks import leave, require_one
@@ -24,8 +25,19 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"macl {macl.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def alone(context: typer.Context) -> None:
+def alone(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which macl this is, and exit.")
+    ] = False,
+) -> None:
     """Refuse several processes where they would do the same work over each other."""
     if context.invoked_subcommand not in ("pretrain", "finetune"):
         require_one(f"macl {context.invoked_subcommand}")
