@@ -280,6 +280,13 @@ def test_without_folders_every_case_is_a_patient_and_that_is_said(tmp_path: Path
     assert any("every case counts as a patient" in note for note in source.notes)
 
 
+def test_a_described_data_set_deeper_down_is_pointed_to(tmp_path: Path) -> None:
+    msd.write(tmp_path / "Task04_Toy")
+    source = read(tmp_path)
+    assert source.reader == "folder"
+    assert "Task04_Toy has a dataset.json, which counts only where that folder is named itself." in source.notes
+
+
 def test_duplicate_names_are_refused_and_the_rest_kept(tmp_path: Path) -> None:
     source = read(put(tmp_path, "a.nii.gz", "a.nrrd", "B.nii", "sub/b.nii", "b_.nii", "c d.nii", "c_d.nii"))
     assert source.refused["a"] == "2 scans share this name (a.nii.gz, a.nrrd): rename or remove all but one"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from macl.data.dicom import SUFFIXES as DICOM_SUFFIXES
 from macl.data.dicom import is_series
-from macl.data.layouts import is_scan, one_of_each_name, passed_over, readable
+from macl.data.layouts import DESCRIPTION, is_scan, one_of_each_name, passed_over, readable
 from macl.data.volumes import stem_of
 from macl.errors import MaclError
 from macl.plugins import Case, Source
@@ -81,6 +81,11 @@ class Folder:
             refused[_words(key) or readable(labels[0])] = f"a label without an image: {readable(labels[0])}"
         kept, duplicates = one_of_each_name(cases)
         notes = (assumption, *passed_over(found.strange, source, "no scans"))
+        notes += tuple(
+            f"{described.parent.relative_to(source)} has a {DESCRIPTION}, which counts only where that folder is named itself."
+            for described in found.strange
+            if described.name == DESCRIPTION and described.parent != source
+        )
         notes += passed_over(found.links, source, "links to folders")
         if found.hidden:
             notes += (f"Passed over: {found.hidden} hidden files.",)
