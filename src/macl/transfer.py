@@ -49,7 +49,12 @@ class Transfer:
         }  # fmt: skip
 
     def table(self) -> str:
-        """One line per part of the network: how many tensors were loaded, adapted, left fresh or refused, and why."""
+        """One line per part of the network: how many tensors were loaded, adapted, left fresh or refused, and why.
+
+        Where nothing came from anywhere, one line in all.
+        """
+        if all(row.outcome == "fresh" for row in self.tensors):
+            return f"Weights from {self.init}: all {len(self.tensors)} tensors are fresh."
         parts: dict[tuple[str, str, str], int] = {}
         for row in self.tensors:
             key = (_part(row.name), row.outcome, row.why)
