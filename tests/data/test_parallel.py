@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 
+from fakes.working import sleep_and_tell
 from macl.data.parallel import workers_for
 from macl.errors import MaclError
 
@@ -19,3 +22,17 @@ def test_results_come_with_their_index(workers: int) -> None:
 def test_a_killed_worker_is_a_sentence() -> None:
     with pytest.raises(MaclError, match="A worker process was killed"), workers_for(2, 2) as run:
         list(run(os._exit, [1, 1]))
+
+
+def test_an_interruption_does_not_wait_for_the_workers(tmp_path: Path) -> None:
+    tasks = [(0.0, str(tmp_path / "first")), (20.0, str(tmp_path / "second"))]
+
+    def interrupted() -> None:
+        with workers_for(2, 2) as run:
+            next(run(sleep_and_tell, tasks))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert not active_children()

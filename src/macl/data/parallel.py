@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 from macl.errors import MaclError
@@ -46,6 +46,11 @@ def workers_for(items: int, workers: int) -> Iterator[Run]:
             "A worker process was killed, probably for want of memory: run the command again with --workers 1. "
             '(From a script, call it under `if __name__ == "__main__":`.)'
         ) from None
+    except KeyboardInterrupt:
+        # One that is just starting may never hear that the pool has ended; what workers write is whole or not there.
+        for worker in active_children():
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
