@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +11,22 @@ import typer
 
 import macl
 from macl.errors import MaclError
+from macl.options import (
+    Convention,
+    Device,
+    DeviceOption,
+    DevicesOption,
+    FramesOption,
+    JsonOption,
+    Out,
+    OverlapOption,
+    RecipeOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    StoreArgument,
+    WorkersOption,
+)
 from macl.progress import say
 from macl.ranks import leave, require_one
 
@@ -41,42 +56,6 @@ def alone(
     """Refuse several processes where they would do the same work over each other."""
     if context.invoked_subcommand not in ("pretrain", "finetune"):
         require_one(f"macl {context.invoked_subcommand}")
-
-
-class Convention(StrEnum):
-    """Ways to score."""
-
-    strict = "strict"
-    paper = "paper"
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; refused if it holds something else.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw; saved with the result.")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes a GPU if there is one.")]
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.epochs=50.")
-]
-RecipeOption = Annotated[str | None, typer.Option(help="Recipe by name or path (.toml); the method's own by default.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out, exactly.")]
-OverlapOption = Annotated[
-    bool, typer.Option("--allow-overlap", help="Allow test people in pre-training data (recorded).")
-]
-DevicesOption = Annotated[
-    int, typer.Option("--devices", min=1, help="GPUs of this machine that share every batch (with cpu: processes).")
-]
-FramesOption = Annotated[bool, typer.Option("--frames", help="The fourth axis is time: every moment is a case.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
 
 
 @app.command()
