@@ -14,10 +14,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from macl.acceleration import compiled, fast_optimiser, lay_out
 from macl.config import PrepareSettings, TrainingSettings
-from macl.data.store import Geometry, Normalisation, Slicing, Store, StoredCase, StoreIndex, write_array, write_index
-from macl.plugins import Batch
+from macl.data.batch import Batch
+from macl.data.store import Normalisation, Slicing, Store, StoredCase, StoreIndex, write_array, write_index
+from macl.engine.compiling import build_optimiser_for, compiled, to_device_layout
+from macl.io.geometry import Geometry
 
 MODES = ("off", "default", "reduce-overhead")
 
@@ -83,9 +84,9 @@ class Training:
     def __init__(self, task: Any, settings: TrainingSettings, fabric: Fabric, mode: str = "off") -> None:
         assert isinstance(task, nn.Module)
         self.fabric, self.clip = fabric, settings.gradient_clip
-        lay_out(task, fabric.device)
+        to_device_layout(task, fabric.device)
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-        self.module, self.optimiser = fabric.setup(task, fast_optimiser(settings, task, fabric.device, scaled))
+        self.module, self.optimiser = fabric.setup(task, build_optimiser_for(settings, task, fabric.device, scaled))
         self.step = task.step if mode == "off" else compiled(task.step, mode)
         task.train()
 

@@ -15,10 +15,11 @@ import torch
 from common import MODES, PeakMemory, Training, arguments_of, milliseconds, publish
 
 from macl.config import FinetuneSettings, read_recipe, resolve
-from macl.data.draws import Draws
-from macl.plugins import Batch, find
-from macl.segmentation import SegmentationTask, build_segmenter, mirror_axes
-from macl.training import make_fabric
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.engine.trainer import make_fabric
+from macl.plugins import find
+from macl.tasks.segmentation import SegmentationTask, build_segmenter, mirror_axes
 
 CLASSES = ("background", "one", "two", "three")
 
@@ -46,8 +47,8 @@ def main() -> None:
             return Training(task, settings.training, fabric, mode)
 
         def step(training: Training, number: int) -> None:
-            draws = Draws(0, torch.full((), number, device=device), samples)
-            training(Batch(images, samples.float(), draws, labels))
+            rng = SampleRng(0, torch.full((), number, device=device), samples)
+            training(Batch(images, samples.float(), rng, labels))
 
         trainings = {mode: training(mode) for mode in modes}
         taken: dict[str, list[float]] = {mode: [] for mode in modes}

@@ -20,15 +20,16 @@ import torch
 from common import Training
 
 from macl.config import PretrainSettings, read_recipe, resolve
-from macl.data.bank import SliceBank
-from macl.data.batches import Batches
+from macl.data.batch import Batch
+from macl.data.loader import Loader
+from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
-from macl.plugins import Batch, find, names
-from macl.pretraining import build_task, settle
-from macl.training import make_fabric
+from macl.engine.trainer import make_fabric
+from macl.plugins import find, names
+from macl.tasks.pretraining import build_task, settle
 
 
-def make_step(method: str, bank: SliceBank, arguments: argparse.Namespace) -> tuple[Callable[[int, float], None], int]:
+def make_step(method: str, bank: PatchCache, arguments: argparse.Namespace) -> tuple[Callable[[int, float], None], int]:
     """A function that does one step, given its number and the share of the run that is done; and parameters that learn."""
     changes = {"batch_size": arguments.batch, "size": arguments.size}
     overrides = [f"training.{name}={value}" for name, value in changes.items()]
@@ -39,7 +40,7 @@ def make_step(method: str, bank: SliceBank, arguments: argparse.Namespace) -> tu
     settings = settle(settings, plugin, backbone)
     task = build_task(settings, plugin, backbone, bank.channels, seed=0)
     training = Training(task, settings.training, make_fabric(arguments.device, settings.training.precision))
-    batches = Batches(bank, arguments.batch, settings.training.size, seed=0, neighbours=plugin.neighbours)
+    batches = Loader(bank, arguments.batch, settings.training.size, seed=0, neighbours=plugin.neighbours)
     given: list[Batch] = list(batches.between(0, arguments.turns + 1))
 
     def step(number: int, done: float) -> None:
@@ -62,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     clock = time.perf_counter if on_gpu else time.process_time
     store = Store.open(arguments.store)
-    bank = SliceBank(store, [case.name for case in store.index.cases], False, torch.device(arguments.device))
+    bank = PatchCache(store, [case.name for case in store.index.cases], False, torch.device(arguments.device))
     methods = ["macl", *(name for name in names("methods") if name != "macl")]
     steps = {method: make_step(method, bank, arguments) for method in methods}
     taken: dict[str, list[float]] = {method: [] for method in methods}

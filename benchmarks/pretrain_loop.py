@@ -19,23 +19,23 @@ from common import MODES, Training, arguments_of, milliseconds, publish, synthet
 from lightning_fabric import Fabric
 
 from macl.config import PretrainSettings, resolve
-from macl.data.bank import Residence, SliceBank
-from macl.data.batches import Batches
+from macl.data.loader import Loader
+from macl.data.patch_cache import PatchCache, Residence
 from macl.data.store import Store
-from macl.plugins import MethodModule, find
-from macl.pretraining import build_task
-from macl.training import fit, make_fabric
+from macl.engine.trainer import fit, make_fabric
+from macl.plugins import find
+from macl.tasks.pretraining import Method, build_task
 
 RESIDENCES: tuple[Residence, ...] = ("device", "host", "disk")
 FULL_EPOCHS, BARE_STEPS, SLICES_A_CASE = 100, 20, 75
 
 
-def task_of(settings: PretrainSettings) -> MethodModule:
+def task_of(settings: PretrainSettings) -> Method:
     """A fresh MACL."""
     return build_task(settings, find("methods", "macl"), find("backbones", "unet"), channels=1, seed=0)
 
 
-def bare_ms_per_slice(settings: PretrainSettings, batches: Batches, fabric: Fabric) -> float:
+def bare_ms_per_slice(settings: PretrainSettings, batches: Loader, fabric: Fabric) -> float:
     """The step alone, on batches that were made before."""
     mode = settings.training.compile
     training = Training(task_of(settings), settings.training, fabric, mode)
@@ -49,7 +49,7 @@ def bare_ms_per_slice(settings: PretrainSettings, batches: Batches, fabric: Fabr
     return milliseconds(lambda: some(BARE_STEPS), fabric.device) / BARE_STEPS / batches.batch_size
 
 
-def loop_ms_per_slice(settings: PretrainSettings, batches: Batches, fabric: Fabric, run: Path) -> float:
+def loop_ms_per_slice(settings: PretrainSettings, batches: Loader, fabric: Fabric, run: Path) -> float:
     """The training loop, between its first and its last line of log."""
     moments: list[tuple[int, float]] = []
     run.mkdir()
@@ -81,8 +81,8 @@ def main() -> None:
         store = Store.open(folder)
         found: dict[str, float] = {}
         for residence in arguments.residences:
-            bank = SliceBank(store, [case.name for case in store.index.cases], False, fabric.device, residence)
-            batches = Batches(bank, arguments.batch, arguments.size, seed=0)
+            bank = PatchCache(store, [case.name for case in store.index.cases], False, fabric.device, residence)
+            batches = Loader(bank, arguments.batch, arguments.size, seed=0)
             if "bare_step" not in found:
                 found["bare_step"] = bare_ms_per_slice(settings, batches, fabric)
             found[residence] = loop_ms_per_slice(settings, batches, fabric, Path(scratch) / residence)

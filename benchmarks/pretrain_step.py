@@ -18,16 +18,17 @@ from torch import Tensor
 
 import macl.methods.macl as macl_method
 from macl.config import TrainingSettings
-from macl.data.draws import Draws
-from macl.losses import contrastive, dense_contrastive, for_both_branches, positives_by_position
-from macl.plugins import Batch, find
-from macl.training import make_fabric
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.engine.trainer import make_fabric
+from macl.losses import contrastive, dense_contrastive, pairs_of_both_branches, positives_by_position
+from macl.plugins import find
 
 
 def looped_dense_contrastive(first: Tensor, second: Tensor, positives: Tensor, temperature: float) -> Tensor:
     """The dense loss position by position, in Python."""
     anchors = torch.cat((first, second)).flatten(2)
-    pairs = for_both_branches(positives)
+    pairs = pairs_of_both_branches(positives)
     return torch.stack([contrastive(anchors[..., s], pairs, temperature) for s in range(anchors.shape[-1])]).mean()
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     def step(way: str, number: int) -> None:
         macl_method.dense_contrastive = WAYS[way]
         step_number = torch.full((), number, device=device)
-        trainings[way](Batch(images, positions, Draws(0, step_number, torch.arange(batch, device=device))))
+        trainings[way](Batch(images, positions, SampleRng(0, step_number, torch.arange(batch, device=device))))
 
     def dense_alone(way: str) -> None:
         with fabric.autocast():

@@ -10,13 +10,15 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from macl import acceleration
-from macl.acceleration import compile_mode, compiled, fast_optimiser, lay_out
 from macl.config import FinetuneSettings, TrainingSettings, validate
-from macl.data.draws import Draws
-from macl.optimisation import load_optimiser_tensors, optimiser_tensors
-from macl.plugins import Batch, Step, find, names
-from macl.segmentation import SegmentationTask, build_segmenter
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.engine import compiling as acceleration
+from macl.engine.compiling import build_optimiser_for, compile_mode, compiled, to_device_layout
+from macl.engine.optimisation import load_optimiser_tensors, optimiser_tensors
+from macl.engine.task import StepOutput
+from macl.plugins import find, names
+from macl.tasks.segmentation import SegmentationTask, build_segmenter
 
 SIDE, SLICES, WIDTH = 64, 6, 2
 SMALL = {"queue": 8, "prototypes": 8, "hidden": 16, "projection": 8, "small_crops": 1, "discriminator_width": 2}
@@ -24,10 +26,10 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def batch(step: int, done: float) -> Batch:
-    draws = Draws(0, torch.tensor(step), torch.arange(SLICES))
-    images, neighbours = (draws.normal(name, (1, SIDE, SIDE)) for name in ("image", "neighbour"))
-    labels = draws.uniform("label", (SIDE, SIDE), 0, 3).long()
-    return Batch(images, draws.uniform("position"), draws, labels, neighbours, done)
+    rng = SampleRng(0, torch.tensor(step), torch.arange(SLICES))
+    images, neighbours = (rng.normal(name, (1, SIDE, SIDE)) for name in ("image", "neighbour"))
+    labels = rng.uniform("label", (SIDE, SIDE), 0, 3).long()
+    return Batch(images, rng.uniform("position"), rng, labels, neighbours, done)
 
 
 def pretraining(method: str) -> torch.nn.Module:
@@ -89,7 +91,7 @@ def test_what_a_recorded_step_gave_outlives_the_next(monkeypatch) -> None:
     place = torch.zeros(())
 
     def overwriting(step, mode):
-        return lambda batch: Step(place + 0, {"part": place.fill_(batch.done)})
+        return lambda batch: StepOutput(place + 0, {"part": place.fill_(batch.done)})
 
     monkeypatch.setattr(acceleration.torch, "compile", overwriting)
     step = compiled(finetuning().step, "reduce-overhead")
@@ -130,8 +132,8 @@ def test_fused_moments_come_back_in_the_weights_own_memory_format(name: str) -> 
 
     def made():
         task = finetuning()
-        lay_out(task, CPU)
-        return task, fast_optimiser(TrainingSettings(optimiser=name, learning_rate=0.01), task, CPU, scaled=False)
+        to_device_layout(task, CPU)
+        return task, build_optimiser_for(TrainingSettings(optimiser=name, learning_rate=0.01), task, CPU, scaled=False)
 
     task, optimiser = made()
     trained(task, optimiser, range(2))
@@ -148,6 +150,6 @@ def test_fused_moments_come_back_in_the_weights_own_memory_format(name: str) -> 
 def test_clipping_scaled_gradients_is_left_to_the_plain_optimiser() -> None:
     settings = TrainingSettings(gradient_clip=1.0)
     fused = [
-        fast_optimiser(settings, finetuning(), CPU, scaled=scaled).param_groups[0]["fused"] for scaled in (True, False)
+        build_optimiser_for(settings, finetuning(), CPU, scaled=scaled).param_groups[0]["fused"] for scaled in (True, False)
     ]
     assert fused == [False, True]

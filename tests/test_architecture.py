@@ -165,7 +165,7 @@ def test_the_folder_is_the_catalogue(kind: plugins.Kind) -> None:
 
 @pytest.mark.parametrize(("kind", "wrong", "near"), [("methods", "mcal", "macl"), ("readers", "acdd", "acdc")])
 def test_a_wrong_name_is_answered_with_the_nearest(kind: plugins.Kind, wrong: str, near: str) -> None:
-    from macl.errors import MaclError
+    from macl.utils.errors import MaclError
 
     with pytest.raises(MaclError, match=f"did you mean '{near}'"):
         plugins.find(kind, wrong)  # pyright: ignore[reportCallIssue, reportArgumentType]

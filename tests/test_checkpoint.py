@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from macl import checkpoint
-from macl.backbones import unet
-from macl.errors import MaclError
+from macl.models import unet
+from macl.utils import checkpoint
+from macl.utils.errors import MaclError
 
 
 class ReleasedEncoder(nn.Module):

@@ -5,16 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from macl.config import (
-    FinetuneSettings,
-    PretrainSettings,
-    Settings,
-    read_recipe,
-    read_toml,
-    resolve,
-    validate,
-)
-from macl.errors import MaclError
+from macl.config import FinetuneSettings, PretrainSettings, Settings, read_recipe, read_toml, resolve, validate
+from macl.utils.errors import MaclError
 
 
 class Small(Settings):

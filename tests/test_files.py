@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from macl import files
-from macl.errors import MaclError
+from macl.utils import files
+from macl.utils.errors import MaclError
 
 
 def write_half(path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from macl.data.slicing import plan
-from macl.data.store import Geometry, Normalisation
-from macl.errors import MaclError
-from macl.inference import Member, predict_case, predict_slices, window_starts
+from macl.data.store import Normalisation
+from macl.inference.sliding_window import Member, predict_case, predict_slices, window_starts
+from macl.io.geometry import Geometry
+from macl.preprocessing.orientation import plan
+from macl.utils.errors import MaclError
 
 
 def small_network(seed: int, channels: int = 2, classes: int = 3) -> nn.Module:

@@ -10,14 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macl.losses import (
-    contrastive,
-    dense_contrastive,
-    for_both_branches,
-    positives_by_position,
-    soft_dice,
-    spread,
-)
+from macl.losses import contrastive, dense_contrastive, pairs_of_both_branches, positives_by_position, soft_dice, spread
 
 
 def slow_contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> float:
@@ -53,7 +46,7 @@ def random_pairs(count: int, share: float, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.35, 2.0])
 def test_contrastive_equals_the_loop(slices: int, temperature: float, threshold: float) -> None:
     positions = torch.rand(slices, generator=torch.Generator().manual_seed(slices))
-    positives = for_both_branches(positives_by_position(positions, threshold))
+    positives = pairs_of_both_branches(positives_by_position(positions, threshold))
     anchors = random_anchors(2 * slices, seed=slices)
     expected = slow_contrastive(anchors, positives, temperature)
     assert contrastive(anchors, positives, temperature).item() == pytest.approx(expected, rel=1e-9)
@@ -80,20 +73,20 @@ def test_the_order_of_slices_does_not_matter() -> None:
     anchors = random_anchors(12)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
     both = torch.cat((order, order + 6))
-    before = contrastive(anchors, for_both_branches(positives_by_position(positions, 0.2)), 0.1)
-    after = contrastive(anchors[both], for_both_branches(positives_by_position(positions[order], 0.2)), 0.1)
+    before = contrastive(anchors, pairs_of_both_branches(positives_by_position(positions, 0.2)), 0.1)
+    after = contrastive(anchors[both], pairs_of_both_branches(positives_by_position(positions[order], 0.2)), 0.1)
     torch.testing.assert_close(after, before, rtol=1e-12, atol=0)
 
 
 def test_the_branches_may_be_swapped() -> None:
-    positives = for_both_branches(positives_by_position(torch.linspace(0.1, 1, 5), 0.3))
+    positives = pairs_of_both_branches(positives_by_position(torch.linspace(0.1, 1, 5), 0.3))
     anchors = random_anchors(10)
     swapped = torch.cat((anchors[5:], anchors[:5]))
     torch.testing.assert_close(contrastive(swapped, positives, 0.1), contrastive(anchors, positives, 0.1))
 
 
 def test_the_length_of_features_does_not_matter() -> None:
-    positives = for_both_branches(positives_by_position(torch.linspace(0.1, 1, 5), 0.3))
+    positives = pairs_of_both_branches(positives_by_position(torch.linspace(0.1, 1, 5), 0.3))
     anchors = random_anchors(10)
     scales = torch.logspace(-6, 6, 10, dtype=torch.float64)[:, None]
     torch.testing.assert_close(contrastive(scales * anchors, positives, 0.1), contrastive(anchors, positives, 0.1))
@@ -101,7 +94,7 @@ def test_the_length_of_features_does_not_matter() -> None:
 
 @pytest.mark.parametrize("slices", [2, 4, 16])
 def test_equal_features_give_the_uniform_value(slices: int) -> None:
-    positives = for_both_branches(torch.eye(slices, dtype=torch.bool))
+    positives = pairs_of_both_branches(torch.eye(slices, dtype=torch.bool))
     anchors = torch.ones(2 * slices, 8, dtype=torch.float64)
     assert contrastive(anchors, positives, 0.1).item() == pytest.approx(math.log(2 * slices - 1), rel=1e-12)
 
@@ -111,7 +104,7 @@ def test_dense_equals_a_loop_over_positions() -> None:
     first, second = (torch.randn(4, 6, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     positives = positives_by_position(torch.tensor([0.1, 0.15, 0.6, 0.95]), 0.1)
     losses = [
-        slow_contrastive(torch.cat((first[:, :, y, x], second[:, :, y, x])), for_both_branches(positives), 0.1)
+        slow_contrastive(torch.cat((first[:, :, y, x], second[:, :, y, x])), pairs_of_both_branches(positives), 0.1)
         for y in range(3)
         for x in range(5)
     ]
@@ -149,7 +142,7 @@ def edge_cases() -> dict[str, tuple[Tensor, Tensor]]:
     large = torch.full((8, 4), half.max, dtype=torch.float16)
     large[::2] *= -1
     return {
-        "a batch of one": (random_anchors(2).float(), for_both_branches(lone)),
+        "a batch of one": (random_anchors(2).float(), pairs_of_both_branches(lone)),
         "a single anchor": (random_anchors(1).float(), lone),
         "all positives": (random_anchors(8).float(), whole),
         "no positives": (random_anchors(8).float(), zeros),
@@ -195,13 +188,13 @@ def test_without_positives_the_loss_is_zero_and_so_is_its_gradient() -> None:
 
 
 def test_gradients_equal_finite_differences() -> None:
-    positives = for_both_branches(positives_by_position(torch.tensor([0.2, 0.3, 0.9]), 0.15))
+    positives = pairs_of_both_branches(positives_by_position(torch.tensor([0.2, 0.3, 0.9]), 0.15))
     anchors = random_anchors(6, channels=4).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: contrastive(a, positives, 0.5), (anchors,))
 
 
 def test_similarities_stay_in_full_precision_under_autocast() -> None:
-    positives = for_both_branches(torch.eye(8, dtype=torch.bool))
+    positives = pairs_of_both_branches(torch.eye(8, dtype=torch.bool))
     anchors = random_anchors(16, channels=128).float()
     expected = contrastive(anchors, positives, 0.1)
     with torch.autocast("cpu", torch.bfloat16):

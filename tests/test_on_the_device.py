@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fakes.toy_store import write_toy_store
-from macl.acceleration import lay_out
 from macl.config import FinetuneSettings, IntensitySettings, TrainingSettings, validate
-from macl.data.bank import SliceBank
-from macl.data.batches import Batches
-from macl.optimisation import MovingAverage, make_optimiser, optimiser_tensors
+from macl.data.loader import Loader
+from macl.data.patch_cache import PatchCache
+from macl.engine.compiling import to_device_layout
+from macl.engine.optimisation import MovingAverage, make_optimiser, optimiser_tensors
 from macl.plugins import find, names
-from macl.segmentation import SegmentationTask, build_segmenter
+from macl.tasks.segmentation import SegmentationTask, build_segmenter
 
 META = torch.device("meta")
 SMALL = {"queue": 8, "prototypes": 8, "hidden": 16, "projection": 8, "small_crops": 1, "discriminator_width": 2}
@@ -62,15 +62,15 @@ def without_values(monkeypatch) -> None:
 
 
 @pytest.fixture
-def batches(tmp_path) -> Batches:
+def batches(tmp_path) -> Loader:
     store = write_toy_store(tmp_path / "store", patients=3, slices=4, side=60, channels=2)
-    bank = SliceBank(store, [case.name for case in store.index.cases], True, META, "device")
-    return Batches(bank, 6, 64, seed=0, neighbours=True)
+    bank = PatchCache(store, [case.name for case in store.index.cases], True, META, "device")
+    return Loader(bank, 6, 64, seed=0, neighbours=True)
 
 
-def train(task: Any, batches: Batches, starts: tuple[int, ...]) -> None:
+def train(task: Any, batches: Loader, starts: tuple[int, ...]) -> None:
     """A step from each of these on, with gradients, optimiser and moving average."""
-    lay_out(task, META)
+    to_device_layout(task, META)
     optimiser, average = make_optimiser(TrainingSettings(), task), MovingAverage(task, 0.9)
     with OnTheDevice():
         for start in starts:
@@ -83,7 +83,7 @@ def train(task: Any, batches: Batches, starts: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", names("methods"))
-def test_pre_training_stays_on_the_device(name: str, batches: Batches) -> None:
+def test_pre_training_stays_on_the_device(name: str, batches: Loader) -> None:
     plugin, unet = find("methods", name), find("backbones", "unet")
     settings = validate(plugin.Settings, {k: v for k, v in SMALL.items() if k in plugin.Settings.model_fields})
     network = unet.build(unet.Settings(width=2), 2, plugin.decoder_blocks(settings))  # pyright: ignore
@@ -91,7 +91,7 @@ def test_pre_training_stays_on_the_device(name: str, batches: Batches) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["cross_entropy", "cross_entropy_dice"])
-def test_fine_tuning_stays_on_the_device(recipe, batches: Batches) -> None:
+def test_fine_tuning_stays_on_the_device(recipe, batches: Loader) -> None:
     settings = FinetuneSettings(backbone_settings={"width": 2}, loss=recipe)
     changed = settings.augmentation.model_copy(update={"intensity": EVERY_CHANGE})
     settings = settings.model_copy(update={"augmentation": changed})
@@ -118,7 +118,7 @@ def test_what_the_host_would_wait_for_is_seen(stray: Any) -> None:
 def test_moments_lie_where_the_weights_lie() -> None:
     """A fused optimiser of one device's weights does not take another's moments."""
     module = nn.Linear(2, 2)
-    lay_out(module, META)
+    to_device_layout(module, META)
     optimiser = make_optimiser(TrainingSettings(optimiser="sgd", momentum=0.9), module, fused=True)
     moments = optimiser_tensors(optimiser)
     assert len(moments) == 2

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from macl.config import TrainingSettings
-from macl.optimisation import (
+from macl.engine.optimisation import (
     MovingAverage,
     learning_rate,
     load_optimiser_tensors,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from macl.backbones import unet
 from macl.methods.macl import PLUGIN, Settings
-from macl.pretraining import CollapseWatch
+from macl.models import unet
+from macl.tasks.pretraining import CollapseWatch
 
 
 def watch(steps: int, capsys: pytest.CaptureFixture[str], values: dict[int, float]) -> str:

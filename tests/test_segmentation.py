@@ -9,21 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from macl import checkpoint
-from macl.backbones import unet
 from macl.config import AugmentationSettings, FinetuneSettings, IntensitySettings, SpatialSettings
-from macl.data import runs
-from macl.data.draws import Draws
-from macl.errors import MaclError
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
 from macl.losses import soft_dice
-from macl.plugins import Batch
-from macl.segmentation import (
-    SegmentationTask,
-    build_segmenter,
-    load_segmenter,
-    mirror_axes,
-    weights_to_write,
-)
+from macl.models import unet
+from macl.records import runs
+from macl.tasks.segmentation import SegmentationTask, build_segmenter, load_segmenter, mirror_axes, segmenter_weights
+from macl.utils import checkpoint
+from macl.utils.errors import MaclError
 
 SMALL = {"backbone_settings": {"width": 4}}
 UPRIGHT = AugmentationSettings(spatial=SpatialSettings(rotation_degrees=30.0))
@@ -44,7 +38,7 @@ def batch(slices: int = 2, side: int = 32, step: int = 0) -> Batch:
         labels[number][distance < 10] = 1
         labels[number][distance < 5] = 2
     noise = torch.randn(slices, 1, side, side, generator=torch.Generator().manual_seed(2))
-    return Batch(labels[:, None] - 0.5 + 0.1 * noise, torch.ones(slices), Draws(0, step, torch.arange(slices)), labels)
+    return Batch(labels[:, None] - 0.5 + 0.1 * noise, torch.ones(slices), SampleRng(0, step, torch.arange(slices)), labels)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +73,7 @@ def test_a_mirrored_row_and_a_half_turn_are_a_mirrored_column() -> None:
     left[:, 4:9, 4:12], right[:, 4:9, 21:29] = 1, 1
     swapped = 0.0
     for step in range(20):
-        both = Batch(torch.zeros(64, 1, 33, 33), torch.ones(64), Draws(0, step, torch.arange(64)), left)
+        both = Batch(torch.zeros(64, 1, 33, 33), torch.ones(64), SampleRng(0, step, torch.arange(64)), left)
         moved = task(("row",), augmentation=always).augment(both)[1]
         swapped = max(swapped, ((moved * right).sum((1, 2)) / right.sum((1, 2))).max().item())
     assert swapped > 0.8, "the left class on the right class's place"
@@ -137,7 +131,7 @@ def test_the_names_are_the_backbones() -> None:
     named = task().segmenter.named_state()
     backbone = unet.PLUGIN.build(unet.Settings(width=4), 1).state_dict()
     assert set(named) == {*backbone, "head.weight", "head.bias"}
-    assert set(weights_to_write(task().state_dict())) == set(named)
+    assert set(segmenter_weights(task().state_dict())) == set(named)
 
 
 # ---------------------------------------------------------------- back from disk
@@ -150,7 +144,7 @@ def write_run(folder: Path, one: SegmentationTask, **changes: Any) -> Path:
         "prepared": {}, "channels": ("image",), "classes": ("background", "ring", "disc"),
     }  # fmt: skip
     runs.write_record(folder, runs.RunRecord(**(values | changes)))
-    checkpoint.write(folder / runs.WEIGHTS, weights_to_write(one.state_dict()), {"kind": "finetune"})
+    checkpoint.write(folder / runs.WEIGHTS, segmenter_weights(one.state_dict()), {"kind": "finetune"})
     return folder
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from macl import steplog
-from macl.steplog import Outlook, in_words
+from macl.engine import training_log as steplog
+from macl.engine.training_log import TimeEstimate, in_words
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def clock(monkeypatch, times) -> None:
 
 def test_the_outlook_leaves_out_the_first_step_and_is_told_once(monkeypatch, capsys) -> None:
     clock(monkeypatch, [100.0, 138.0])
-    outlook = Outlook(1000, torch.device("cpu"))
+    outlook = TimeEstimate(1000, torch.device("cpu"))
     for step in range(1, 41):
         outlook.after_step(step)
         if step % 20 == 0:
@@ -35,7 +35,7 @@ def test_the_outlook_leaves_out_the_first_step_and_is_told_once(monkeypatch, cap
 
 def test_short_runs_are_not_announced(monkeypatch, capsys) -> None:
     clock(monkeypatch, [0.0, 1.0])
-    outlook = Outlook(40, torch.device("cpu"))
+    outlook = TimeEstimate(40, torch.device("cpu"))
     outlook.after_step(1)
     outlook.after_log(20)
     assert capsys.readouterr().err == ""
@@ -43,7 +43,7 @@ def test_short_runs_are_not_announced(monkeypatch, capsys) -> None:
 
 def test_a_log_at_the_first_step_tells_nothing_yet(monkeypatch, capsys) -> None:
     clock(monkeypatch, [0.0, 100.0])
-    outlook = Outlook(1000, torch.device("cpu"))
+    outlook = TimeEstimate(1000, torch.device("cpu"))
     outlook.after_step(7)
     outlook.after_log(7)
     assert not outlook.told

@@ -14,12 +14,13 @@ from torch import nn
 
 from fakes.toy_store import write_toy_store
 from macl.config import TrainingSettings
-from macl.data.bank import SliceBank
-from macl.data.batches import Batches
-from macl.errors import MaclError
-from macl.optimisation import learning_rate
-from macl.plugins import Batch, Step
-from macl.training import Validation, fit, make_fabric
+from macl.data.batch import Batch
+from macl.data.loader import Loader
+from macl.data.patch_cache import PatchCache
+from macl.engine.optimisation import learning_rate
+from macl.engine.task import StepOutput
+from macl.engine.trainer import Validation, fit, make_fabric
+from macl.utils.errors import MaclError
 
 
 class Line(nn.Module):
@@ -33,7 +34,7 @@ class Line(nn.Module):
         self.sizes: list[int] = []
         self.autocast: set[bool] = set()
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         self.sizes.append(len(batch.images))
         self.autocast.add(torch.is_autocast_enabled("cpu"))
         if self.at_most and len(batch.images) > self.at_most:
@@ -41,9 +42,9 @@ class Line(nn.Module):
         target = batch.images.mean((1, 2, 3))
         error = self.slope * batch.positions + self.norm(batch.positions[:, None])[:, 0] - target
         loss = error.square().mean()
-        if self.explode_at is not None and batch.draws.step + 1 >= self.explode_at:
+        if self.explode_at is not None and batch.rng.step + 1 >= self.explode_at:
             loss = loss * math.inf
-        return Step(loss, {"error": error.detach().abs().mean()})
+        return StepOutput(loss, {"error": error.detach().abs().mean()})
 
 
 SETTINGS = TrainingSettings(
@@ -53,14 +54,14 @@ STEPS = 4 * 4
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> SliceBank:
+def bank(tmp_path_factory: pytest.TempPathFactory) -> PatchCache:
     store = write_toy_store(tmp_path_factory.mktemp("toy") / "store", patients=4, slices=6, side=32)
-    return SliceBank(store, [case.name for case in store.index.cases], True, torch.device("cpu"))
+    return PatchCache(store, [case.name for case in store.index.cases], True, torch.device("cpu"))
 
 
-def train(bank: SliceBank, run: Path, task: nn.Module, validation: Validation | None = None, **changes: Any):
+def train(bank: PatchCache, run: Path, task: nn.Module, validation: Validation | None = None, **changes: Any):
     settings = SETTINGS.model_copy(update=changes)
-    batches = Batches(bank, settings.batch_size, settings.size, seed=0)
+    batches = Loader(bank, settings.batch_size, settings.size, seed=0)
     run.mkdir(exist_ok=True)
     return fit(task, batches, settings, run, make_fabric("cpu", settings.precision), validation=validation)
 
@@ -69,7 +70,7 @@ def logged(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_the_log_holds_every_step_once(bank: SliceBank, tmp_path: Path) -> None:
+def test_the_log_holds_every_step_once(bank: PatchCache, tmp_path: Path) -> None:
     train(bank, tmp_path, Line(), warmup_epochs=0.5)
     lines = logged(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -81,11 +82,11 @@ def test_the_log_holds_every_step_once(bank: SliceBank, tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "slices_per_second" in line] == [5, 7, 10, 14, 15, 16]
 
 
-def test_the_optimiser_takes_the_logged_rate(bank: SliceBank, tmp_path: Path) -> None:
+def test_the_optimiser_takes_the_logged_rate(bank: PatchCache, tmp_path: Path) -> None:
     """Plain gradient descent followed by hand."""
     tensors, _ = train(bank, tmp_path, Line(), momentum=0.0, weight_decay=0.0)
     task = Line()
-    batches = Batches(bank, 6, 32, seed=0)
+    batches = Loader(bank, 6, 32, seed=0)
     for step, batch in enumerate(batches.between(0, STEPS)):
         gradients = torch.autograd.grad(task.step(batch).loss, list(task.parameters()))
         with torch.no_grad():
@@ -96,7 +97,7 @@ def test_the_optimiser_takes_the_logged_rate(bank: SliceBank, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("decay", [None, 0.6])
-def test_the_kept_weights_are_the_last_or_their_average(bank: SliceBank, tmp_path: Path, decay: float | None) -> None:
+def test_the_kept_weights_are_the_last_or_their_average(bank: PatchCache, tmp_path: Path, decay: float | None) -> None:
     task = Line()
     history: list[float] = []
     hook = task.norm.register_forward_pre_hook(lambda *_: history.append(task.slope.item()))
@@ -112,14 +113,14 @@ def test_the_kept_weights_are_the_last_or_their_average(bank: SliceBank, tmp_pat
         assert tensors["slope"].item() != pytest.approx(history[-1], rel=1e-5)
 
 
-def test_gradients_are_clipped(bank: SliceBank, tmp_path: Path) -> None:
+def test_gradients_are_clipped(bank: PatchCache, tmp_path: Path) -> None:
     rate, most = 0.1, 1e-3
     tensors, _ = train(bank, tmp_path, Line(), gradient_clip=most, momentum=0.0, weight_decay=0.0, learning_rate=rate)
     assert abs(tensors["slope"].item() - 0.5) <= STEPS * rate * most
 
 
 @pytest.mark.parametrize("step", [1, 8, STEPS])
-def test_a_loss_that_is_not_finite_stops_the_run(bank: SliceBank, tmp_path: Path, step: int) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchCache, tmp_path: Path, step: int) -> None:
     with pytest.raises(MaclError, match=rf"The loss became (inf|nan) at step {step}: .*training\.learning_rate"):
         train(bank, tmp_path, Line(explode_at=step), log_every_steps=100)
     assert all(math.isfinite(line["loss"]) for line in logged(tmp_path))
@@ -132,7 +133,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(bank: SliceBank, tmp_path: Path
     ("at_most", "advice"), [(5, "3 would.*training.batch_size=3"), (2, "not even 2|training.size")]
 )
 def test_out_of_memory_is_answered_with_a_size_that_fits(
-    bank: SliceBank, tmp_path: Path, at_most: int, advice: str
+    bank: PatchCache, tmp_path: Path, at_most: int, advice: str
 ) -> None:
     task = Line(at_most=at_most)
     with pytest.raises(MaclError, match=f"A batch of 6 slices of 32² does not fit.*({advice})"):
@@ -140,16 +141,16 @@ def test_out_of_memory_is_answered_with_a_size_that_fits(
     assert task.sizes == [6, 3]
 
 
-def test_out_of_memory_halves_until_it_fits(bank: SliceBank, tmp_path: Path) -> None:
+def test_out_of_memory_halves_until_it_fits(bank: PatchCache, tmp_path: Path) -> None:
     task = Line(at_most=3)
     with pytest.raises(MaclError, match=r"A batch of 24 slices.*: 3 would, so add --set training\.batch_size=3"):
         train(bank, tmp_path, task, batch_size=24)
     assert task.sizes == [24, 12, 6, 3]
 
 
-def test_other_errors_are_not_taken_for_memory(bank: SliceBank, tmp_path: Path) -> None:
+def test_other_errors_are_not_taken_for_memory(bank: PatchCache, tmp_path: Path) -> None:
     class Broken(Line):
-        def step(self, batch: Batch) -> Step:
+        def step(self, batch: Batch) -> StepOutput:
             raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
@@ -163,7 +164,7 @@ def scores(values: list[float]) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("decay", [None, 0.6])
-def test_validation_keeps_the_best_weights(bank: SliceBank, tmp_path: Path, decay: float | None) -> None:
+def test_validation_keeps_the_best_weights(bank: PatchCache, tmp_path: Path, decay: float | None) -> None:
     task, seen = Line(), []
     given = scores([0.1, 0.2, 0.9, 0.3, 0.9])
 
@@ -183,15 +184,15 @@ def test_validation_keeps_the_best_weights(bank: SliceBank, tmp_path: Path, deca
         assert seen[2]["slope"] != seen[3]["slope"]
 
 
-def test_stopped_and_resumed_is_the_same(bank: SliceBank, tmp_path: Path) -> None:
+def test_stopped_and_resumed_is_the_same(bank: PatchCache, tmp_path: Path) -> None:
     class Stopped(Exception):  # noqa: N818
         pass
 
     class Stopping(Line):
         stop_at = 13
 
-        def step(self, batch: Batch) -> Step:
-            if batch.draws.step == self.stop_at:
+        def step(self, batch: Batch) -> StepOutput:
+            if batch.rng.step == self.stop_at:
                 raise Stopped
             return super().step(batch)
 
@@ -212,7 +213,7 @@ def test_stopped_and_resumed_is_the_same(bank: SliceBank, tmp_path: Path) -> Non
     assert untimed[0] == untimed[1]
 
 
-def test_a_finished_state_is_not_trained_further(bank: SliceBank, tmp_path: Path) -> None:
+def test_a_finished_state_is_not_trained_further(bank: PatchCache, tmp_path: Path) -> None:
     first, _ = train(bank, tmp_path, Line())
     task = Line()
     again, _ = train(bank, tmp_path, task)
@@ -220,7 +221,7 @@ def test_a_finished_state_is_not_trained_further(bank: SliceBank, tmp_path: Path
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
-def test_full_precision_on_the_processor_unless_asked_otherwise(bank: SliceBank, tmp_path: Path) -> None:
+def test_full_precision_on_the_processor_unless_asked_otherwise(bank: PatchCache, tmp_path: Path) -> None:
     for precision, autocast in (("auto", False), ("fp32", False), ("bf16", True)):
         task = Line()
         tensors, _ = train(bank, tmp_path / precision, task, precision=precision)
@@ -234,9 +235,9 @@ def test_a_device_that_is_not_there() -> None:
         make_fabric(missing, "auto")
 
 
-def test_the_watch_is_told_what_is_logged(bank: SliceBank, tmp_path: Path) -> None:
+def test_the_watch_is_told_what_is_logged(bank: PatchCache, tmp_path: Path) -> None:
     told: list[tuple[int, float]] = []
-    batches = Batches(bank, 6, 32, seed=0)
+    batches = Loader(bank, 6, 32, seed=0)
     fit(
         Line(), batches, SETTINGS, tmp_path, make_fabric("cpu", "fp32"),
         watch=lambda step, values: told.append((step, values["loss"])),

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from macl.backbones import unet
-from macl.errors import MaclError
-from macl.segmentation import Segmenter
-from macl.transfer import Transfer, check, transplant
+from macl.models import unet
+from macl.models.transfer import Transfer, check, transplant
+from macl.tasks.segmentation import Segmenter
+from macl.utils.errors import MaclError
 
 
 def backbone(channels: int = 1, blocks: int | None = None, width: int = 4, seed: int = 0) -> unet.UNet:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from macl.augmentation import ELASTIC_STRIDE, change_intensity, resample, resample_labels, sampling_grid, spatial_view
 from macl.config import IntensitySettings, SpatialSettings
-from macl.data.draws import Draws
-from macl.views import ELASTIC_STRIDE, change_intensity, resample, resample_labels, sampling_grid, spatial_view
+from macl.data.rng import SampleRng
 
 STILL: dict[str, Any] = {
     "mirror": 0.0, "deform": 1.0, "rotation_degrees": 0.0, "scale": (1.0, 1.0), "elastic_alpha": (0.0, 0.0),
@@ -23,18 +23,18 @@ def settings(**changes: Any) -> SpatialSettings:
     return SpatialSettings(**(STILL | changes))
 
 
-def draws(count: int, seed: int = 0, step: int = 0) -> Draws:
-    return Draws(seed, step, torch.arange(count))
+def rng(count: int, seed: int = 0, step: int = 0) -> SampleRng:
+    return SampleRng(seed, step, torch.arange(count))
 
 
 def images(count: int = 2, rows: int = 24, columns: int = 16, channels: int = 2) -> Tensor:
     return torch.randn(count, channels, rows, columns, generator=torch.Generator().manual_seed(5))
 
 
-def fixed(use: str, value: float, count: int = 1) -> Draws:
+def fixed(use: str, value: float, count: int = 1) -> SampleRng:
     """Draws of which one use always yields one value, where a range would hit it by chance only."""
 
-    class Fixed(Draws):
+    class Fixed(SampleRng):
         def uniform(self, name: str, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0) -> Tensor:
             drawn = super().uniform(name, shape, low, high)
             return torch.full_like(drawn, value) if name == use else drawn
@@ -50,23 +50,23 @@ def test_where_nothing_is_drawn_the_view_is_the_image(interpolation: str, shape:
         settings(interpolation=interpolation),
         SpatialSettings(mirror=0, deform=0, interpolation=interpolation),
     ):
-        torch.testing.assert_close(spatial_view(image, draws(2), "v", chosen), image, rtol=0, atol=1e-4)
+        torch.testing.assert_close(spatial_view(image, rng(2), "v", chosen), image, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("axis", "dimension"), [("row", -2), ("column", -1)])
 def test_a_mirror_is_exact(axis: str, dimension: int) -> None:
     image, labels = images(3), torch.randint(0, 4, (3, 24, 16), generator=torch.Generator().manual_seed(0))
-    grid = sampling_grid(draws(3), "v", settings(mirror=1.0), 24, 16, (axis,))
+    grid = sampling_grid(rng(3), "v", settings(mirror=1.0), 24, 16, (axis,))
     assert torch.equal(resample_labels(labels, grid), labels.flip(dimension))
     for interpolation in ("bilinear", "bicubic"):
         torch.testing.assert_close(resample(image, grid, interpolation), image.flip(dimension), rtol=0, atol=1e-4)
-    both = spatial_view(image, draws(3), "v", settings(mirror=1.0))
+    both = spatial_view(image, rng(3), "v", settings(mirror=1.0))
     torch.testing.assert_close(both, image.flip(-2, -1), rtol=0, atol=1e-4)
 
 
 def test_axes_are_mirrored_apart_and_half_of_the_time() -> None:
     ramp = torch.arange(4.0)[:, None] * 10 + torch.arange(4.0)
-    views = spatial_view(ramp.expand(2000, 1, 4, 4), draws(2000), "v", settings(mirror=0.5, interpolation="bilinear"))
+    views = spatial_view(ramp.expand(2000, 1, 4, 4), rng(2000), "v", settings(mirror=0.5, interpolation="bilinear"))
     corners = views[:, 0, 0, 0].round().long()
     shares = torch.bincount(corners, minlength=34)[[0, 3, 30, 33]] / 2000
     assert shares.sum() == 1
@@ -84,7 +84,7 @@ def test_a_quarter_turn_equals_rot90(quarters: int) -> None:
 
 
 def test_rotations_reach_all_angles_and_no_further() -> None:
-    grids = sampling_grid(draws(500), "v", settings(rotation_degrees=30.0), 2, 2)
+    grids = sampling_grid(rng(500), "v", settings(rotation_degrees=30.0), 2, 2)
     right = grids[:, :, 1].mean(1) - grids[:, :, 0].mean(1)
     angles = torch.atan2(right[:, 1], right[:, 0]).rad2deg()
     assert angles.abs().max() <= 30
@@ -94,16 +94,16 @@ def test_rotations_reach_all_angles_and_no_further() -> None:
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 def test_scale_shows_more_or_less_of_the_slice(scale: float) -> None:
-    grid = sampling_grid(draws(1), "v", settings(scale=(scale, scale)), 16, 8)
-    still = sampling_grid(draws(1), "v", settings(), 16, 8)
+    grid = sampling_grid(rng(1), "v", settings(scale=(scale, scale)), 16, 8)
+    still = sampling_grid(rng(1), "v", settings(), 16, 8)
     torch.testing.assert_close(grid, scale * still)
     ones = resample(torch.ones(1, 1, 16, 8), grid, "bilinear")
     assert ones.mean().item() == pytest.approx(min(1.0, scale**-2), abs=1e-5), "zero outside"
 
 
 def test_translation_is_a_fraction_of_the_side() -> None:
-    still = sampling_grid(draws(400), "v", settings(), 20, 40)
-    moved = sampling_grid(draws(400), "v", settings(translation=0.1), 20, 40) - still
+    still = sampling_grid(rng(400), "v", settings(), 20, 40)
+    moved = sampling_grid(rng(400), "v", settings(translation=0.1), 20, 40) - still
     assert moved.std((1, 2)).max() < 1e-5, "every pixel alike"
     shift = moved[:, 0, 0] / 2
     assert shift.abs().max() <= 0.1 + 1e-5
@@ -112,7 +112,7 @@ def test_translation_is_a_fraction_of_the_side() -> None:
 
 
 def test_shear_leans_the_axes() -> None:
-    grid = sampling_grid(draws(300), "v", settings(shear_degrees=20.0), 2, 2)
+    grid = sampling_grid(rng(300), "v", settings(shear_degrees=20.0), 2, 2)
     across, down = grid[:, 0, 1] - grid[:, 0, 0], grid[:, 1, 0] - grid[:, 0, 0]
     for along, aside in ((across[:, 0], across[:, 1]), (down[:, 1], down[:, 0])):
         torch.testing.assert_close(along, torch.ones(300))
@@ -123,7 +123,7 @@ def test_shear_leans_the_axes() -> None:
 def test_image_and_label_share_a_draw() -> None:
     labels = torch.zeros(4, 64, 64, dtype=torch.long)
     labels[:, 10:40, 20:50] = 1
-    grid = sampling_grid(draws(4), "v", SpatialSettings(deform=1.0), 64, 64)
+    grid = sampling_grid(rng(4), "v", SpatialSettings(deform=1.0), 64, 64)
     image = resample(labels[:, None].float(), grid, "bilinear")[:, 0]
     moved = resample_labels(labels, grid)
     sure = (image - 0.5).abs() > 0.49
@@ -137,7 +137,7 @@ def test_a_view_depends_on_seed_step_and_sample_alone(kind: str) -> None:
     intensity = IntensitySettings(brightness=1, contrast=1, gamma=1, noise=1, blur=1, low_resolution=1)
 
     def view(numbers: list[int], seed: int = 3, step: int = 9) -> Tensor:
-        drawn = Draws(seed, step, torch.tensor(numbers))
+        drawn = SampleRng(seed, step, torch.tensor(numbers))
         if kind == "spatial":
             return spatial_view(image[numbers], drawn, "v", SpatialSettings(deform=1.0))
         return change_intensity(image[numbers], drawn, intensity)
@@ -152,13 +152,13 @@ def test_a_view_depends_on_seed_step_and_sample_alone(kind: str) -> None:
 
 def test_two_views_differ() -> None:
     image = images(4, 32, 32)
-    first, second = (spatial_view(image, draws(4), name, SpatialSettings(deform=1.0)) for name in ("v1", "v2"))
+    first, second = (spatial_view(image, rng(4), name, SpatialSettings(deform=1.0)) for name in ("v1", "v2"))
     assert ((first - second).abs().mean((1, 2, 3)) > 0.1).all()
 
 
 def test_deformation_comes_as_often_as_asked() -> None:
     image = images(1, 16, 16).expand(1000, -1, -1, -1)
-    views = spatial_view(image, draws(1000), "v", SpatialSettings(mirror=0.0, deform=0.67))
+    views = spatial_view(image, rng(1000), "v", SpatialSettings(mirror=0.0, deform=0.67))
     changed = (views - image).abs().amax((1, 2, 3)) > 1e-3
     assert changed.float().mean().item() == pytest.approx(0.67, abs=0.05)
 
@@ -168,8 +168,8 @@ def test_the_elastic_field_is_as_strong_and_smooth_as_at_full_resolution(alpha: 
     ndimage = pytest.importorskip("scipy.ndimage")
     side, count = 160, 24
     chosen = settings(elastic_alpha=(alpha, alpha), elastic_sigma=(sigma, sigma))
-    moved = sampling_grid(draws(count), "v", chosen, side, side) - sampling_grid(
-        draws(count), "v", settings(), side, side
+    moved = sampling_grid(rng(count), "v", chosen, side, side) - sampling_grid(
+        rng(count), "v", settings(), side, side
     )
     ours = (moved * side / 2).permute(0, 3, 1, 2).reshape(-1, side, side)
     noise = 2 * torch.rand(2 * count, side, side, generator=torch.Generator().manual_seed(0)) - 1
@@ -189,7 +189,7 @@ def test_the_strength_of_the_elastic_field_exactly() -> None:
     """Against its expectation: uniform noise of variance 1/3 smoothed by σ has variance 1 / (12 π σ²)."""
     alpha, sigma, side = 200.0, 15.0, 128
     chosen = settings(elastic_alpha=(alpha, alpha), elastic_sigma=(sigma, sigma))
-    moved = sampling_grid(draws(128), "v", chosen, side, side) - sampling_grid(draws(1), "v", settings(), side, side)
+    moved = sampling_grid(rng(128), "v", chosen, side, side) - sampling_grid(rng(1), "v", settings(), side, side)
     centre = (moved * side / 2)[:, 56:72, 56:72]
     assert centre.square().mean().sqrt().item() == pytest.approx(alpha / (sigma * (12 * torch.pi) ** 0.5), rel=0.1)
 
@@ -197,18 +197,18 @@ def test_the_strength_of_the_elastic_field_exactly() -> None:
 def test_geometry_stays_in_full_precision_under_autocast() -> None:
     chosen = SpatialSettings(deform=1.0, shear_degrees=10.0)
     intensity = IntensitySettings(blur=1.0, low_resolution=1.0)
-    expected = sampling_grid(draws(3), "v", chosen, 64, 64)
-    changed = change_intensity(images(3, 64, 64), draws(3), intensity)
+    expected = sampling_grid(rng(3), "v", chosen, 64, 64)
+    changed = change_intensity(images(3, 64, 64), rng(3), intensity)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(sampling_grid(draws(3), "v", chosen, 64, 64), expected)
-        assert torch.equal(change_intensity(images(3, 64, 64), draws(3), intensity), changed)
+        assert torch.equal(sampling_grid(rng(3), "v", chosen, 64, 64), expected)
+        assert torch.equal(change_intensity(images(3, 64, 64), rng(3), intensity), changed)
 
 
 # ---------------------------------------------------------------- intensity
 
 
 def changed(image: Tensor, **probabilities: float) -> Tensor:
-    return change_intensity(image, draws(len(image)), IntensitySettings(**probabilities))
+    return change_intensity(image, rng(len(image)), IntensitySettings(**probabilities))
 
 
 CHANGES = tuple(IntensitySettings.model_fields)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 import macl
-from macl.errors import MaclError
+from macl.distributed.ranks import leave, require_one
 from macl.options import (
     Convention,
     Device,
@@ -27,8 +27,8 @@ from macl.options import (
     StoreArgument,
     WorkersOption,
 )
-from macl.progress import say
-from macl.ranks import leave, require_one
+from macl.utils.errors import MaclError
+from macl.utils.progress import say
 
 app = typer.Typer(
     name="macl",
@@ -159,10 +159,10 @@ def pretrain(
     allow_overlap: OverlapOption = False,
 ) -> None:
     """Pre-train an encoder and decoder blocks on unlabelled slices."""
-    from macl.processes import leave_to
+    from macl.distributed.launch import launch_processes
     from macl.stages.pretrain import pretrain as run
 
-    leave_to(devices, sys.argv[1:])
+    launch_processes(devices, sys.argv[1:])
     run(
         store, out, method=method, split=split, recipe=recipe, overrides=overrides, device=device.value, seed=seed,
         resume=resume, allow_overlap=allow_overlap,
@@ -191,10 +191,10 @@ def finetune(
     ] = 2,
 ) -> None:
     """Fine-tune a segmenter with few labels, from pre-trained weights or from scratch."""
-    from macl.processes import leave_to
+    from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
 
-    leave_to(devices, sys.argv[1:])
+    launch_processes(devices, sys.argv[1:])
     run(
         store, out, init=init, split=split, labels=labels, recipe=recipe, overrides=overrides, device=device.value,
         seed=seed, resume=resume, allow_overlap=allow_overlap, encoder_only=encoder_only,

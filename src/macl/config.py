@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from macl.errors import MaclError
+from macl.utils.errors import MaclError, did_you_mean
 
 
 class Settings(BaseModel):
@@ -46,13 +45,18 @@ class PrepareSettings(Settings):
     keep_identity: bool = Field(default=False, description="keep DICOM patient ids instead of hashing them")
 
 
+PatchSide = Annotated[int, Field(gt=0)]
+
+
 class TrainingSettings(Settings):
     """The loop: how long, how large, how fast."""
 
     epochs: int = Field(default=100, gt=0)
     batch_size: int = Field(default=16, gt=0)
-    size: int = Field(
-        default=256, gt=0, description="side of the square slices in pixels; cropped or zero-padded to it"
+    size: PatchSide | tuple[PatchSide, ...] = Field(
+        default=256,
+        description="sides of a patch in voxels, cropped or zero-padded to them: one number for all axes, or one for "
+        "each (y, x in 2D; z, y, x in 3D)",
     )
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
@@ -99,17 +103,50 @@ class IntensitySettings(Settings):
     low_resolution: float = Field(default=0.0, ge=0, le=1)
 
 
-class PretrainSettings(Settings):
+class NetworkRunSettings(Settings):
+    """What pre-training and fine-tuning share: a network, its dimensions and the loop."""
+
+    dims: Literal[2, 3] = Field(default=2, description="2: patches are slices; 3: patches are parts of volumes")
+    backbone: str = "unet"
+    backbone_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(default_factory=dict)
+    training: TrainingSettings = TrainingSettings()
+
+    @model_validator(mode="after")
+    def _size_has_dims(self) -> Self:
+        size = self.training.size
+        if not isinstance(size, int) and len(size) != self.dims:
+            raise ValueError(f"training.size names {len(size)} sides, but dims is {self.dims}")
+        return self
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Sides of a patch in voxels, `dims` of them."""
+        size = self.training.size
+        return (size,) * self.dims if isinstance(size, int) else size
+
+    def with_patch(self, patch: tuple[int, ...]) -> Self:
+        """The same settings for a patch of other sides."""
+        size = patch[0] if len({*patch}) == 1 else patch
+        return self.model_copy(update={"training": self.training.model_copy(update={"size": size})})
+
+
+class PretrainSettings(NetworkRunSettings):
     """Everything a pre-training run depends on, besides its store, split, seed and device."""
 
     method: str = "macl"
-    method_settings: dict[str, Any] = Field(default_factory=dict)
-    backbone: str = "unet"
-    backbone_settings: dict[str, Any] = Field(default_factory=dict)
+    method_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(default_factory=dict)
     minimum_content: float = Field(
         default=0.0, ge=0, le=1, description="pass over slices of which a smaller share is not air; 0: none"
     )
-    training: TrainingSettings = TrainingSettings()
+    patients_per_position: int = Field(
+        default=1,
+        gt=0,
+        description="K: a batch shows so many patients around each of its positions, batch_size / K of them; 1: patches "
+        "are drawn apart from each other",
+    )
+    position_jitter: float = Field(
+        default=0.05, ge=0, lt=1, description="how far a patch may lie from its group's position, as a share of the volume"
+    )
 
 
 class AugmentationSettings(Settings):
@@ -119,11 +156,9 @@ class AugmentationSettings(Settings):
     intensity: IntensitySettings = IntensitySettings()
 
 
-class FinetuneSettings(Settings):
+class FinetuneSettings(NetworkRunSettings):
     """Everything a fine-tuning run depends on, besides its store, split, labels, initial weights, seed and device."""
 
-    backbone: str = "unet"
-    backbone_settings: dict[str, Any] = Field(default_factory=dict)
     loss: Literal["cross_entropy", "cross_entropy_dice"] = "cross_entropy_dice"
     augmentation: AugmentationSettings = AugmentationSettings()
     mirror_axes: Literal["auto"] | tuple[Literal["row", "column"], ...] = Field(
@@ -131,7 +166,9 @@ class FinetuneSettings(Settings):
         description="axes mirrored in training and averaged over in prediction; auto: both, unless a class is left or right",
     )
     mirror_averaging: bool = Field(default=True, description="average the prediction over the mirror axes")
-    training: TrainingSettings = TrainingSettings()
+    foreground_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of a batch's patches that must show a class, each class as often"
+    )
 
 
 S = TypeVar("S", bound=Settings)
@@ -169,13 +206,6 @@ def validate(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
         if len(found) > PROBLEMS_NAMED:
             problems.append(f"and {len(found) - PROBLEMS_NAMED} more")
         raise MaclError(f"These settings do not fit: {'; '.join(problems)}.") from None
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """What to say after an unknown name: the nearest of the known ones, if one is near, and all of them."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? Known" if near else "known"
-    return f"{hint}: {', '.join(known)}"
 
 
 def _problem(kind: type[Settings], where: str, problem: ErrorDetails) -> str:

@@ -6,11 +6,13 @@ Symbols as in the MACL paper (arXiv 2309.11876): B slices a batch, so A = 2B anc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macl import distributed
+from macl.distributed import collectives
 
 RELEASED_BASE_TEMPERATURE = 0.07
 
@@ -23,21 +25,31 @@ def released_factor(temperature: float, applied: bool) -> float:
 ROUNDING = 1e-6
 
 
-def positives_by_position(positions: Tensor, threshold: float) -> Tensor:
-    """(B,) slice positions p → (B, B) bool: |p_i − p_j| < t, and every slice with itself (PCL; MACL §3.2)."""
+def positives_by_position(positions: Tensor, threshold: float | Sequence[float]) -> Tensor:
+    """(B, axes) positions p → (B, B) bool: |p_i − p_j| < t on every axis, and every patch with itself (PCL; MACL §3.2).
+
+    Args:
+        positions: of the patches' centres, as shares of their volumes' extents.
+        threshold: t, one for all axes or one for each.
+    """
     # Slices exactly t apart, as neighbours among ten at t = 0.1, are no positives, however their float32 is rounded.
-    near = (positions[:, None] - positions[None, :]).abs() < threshold - ROUNDING
-    return near | torch.eye(len(positions), dtype=torch.bool, device=positions.device)
+    limits = [threshold] * positions.shape[1] if isinstance(threshold, int | float) else list(threshold)
+    near = torch.eye(len(positions), dtype=torch.bool, device=positions.device)
+    apart = (positions[:, None] - positions[None, :]).abs()
+    together = torch.ones_like(near)
+    for axis, limit in zip(apart.unbind(-1), limits[-positions.shape[1] :], strict=True):
+        together = together & (axis < limit - ROUNDING)
+    return near | together
 
 
 def positives_by_partition(positions: Tensor, partitions: int) -> Tensor:
-    """(B,) slice positions p in (0, 1] → (B, B) bool: both in the same of `partitions` equal parts of the volume (GCL)."""
+    """(B, axes) positions p in (0, 1] → (B, B) bool: both in the same of `partitions` equal parts along z (GCL)."""
     # The smallest float above k/S must not fall into part k + 1 where k/S itself was meant.
-    part = (positions * partitions - 1e-4).floor().clamp(0, partitions - 1)
+    part = (positions[:, 0] * partitions - 1e-4).floor().clamp(0, partitions - 1)
     return part[:, None] == part[None, :]
 
 
-def for_both_branches(positives: Tensor) -> Tensor:
+def pairs_of_both_branches(positives: Tensor) -> Tensor:
     """(B, B) pairs of slices → (2B, 2B) pairs of anchors, for anchors stacked branch after branch."""
     return positives.repeat(2, 2)
 
@@ -160,7 +172,7 @@ def dense_contrastive(first: Tensor, second: Tensor, positives: Tensor, temperat
     anchors = torch.cat((first, second)).flatten(2).permute(2, 0, 1)
     # Maps with channels last are right as they lie; others are turned over once instead of at every step below.
     anchors = anchors if anchors.stride(-1) == 1 else anchors.contiguous()
-    return contrastive(anchors, for_both_branches(positives), temperature)
+    return contrastive(anchors, pairs_of_both_branches(positives), temperature)
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -181,7 +193,7 @@ def spread(features: Tensor) -> Tensor:
     """How far normalised features (B, D) of all processes lie apart: 0 where all are equal, 1 where they fill the sphere
     evenly."""
     unit = _unit(features.detach())
-    return (1.0 - distributed.mean(unit.mean(0)).square().sum()).clamp(min=0).sqrt()
+    return (1.0 - collectives.all_reduce_mean(unit.mean(0)).square().sum()).clamp(min=0).sqrt()
 
 
 def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -190,12 +202,13 @@ def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
     Where processes share the batch, overlaps and volumes are added up over all of them.
 
     Args:
-        logits: (B, K, H, W).
-        labels: (B, H, W) int64, 0 background.
+        logits: (B, K, *patch).
+        labels: (B, *patch) int64, 0 background.
     """
+    positions = (0, *range(2, logits.ndim))
     probabilities = _wide(logits).softmax(1)
-    truth = F.one_hot(labels, logits.shape[1]).permute(0, 3, 1, 2).to(probabilities.dtype)
-    overlap = distributed.total((probabilities * truth).sum((0, 2, 3)))
-    volumes = distributed.total(probabilities.sum((0, 2, 3)) + truth.sum((0, 2, 3)))
+    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    overlap = collectives.all_reduce_sum((probabilities * truth).sum(positions))
+    volumes = collectives.all_reduce_sum(probabilities.sum(positions) + truth.sum(positions))
     smooth = 1e-5
     return 1.0 - ((2.0 * overlap + smooth) / (volumes + smooth))[1:].mean()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from macl.backbones.unet import PLUGIN, Settings, UNet
+from macl.models.unet import PLUGIN, Settings, UNet
 
 
 def build(channels: int = 1, blocks: int | None = None, width: int = 4) -> UNet:

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fakes.toy_store import write_toy_store
-from macl.data.bank import Residence, SliceBank
-from macl.data.batches import Batches
-from macl.data.draws import Draws
-from macl.data.intensities import normalise
+from macl.data.batch import Batch
+from macl.data.loader import Loader
+from macl.data.patch_cache import PatchCache, Residence
+from macl.data.rng import SampleRng
 from macl.data.store import Store, write_array, write_index
-from macl.errors import MaclError
-from macl.plugins import Batch
+from macl.preprocessing.normalisation import normalise
+from macl.utils.errors import MaclError
 
 CPU = torch.device("cpu")
 RESIDENCES: tuple[Residence, ...] = ("device", "host", "disk")
@@ -27,17 +27,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_toy_store(tmp_path_factory.mktemp("toy") / "store", patients=5, slices=4, side=30, channels=2)
 
 
-def bank(store: Store, residence: Residence | None = None, labelled: bool = True) -> SliceBank:
-    return SliceBank(store, [case.name for case in store.index.cases], labelled, CPU, residence)
+def bank(store: Store, residence: Residence | None = None, labelled: bool = True) -> PatchCache:
+    return PatchCache(store, [case.name for case in store.index.cases], labelled, CPU, residence)
 
 
-def batches(store: Store, size: int = 32, batch_size: int = 6, residence: Residence | None = None, **more) -> Batches:
-    return Batches(bank(store, residence), batch_size, size, seed=more.pop("seed", 0), **more)
+def batches(store: Store, size: int = 32, batch_size: int = 6, residence: Residence | None = None, **more) -> Loader:
+    return Loader(bank(store, residence), batch_size, size, seed=more.pop("seed", 0), **more)
 
 
 def gather(store: Store, numbers: list[int], size: int, seed: int = 0) -> Batch:
     slices = bank(store)
-    return slices.gather(slices.fetch(np.array(numbers)), Draws(seed, 0, torch.tensor(numbers)), size)
+    return slices.gather(slices.fetch(np.array(numbers)), SampleRng(seed, 0, torch.tensor(numbers)), size)
 
 
 def whole(store: Store, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +70,8 @@ def test_batches_are_the_same_wherever_the_slices_live(store: Store, size: int) 
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.labels, other.labels)
             assert torch.equal(one.positions, other.positions)
-            assert torch.equal(one.draws.samples, other.draws.samples)
-            assert (one.draws.seed, one.draws.step, one.done) == (other.draws.seed, other.draws.step, other.done)
+            assert torch.equal(one.rng.samples, other.rng.samples)
+            assert (one.rng.seed, one.rng.step, one.done) == (other.rng.seed, other.rng.step, other.done)
 
 
 def test_what_a_batch_holds(store: Store) -> None:
@@ -80,10 +80,10 @@ def test_what_a_batch_holds(store: Store) -> None:
     assert batch.images.dtype == batch.positions.dtype == torch.float32
     assert batch.labels.shape == (6, 32, 32)
     assert batch.labels.dtype == torch.int64
-    assert (batch.draws.step, batch.done) == (2, 0.25)
-    for number, position in zip(batch.draws.samples.tolist(), batch.positions.tolist(), strict=True):
+    assert (batch.rng.step, batch.done) == (2, 0.25)
+    for number, position in zip(batch.rng.samples.tolist(), batch.positions.tolist(), strict=True):
         assert position == pytest.approx((number % 4 + 1) / 4)
-    assert next(Batches(bank(store, labelled=False), 6, 32, 0).between(0, 1)).labels is None
+    assert next(Loader(bank(store, labelled=False), 6, 32, 0).between(0, 1)).labels is None
 
 
 def test_beginning_later_gives_the_same_batches(store: Store) -> None:
@@ -142,7 +142,7 @@ def test_one_side_may_be_cropped_and_the_other_padded(tmp_path: Path, store: Sto
     stored = case.model_copy(update={"name": "wide", "size": (10, 40), "arrays": arrays, "normalisation": normal})
     write_index(tmp_path, store.index.model_copy(update={"cases": (stored,)}))
     slices = bank(Store.open(tmp_path))
-    batch = slices.gather(slices.fetch(np.array([2])), Draws(0, 0, torch.tensor([2])), 20)
+    batch = slices.gather(slices.fetch(np.array([2])), SampleRng(0, 0, torch.tensor([2])), 20)
     assert torch.equal(batch.labels[0].sum(1), torch.tensor([0] * 5 + [20] * 10 + [0] * 5))
     first = int(batch.images[0, 0, 5, 0]) - wide[2, 0, 0, 0]
     np.testing.assert_array_equal(batch.images[0, :, 5:15].numpy(), wide[2, :, :, first : first + 20])
@@ -164,7 +164,7 @@ def test_normalisation_by_hand(tmp_path: Path) -> None:
         ),
     )
     slices = bank(Store.open(tmp_path / "store"), labelled=False)
-    batch = slices.gather(slices.fetch(np.array([0])), Draws(0, 0, torch.tensor([0])), 4)
+    batch = slices.gather(slices.fetch(np.array([0])), SampleRng(0, 0, torch.tensor([0])), 4)
     expected = [[-2, -2, -1.8, 0], [1, 2, 2, 2]] * 2
     torch.testing.assert_close(batch.images[0, 0], torch.tensor(expected))
 
@@ -212,15 +212,15 @@ def test_ranks_partition_the_batch(store: Store, ranks: int) -> None:
         parts = [share.numbers(step) for share in shares]
         assert sorted(np.concatenate(parts)) == sorted(together.numbers(step))
     whole_batch = next(together.between(1, 2))
-    pictures = dict(zip(whole_batch.draws.samples.tolist(), whole_batch.images, strict=True))
+    pictures = dict(zip(whole_batch.rng.samples.tolist(), whole_batch.images, strict=True))
     for share in shares:
         batch = next(share.between(1, 2))
-        for number, picture in zip(batch.draws.samples.tolist(), batch.images, strict=True):
+        for number, picture in zip(batch.rng.samples.tolist(), batch.images, strict=True):
             assert torch.equal(picture, pictures[number]), "the same crop on any rank"
 
 
 def test_fewer_slices_than_a_batch(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Batches(SliceBank(store, [store.index.cases[0].name], False, CPU), 16, 32, 0)
+    made = Loader(PatchCache(store, [store.index.cases[0].name], False, CPU), 16, 32, 0)
     assert (made.batch_size, made.steps_per_epoch) == (4, 1)
     for step in range(3):
         assert sorted(made.numbers(step)) == [0, 1, 2, 3]
@@ -231,11 +231,11 @@ def test_fewer_slices_than_a_batch(store: Store, capsys: pytest.CaptureFixture[s
 def test_a_neighbour_is_of_the_same_volume_and_cropped_alike(store: Store, residence: Residence) -> None:
     made = batches(store, size=24, residence=residence, neighbours=True)
     for batch in made.between(0, 3):
-        for place, number in enumerate(batch.draws.samples.tolist()):
+        for place, number in enumerate(batch.rng.samples.tolist()):
             beside = number + 1 if number % 4 < 3 else number - 1
             alone = bank(store)
             expected = alone.gather(
-                alone.fetch(np.array([beside])), Draws(0, batch.draws.step, torch.tensor([number])), 24,
+                alone.fetch(np.array([beside])), SampleRng(0, batch.rng.step, torch.tensor([number])), 24,
                 torch.tensor([beside]),
             )  # fmt: skip
             assert torch.equal(batch.neighbours[place], expected.images[0])
@@ -256,7 +256,7 @@ def test_a_broken_case_is_a_sentence(tmp_path: Path, store: Store, residence: Re
     with pytest.raises(MaclError, match=f"{name}.*cannot be read"):
         list(batches(copy, residence=residence).between(0, 3))
     with pytest.raises(MaclError, match="no case called 'nobody'"):
-        SliceBank(store, ["nobody"], False, CPU)
+        PatchCache(store, ["nobody"], False, CPU)
 
 
 def test_only_labelled_cases_can_bring_labels(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_only_labelled_cases_can_bring_labels(tmp_path: Path) -> None:
 
 
 def test_slices_stay_on_disk_where_memory_is_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from macl.data import bank as module
+    from macl.data import patch_cache as module
 
     assert bank(store).residence == "device"
     monkeypatch.setattr(module, "_free_host_bytes", lambda: 1000)
@@ -275,6 +275,6 @@ def test_slices_stay_on_disk_where_memory_is_short(store: Store, monkeypatch: py
 
 
 def test_free_memory_is_a_share_of_what_the_machine_has() -> None:
-    from macl.data.bank import _free_host_bytes
+    from macl.data.patch_cache import _free_host_bytes
 
     assert 2**20 < _free_host_bytes() < 2**50

@@ -11,11 +11,11 @@ import torch
 from fakes.command import macl
 from fakes.scans import anatomy, write_nifti
 from fakes.toy_store import write_toy_store
-from macl.data.bank import Residence, SliceBank
+from macl.data.patch_cache import PatchCache, Residence
 from macl.data.store import Store, write_index
-from macl.errors import MaclError
 from macl.stages.inspect import inspect
 from macl.stages.prepare import prepare
+from macl.utils.errors import MaclError
 
 CPU = torch.device("cpu")
 CONTENT = {"patient001": (0.0, 0.2, 0.5, 0.04), "patient002": (0.01, 0.0, 0.0, 0.0), "patient003": (0.3, 0.0, 0.3, 0.3)}
@@ -31,8 +31,8 @@ def store(tmp_path: Path) -> Store:
     return Store.open(store.path)
 
 
-def bank(store: Store, content: float, residence: Residence = "device", labelled: bool = True) -> SliceBank:
-    return SliceBank(store, list(store.cases), labelled, CPU, residence, content)
+def bank(store: Store, content: float, residence: Residence = "device", labelled: bool = True) -> PatchCache:
+    return PatchCache(store, list(store.cases), labelled, CPU, residence, content)
 
 
 @pytest.mark.parametrize("residence", ["device", "host", "disk"])

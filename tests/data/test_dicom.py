@@ -12,10 +12,10 @@ from pydicom.uid import RLELossless
 
 from fakes.dicom import BIRTH_DATE, NAME, PATIENT_ID, write_series
 from fakes.scans import truncate
-from macl.data import dicom
-from macl.data.identity import reveals
-from macl.data.volumes import read_scan
-from macl.errors import RefusedCaseError
+from macl.io import dicom
+from macl.io.deidentification import reveals
+from macl.io.volume import read_scan
+from macl.utils.errors import RefusedCaseError
 
 
 def test_slices_are_sorted_by_position_and_rescaled(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from pydicom.uid import (
 
 from fakes.command import macl
 from fakes.dicom import write_series
-from macl.data.slicing import to_scan
 from macl.data.store import Store
-from macl.data.volumes import read_header, read_scan
-from macl.errors import RefusedCaseError
+from macl.io.volume import read_header, read_scan
+from macl.preprocessing.orientation import to_scan
+from macl.utils.errors import RefusedCaseError
 
 SHIPPED = sorted((Path(pydicom.data.__file__).parent / "test_files").glob("*.dcm"))
 

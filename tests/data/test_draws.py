@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from macl.data.draws import Draws
+from macl.data.rng import SampleRng
 
 SAMPLES = torch.arange(4096)
 WRAP = 1 << 64
@@ -30,36 +30,36 @@ def slowly(seed: int, step: int, sample: int, name: str, place: int) -> float:
 
 @pytest.mark.parametrize(("seed", "step"), [(0, 0), (1, 0), (7, 12345), (2**31, 2**33)])
 def test_draws_equal_the_published_hash(seed: int, step: int) -> None:
-    drawn = Draws(seed, step, torch.tensor([0, 1, 999_999])).uniform("angle", (2, 3))
+    drawn = SampleRng(seed, step, torch.tensor([0, 1, 999_999])).uniform("angle", (2, 3))
     expected = [[slowly(seed, step, sample, "angle", place) for place in range(6)] for sample in (0, 1, 999_999)]
     assert torch.equal(drawn, torch.tensor(expected).reshape(3, 2, 3))
 
 
 def test_a_sample_draws_the_same_in_any_batch() -> None:
-    whole = Draws(3, 5, SAMPLES).normal("noise", (4,))
-    part = Draws(3, 5, SAMPLES[[70, 3, 4000]]).normal("noise", (4,))
+    whole = SampleRng(3, 5, SAMPLES).normal("noise", (4,))
+    part = SampleRng(3, 5, SAMPLES[[70, 3, 4000]]).normal("noise", (4,))
     assert torch.equal(part, whole[[70, 3, 4000]])
 
 
 def test_a_longer_draw_begins_like_a_shorter_one() -> None:
-    draws = Draws(0, 0, SAMPLES[:5])
-    assert torch.equal(draws.uniform("a", (10,))[:, :3], draws.uniform("a", (3,)))
+    rng = SampleRng(0, 0, SAMPLES[:5])
+    assert torch.equal(rng.uniform("a", (10,))[:, :3], rng.uniform("a", (3,)))
 
 
-@pytest.mark.parametrize("other", [Draws(1, 5, SAMPLES), Draws(0, 6, SAMPLES), Draws(0, 5, SAMPLES + 4096)])
-def test_seed_step_and_sample_all_matter(other: Draws) -> None:
-    correlation = torch.corrcoef(torch.stack([Draws(0, 5, SAMPLES).uniform("a"), other.uniform("a")]))[0, 1]
+@pytest.mark.parametrize("other", [SampleRng(1, 5, SAMPLES), SampleRng(0, 6, SAMPLES), SampleRng(0, 5, SAMPLES + 4096)])
+def test_seed_step_and_sample_all_matter(other: SampleRng) -> None:
+    correlation = torch.corrcoef(torch.stack([SampleRng(0, 5, SAMPLES).uniform("a"), other.uniform("a")]))[0, 1]
     assert abs(correlation) < 4 / math.sqrt(len(SAMPLES))
 
 
 def test_names_tell_uses_apart() -> None:
-    draws = Draws(0, 5, SAMPLES)
-    correlation = torch.corrcoef(torch.stack([draws.uniform("row"), draws.uniform("column")]))[0, 1]
+    rng = SampleRng(0, 5, SAMPLES)
+    correlation = torch.corrcoef(torch.stack([rng.uniform("row"), rng.uniform("column")]))[0, 1]
     assert abs(correlation) < 4 / math.sqrt(len(SAMPLES))
 
 
 def test_uniform_draws_are_uniform() -> None:
-    unit = Draws(11, 0, SAMPLES).uniform("a", (32,)).flatten()
+    unit = SampleRng(11, 0, SAMPLES).uniform("a", (32,)).flatten()
     assert unit.dtype == torch.float32
     assert 0 <= unit.min() < unit.max() < 1
     counts = torch.histc(unit, bins=64, min=0, max=1)
@@ -68,7 +68,7 @@ def test_uniform_draws_are_uniform() -> None:
 
 
 def test_ranges() -> None:
-    drawn = Draws(0, 0, SAMPLES).uniform("scale", low=0.7, high=1.3)
+    drawn = SampleRng(0, 0, SAMPLES).uniform("scale", low=0.7, high=1.3)
     assert drawn.shape == (4096,)
     assert drawn.min() >= 0.7
     assert drawn.max() < 1.3
@@ -76,14 +76,14 @@ def test_ranges() -> None:
 
 
 def test_chance() -> None:
-    draws = Draws(0, 0, SAMPLES)
-    assert draws.chance("a", 0.25).float().mean() == pytest.approx(0.25, abs=0.03)
-    assert not draws.chance("a", 0.0).any()
-    assert draws.chance("a", 1.0).all()
+    rng = SampleRng(0, 0, SAMPLES)
+    assert rng.chance("a", 0.25).float().mean() == pytest.approx(0.25, abs=0.03)
+    assert not rng.chance("a", 0.0).any()
+    assert rng.chance("a", 1.0).all()
 
 
 def test_normal_draws_are_normal() -> None:
-    drawn = Draws(2, 0, SAMPLES).normal("noise", (16,)).flatten()
+    drawn = SampleRng(2, 0, SAMPLES).normal("noise", (16,)).flatten()
     assert drawn.isfinite().all()
     assert drawn.mean() == pytest.approx(0.0, abs=0.02)
     assert drawn.std() == pytest.approx(1.0, abs=0.02)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from macl.data.intensities import as_stored, content_of, measure, normalise
+from macl.preprocessing.normalisation import as_stored, content_of, measure, normalise
 
 
 def test_normalisation_by_hand() -> None:

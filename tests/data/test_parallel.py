@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fakes.working import sleep_and_tell
-from macl.data.parallel import workers_for
-from macl.errors import MaclError
+from macl.utils.errors import MaclError
+from macl.utils.parallel import workers_for
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -10,9 +10,9 @@ import SimpleITK
 
 from fakes.dicom import write_series
 from fakes.scans import anatomy, truncate, write_itk
-from macl.data.volumes import read_header, read_label, read_scan
-from macl.errors import RefusedCaseError
-from macl.plugins import Stack
+from macl.io.source import Stack
+from macl.io.volume import read_header, read_label, read_scan
+from macl.utils.errors import RefusedCaseError
 
 
 def write_jpeg(path: Path, colours: int = 3) -> np.ndarray:

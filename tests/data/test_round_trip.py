@@ -18,9 +18,11 @@ from scipy.spatial.transform import Rotation
 
 from fakes.scans import write_nifti
 from macl.config import PrepareSettings
-from macl.data.nifti import affine_of
-from macl.data.slicing import label_to_slices, orient, plan, prepared_size, spacing_of, to_scan, to_scan_plane
-from macl.data.store import Geometry, Slicing, Store
+from macl.data.store import Slicing, Store
+from macl.io.geometry import Geometry
+from macl.io.nifti import affine_of
+from macl.preprocessing.orientation import orient, plan, spacing_of, to_scan
+from macl.preprocessing.resampling import label_to_slices, prepared_size, to_scan_plane
 from macl.stages.prepare import prepare
 
 LEAST_DICE = 0.99

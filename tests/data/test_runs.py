@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from macl.config import PrepareSettings
-from macl.data import runs
-from macl.errors import MaclError
+from macl.records import runs
+from macl.utils.errors import MaclError
 
 
 def record(**changes: Any) -> runs.RunRecord:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from macl.data.scans import Scan, read_ahead
-from macl.errors import MaclError
+from macl.inference.scans import Scan, read_ahead
+from macl.utils.errors import MaclError
 
 
 def scan(name: str, moment: Any) -> Scan:

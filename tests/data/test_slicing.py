@@ -12,11 +12,11 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from macl.config import PrepareSettings
-from macl.data.grids import Volume, direction_matrix, nearest_axes, orientation
-from macl.data.nifti import affine_of
-from macl.data.slicing import label_to_slices, orient, plan, to_scan, to_scan_plane, to_slices
-from macl.data.store import Geometry
-from macl.errors import RefusedCaseError
+from macl.io.geometry import Geometry, Volume, direction_matrix, nearest_axes, orientation
+from macl.io.nifti import affine_of
+from macl.preprocessing.orientation import orient, plan, to_scan
+from macl.preprocessing.resampling import label_to_slices, to_scan_plane, to_slices
+from macl.utils.errors import RefusedCaseError
 
 AS_SCANNED = PrepareSettings()
 

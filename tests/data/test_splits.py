@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from fakes.index import hearts, stored_case, write
-from macl.data.parts import overlap, resolve
+from macl.data.resolved_split import overlap, resolve
 from macl.data.splits import Split, group_of, read_split, split_names, write_split
 from macl.data.store import Store
-from macl.errors import MaclError
 from macl.stages.split import choose
+from macl.utils.errors import MaclError
 
 
 def opened(tmp_path: Path, *cases: tuple[str, str, bool]) -> Store:

@@ -14,9 +14,9 @@ import pytest
 from fakes import index as indices
 from fakes.reading import digests
 from fakes.toy_store import write_toy_store
-from macl.data.parallel import workers_for
 from macl.data.store import Store, StoreIndex, write_array, write_index
-from macl.errors import MaclError
+from macl.utils.errors import MaclError
+from macl.utils.parallel import workers_for
 
 
 def test_an_array_is_a_chunk_per_slice_and_always_the_same_file(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from fakes import dicom
 from fakes.scans import anatomy, write_nifti
-from macl.data.survey import lone_case, survey
 from macl.plugins import find
+from macl.preprocessing.source import lone_case, survey
 
 
 def surveyed(folder: Path, keep_identity: bool = False):

@@ -11,11 +11,10 @@ import pytest
 import SimpleITK
 
 from fakes.scans import affine, anatomy, announce, bomb, break_checksum, flip_bit, truncate, write_itk, write_nifti
-from macl.data.grids import corners, orientation
-from macl.data.intact import MAX_VOXELS
-from macl.data.store import Geometry
-from macl.data.volumes import grid_difference, read_header, read_label, read_scan, write_volume
-from macl.errors import MaclError, RefusedCaseError
+from macl.io.geometry import Geometry, corners, orientation
+from macl.io.integrity import MAX_VOXELS
+from macl.io.volume import grid_difference, read_header, read_label, read_scan, write_volume
+from macl.utils.errors import MaclError, RefusedCaseError
 
 OBLIQUE = Geometry(
     size=(5, 4, 3),

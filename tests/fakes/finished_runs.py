@@ -11,11 +11,11 @@ import numpy as np
 
 from fakes.toy_store import write_toy_store
 from macl.config import FinetuneSettings, PretrainSettings
-from macl.data import runs
-from macl.data.runs import RunRecord, write_record
-from macl.data.slicing import to_scan
 from macl.data.store import Store
-from macl.data.volumes import write_volume
+from macl.io.volume import write_volume
+from macl.preprocessing.orientation import to_scan
+from macl.records import runs
+from macl.records.runs import RunRecord, write_record
 from macl.stages.evaluate import evaluate
 
 TEST_CASES = ("patient004", "patient005", "patient006")

@@ -8,17 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from macl.config import PrepareSettings
-from macl.data.store import (
-    ArrayKind,
-    Geometry,
-    Normalisation,
-    Slicing,
-    StoredArray,
-    StoredCase,
-    StoreIndex,
-    write_array,
-)
-from macl.files import write_text
+from macl.data.store import ArrayKind, Normalisation, Slicing, StoredArray, StoredCase, StoreIndex, write_array
+from macl.io.geometry import Geometry
+from macl.utils.files import write_text
 
 
 def stored_case(name: str, patient: str, labelled: bool = True) -> StoredCase:

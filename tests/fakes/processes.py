@@ -49,8 +49,8 @@ def command(words: Sequence[Sequence[str]], said: Path, second_killed_after: int
     """
     rank = int(os.environ["RANK"])
     with (said / f"{rank}.txt").open("w", encoding="utf-8") as sys.stderr:
-        from macl import training
         from macl.cli import main
+        from macl.engine import trainer as training
 
         save = training._State.save
 

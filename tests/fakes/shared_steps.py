@@ -13,14 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fakes.processes import COUNT
-from macl import distributed, ranks
 from macl.config import FinetuneSettings, validate
-from macl.data.draws import Draws
-from macl.errors import MaclError
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.distributed import collectives, ranks
+from macl.distributed.launch import connect, set_up, together
+from macl.engine.task import StepOutput
 from macl.methods.desd import Desd
-from macl.plugins import Batch, Step, find, names
-from macl.processes import connect, set_up, together
-from macl.segmentation import SegmentationTask, Segmenter
+from macl.plugins import find, names
+from macl.tasks.segmentation import SegmentationTask, Segmenter
+from macl.utils.errors import MaclError
 
 WIDTH, SIDE, SIZE, RATE = 2, 64, 6, 0.05
 HEADS = {"hidden": 8, "projection": 6}
@@ -89,8 +91,8 @@ def whole_batch(step: int, **changes: Any) -> Batch:
     positions = torch.rand(SIZE, generator=random)
     labels = torch.randint(3, (SIZE, SIDE, SIDE), generator=random)
     labels[::2][labels[::2] == 2] = 1
-    draws = Draws(0, step, torch.arange(SIZE))
-    return Batch(images, positions, draws, labels, neighbours, done=DONE[step], **changes)
+    rng = SampleRng(0, step, torch.arange(SIZE))
+    return Batch(images, positions, rng, labels, neighbours, done=DONE[step], **changes)
 
 
 def half(batch: Batch, rank: int, ranks: int = COUNT) -> Batch:
@@ -104,11 +106,11 @@ def half(batch: Batch, rank: int, ranks: int = COUNT) -> Batch:
         positions=batch.positions[rows],
         labels=batch.labels[rows],
         neighbours=batch.neighbours[rows],
-        draws=replace(batch.draws, samples=batch.draws.samples[rows]),
+        rng=replace(batch.rng, samples=batch.rng.samples[rows]),
     )
 
 
-def train(variant: str, step_of: Callable[[nn.Module], Callable[[Batch], Step]], **changes: Any) -> dict[str, Tensor]:
+def train(variant: str, step_of: Callable[[nn.Module], Callable[[Batch], StepOutput]], **changes: Any) -> dict[str, Tensor]:
     """Three steps of plain gradient descent; every loss, part, gradient and buffer on the way."""
     task, found, here = build(variant), {}, ranks.place()
     step_of_task = step_of(task)
@@ -116,7 +118,7 @@ def train(variant: str, step_of: Callable[[nn.Module], Callable[[Batch], Step]],
         step = step_of_task(half(whole_batch(number, **changes), here.rank, here.ranks))
         step.loss.backward()
         values = {"loss": step.loss.detach(), **step.parts}
-        found |= {f"{number} {name}": distributed.mean(value.double()) for name, value in values.items()}
+        found |= {f"{number} {name}": collectives.all_reduce_mean(value.double()) for name, value in values.items()}
         found |= {f"{number} buffer {name}": value.clone() for name, value in task.named_buffers()}
         for name, parameter in task.named_parameters():
             if parameter.grad is not None:
@@ -126,7 +128,7 @@ def train(variant: str, step_of: Callable[[nn.Module], Callable[[Batch], Step]],
     return found
 
 
-def shared(fabric: Fabric, task: nn.Module) -> Callable[[Batch], Step]:
+def shared(fabric: Fabric, task: nn.Module) -> Callable[[Batch], StepOutput]:
     """The step that both processes take."""
     return set_up(fabric, task, torch.optim.SGD(task.parameters()))[0].step
 
@@ -141,9 +143,9 @@ def train_together(folder: Path) -> None:
         found = train("simclr", lambda task: shared(fabric, without_norms(task)), gather_negatives=False)
         save_file(found, folder / f"ungathered-{fabric.global_rank}.safetensors")
         norm = nn.BatchNorm1d(2)
-        distributed.require_the_same(norm)
+        collectives.require_equal_across_ranks(norm)
         norm(torch.full((4, 2), float(fabric.global_rank)))
         try:
-            distributed.require_the_same(norm)
+            collectives.require_equal_across_ranks(norm)
         except MaclError as error:
             (folder / f"differing-{fabric.global_rank}.txt").write_text(str(error))

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from macl import checkpoint
 from macl.config import FinetuneSettings, PrepareSettings, TrainingSettings
-from macl.data.runs import WEIGHTS, RunRecord, write_record
 from macl.plugins import find
-from macl.segmentation import build_segmenter
+from macl.records.runs import WEIGHTS, RunRecord, write_record
+from macl.tasks.segmentation import build_segmenter
+from macl.utils import checkpoint
 
 LABEL_VALUES = (0, 3, 9)
 BRIGHTNESS = np.asarray([0, 60, 300], dtype=np.int16)

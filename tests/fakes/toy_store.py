@@ -13,7 +13,8 @@ import blosc2
 import numpy as np
 
 from macl.config import PrepareSettings
-from macl.data.store import Geometry, Normalisation, Slicing, Store, StoredArray, StoredCase, StoreIndex
+from macl.data.store import Normalisation, Slicing, Store, StoredArray, StoredCase, StoreIndex
+from macl.io.geometry import Geometry
 
 CLASSES = ("background", "ring", "disc")
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from macl.augmentation import STRONG_VIEWS
 from macl.config import AugmentationSettings, SpatialSettings, TrainingSettings
-from macl.data.draws import Draws
-from macl.optimisation import make_optimiser
-from macl.plugins import Batch, find
-from macl.views import STRONG_VIEWS
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.engine.optimisation import make_optimiser
+from macl.plugins import find
 
 SEEDS = range(int(os.environ.get("MACL_TEST_SEEDS", "3")))
 SIDE = 32
@@ -44,7 +45,7 @@ def final_spread(method: str, seed: int, steps: int, slices: int, rate: float, *
     optimiser = make_optimiser(TrainingSettings(optimiser="sgd", learning_rate=rate), task)
     images, numbers, spreads = textures(slices), torch.arange(slices), []
     for number in range(steps):
-        step = task.step(Batch(images, torch.ones(slices), Draws(seed, number, numbers), done=number / steps))
+        step = task.step(Batch(images, torch.ones(slices), SampleRng(seed, number, numbers), done=number / steps))
         step.loss.backward()
         optimiser.step()
         optimiser.zero_grad()

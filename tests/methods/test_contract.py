@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from fakes.toy_store import write_toy_store
-from macl import checkpoint, training
 from macl.config import validate
+from macl.engine import trainer as training
+from macl.models.transfer import transplant
 from macl.plugins import find, names
-from macl.segmentation import Segmenter
 from macl.stages.pretrain import pretrain
-from macl.transfer import transplant
+from macl.tasks.segmentation import Segmenter
+from macl.utils import checkpoint
 
 SEEDS = range(int(os.environ.get("MACL_TEST_SEEDS", "1")))
 """Of the weights, the order and the views; the tests hold for more of them than a gate has time for."""

@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 
 from macl.config import AugmentationSettings
-from macl.data.draws import Draws
-from macl.plugins import Batch, find
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.plugins import find
 
 TIGHT = {"rtol": 1e-9, "atol": 0}
 FOLDER = os.environ.get("MACL_PARITY_DIR")
@@ -23,8 +24,8 @@ FILES = sorted(Path(FOLDER).glob("*.safetensors")) if FOLDER else []
 def batch(positions: list[float]) -> Batch:
     count = len(positions)
     images = torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    draws = Draws(seed=5, step=3, samples=torch.arange(count))
-    return Batch(images, torch.tensor(positions), draws)
+    rng = SampleRng(seed=5, step=3, samples=torch.arange(count))
+    return Batch(images, torch.tensor(positions), rng)
 
 
 def build(method: str, **settings):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from macl.backbones import unet
-from macl.data.draws import Draws
-from macl.losses import contrastive, for_both_branches
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.losses import contrastive, pairs_of_both_branches
 from macl.methods.macl import PLUGIN, Macl, Settings
-from macl.plugins import Batch
+from macl.models import unet
 
 
 def build(blocks: int = 2, width: int = 4, channels: int = 1, **changes: Any) -> Macl:
@@ -26,7 +26,7 @@ def build(blocks: int = 2, width: int = 4, channels: int = 1, **changes: Any) ->
 def batch(side: int = 64, slices: int = 3, channels: int = 1, step: int = 0) -> Batch:
     images = torch.randn(slices, channels, side, side, generator=torch.Generator().manual_seed(1))
     positions = torch.linspace(0.1, 1.0, slices)
-    return Batch(images, positions, Draws(0, step, torch.arange(slices)))
+    return Batch(images, positions, SampleRng(0, step, torch.arange(slices)))
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3, 4])
@@ -119,7 +119,7 @@ def test_twins_are_always_positive() -> None:
     outputs = method(*(torch.randn(3, 1, 64, 64) for _ in range(4)))
     step = method.losses(outputs, torch.full((3,), 0.5))
     anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
-    expected = contrastive(anchors, for_both_branches(torch.eye(3, dtype=torch.bool)), 0.1)
+    expected = contrastive(anchors, pairs_of_both_branches(torch.eye(3, dtype=torch.bool)), 0.1)
     torch.testing.assert_close(step.parts["loss_global"], expected.detach())
     assert step.parts["positives_per_anchor"] == 1
 

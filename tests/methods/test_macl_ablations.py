@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from fakes.toy_store import write_toy_store
-from macl import checkpoint, cli
+from macl import cli
 from macl.config import IntensitySettings
-from macl.data.draws import Draws
-from macl.plugins import Batch, find
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.plugins import find
+from macl.utils import checkpoint
 from macl.workflows.grid import Start, read_grid
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +23,8 @@ GRID = read_grid(ROOT / "benchmarks" / "ablations.toml")
 
 def batch(side: int = 64, count: int = 3) -> Batch:
     images = torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(1))
-    draws = Draws(seed=5, step=3, samples=torch.arange(count))
-    return Batch(images, torch.linspace(0.1, 1, count), draws)
+    rng = SampleRng(seed=5, step=3, samples=torch.arange(count))
+    return Batch(images, torch.linspace(0.1, 1, count), rng)
 
 
 def build(**settings):

@@ -8,16 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from macl.data.draws import Draws
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
 from macl.losses import sinkhorn
-from macl.plugins import Batch, find
+from macl.plugins import find
 
 
 def batch(count: int = 4, done: float = 0.0) -> Batch:
     random = torch.Generator().manual_seed(1)
     images, neighbours = (torch.randn(count, 1, 32, 32, generator=random) for _ in range(2))
-    draws = Draws(seed=5, step=3, samples=torch.arange(count))
-    return Batch(images, torch.linspace(0.1, 1, count), draws, neighbours=neighbours, done=done)
+    rng = SampleRng(seed=5, step=3, samples=torch.arange(count))
+    return Batch(images, torch.linspace(0.1, 1, count), rng, neighbours=neighbours, done=done)
 
 
 def build(method: str, **settings):
@@ -144,7 +145,7 @@ def test_gcl_trains_the_encoder_then_the_decoder_on_it():
 def test_gcl_regions_lie_at_the_same_places_in_both_renderings():
     task = build("gcl", regions=4, region_side=2)
     maps = torch.randn(3, 5, 8, 8)
-    first, second = (task._regions(maps, batch(3).draws) for _ in range(2))
+    first, second = (task._regions(maps, batch(3).rng) for _ in range(2))
     assert first.shape == (3, 4, 20)
     assert torch.equal(first, second)
     everywhere = F.unfold(maps, 2, stride=2).mT

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fakes.processes import COUNT, run_in_two
 from fakes.shared_steps import VARIANTS, half, train, train_together, without_norms
-from macl import distributed
-from macl.plugins import Batch, Step
+from macl.data.batch import Batch
+from macl.distributed import collectives
+from macl.engine.task import StepOutput
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,10 @@ def test_two_processes_take_the_steps_of_one(folder: Path, variant: str) -> None
 
 
 def test_ungathered_each_process_has_the_loss_of_its_half(folder: Path) -> None:
-    def halves(task: nn.Module) -> Callable[[Batch], Step]:
-        def step(batch: Batch) -> Step:
+    def halves(task: nn.Module) -> Callable[[Batch], StepOutput]:
+        def step(batch: Batch) -> StepOutput:
             first, second = (task.step(half(batch, rank)) for rank in range(COUNT))
-            return Step(0.5 * (first.loss + second.loss), {})
+            return StepOutput(0.5 * (first.loss + second.loss), {})
 
         return step
 
@@ -85,8 +86,8 @@ def test_norms_keep_their_names_and_what_they_do_alone() -> None:
     ):
         plain, module = copy.deepcopy(norm), nn.Sequential(norm)
         parameters = list(module.parameters())
-        distributed.synchronise_norms(module, torch.device("cpu"))
-        assert type(module[0]) is distributed.WholeBatchNorm
+        collectives.synchronise_batch_norms(module, torch.device("cpu"))
+        assert type(module[0]) is collectives.SyncBatchNormCPU
         assert all(ours is before for ours, before in zip(module.parameters(), parameters, strict=True))
         for training in (True, False):
             plain.train(training)

@@ -9,11 +9,12 @@ import pytest
 from matplotlib import image as images
 
 from fakes.toy_store import write_toy_store
-from macl.data.slicing import plan, to_scan
-from macl.data.store import Geometry, Store
-from macl.data.volumes import write_volume
-from macl.errors import MaclError
-from macl.pages.overlays import SMALLEST_WINDOW, View, choose_cases, colour_of, draw, view_of, window_of
+from macl.data.store import Store
+from macl.io.geometry import Geometry
+from macl.io.volume import write_volume
+from macl.preprocessing.orientation import plan, to_scan
+from macl.report.overlays import SMALLEST_WINDOW, View, choose_cases, colour_of, draw, view_of, window_of
+from macl.utils.errors import MaclError
 
 CASE = "patient001"
 

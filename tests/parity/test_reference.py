@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from macl.checkpoint import from_authors_names
-from macl.losses import contrastive, for_both_branches, positives_by_position
+from macl.losses import contrastive, pairs_of_both_branches, positives_by_position
 from macl.methods.macl import Macl, Settings
+from macl.models.conversion.macl_release import from_authors_names
 from macl.plugins import find
 
 FOLDER = os.environ.get("MACL_PARITY_DIR")
@@ -108,5 +108,5 @@ def test_supervised_contrastive_forms(reference):
     }
     factor = sizes["temperature"] / 0.07
     for name, pairs in positives.items():
-        ours = factor * contrastive(tensors["z"], for_both_branches(pairs), sizes["temperature"])
+        ours = factor * contrastive(tensors["z"], pairs_of_both_branches(pairs), sizes["temperature"])
         assert_equal(ours, tensors[f"supcon.{name}"], name)

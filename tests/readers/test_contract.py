@@ -31,11 +31,11 @@ from fakes import (
 from fakes.command import macl
 from fakes.structures import Truth
 from macl.config import read_recipe
-from macl.data.slicing import to_scan
 from macl.data.splits import read_split
 from macl.data.store import Store
-from macl.data.volumes import write_volume
+from macl.io.volume import write_volume
 from macl.plugins import find, names
+from macl.preprocessing.orientation import to_scan
 from macl.readers.amos import ORGANS
 
 PAGES = Path(__file__).parents[2] / "docs" / "datasets"

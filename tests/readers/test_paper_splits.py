@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fakes.index import stored_case, write
-from macl.data.parts import resolve
+from macl.data.resolved_split import resolve
 from macl.data.splits import read_split
 from macl.data.store import Store
 

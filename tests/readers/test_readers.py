@@ -11,9 +11,10 @@ import pytest
 
 from fakes import acdc, brats2018, chd, dicom, msd, nnunet
 from fakes.scans import anatomy, write_itk, write_nifti
-from macl.data.survey import recognise, survey
-from macl.errors import MaclError
-from macl.plugins import Source, files_of, find, names, scans_of
+from macl.io.source import Source, files_of, scans_of
+from macl.plugins import find, names
+from macl.preprocessing.source import recognise, survey
+from macl.utils.errors import MaclError
 
 WRITERS: dict[str, Callable[[Path], Path]] = {"acdc": acdc.write, "msd": msd.write, "nnunet_raw": nnunet.write}
 

@@ -18,14 +18,15 @@ from nibabel import nifti1
 
 from fakes.toy_store import write_toy_store
 from macl.cli import main
-from macl.data.predictions import PredictionsRecord, open_predictions
-from macl.data.slicing import plan, to_scan
-from macl.data.store import Geometry, Store
-from macl.data.volumes import write_volume
-from macl.errors import MaclError
+from macl.data.store import Store
+from macl.io.geometry import Geometry
+from macl.io.volume import write_volume
 from macl.metrics import Convention
-from macl.scores import read_rows
+from macl.preprocessing.orientation import plan, to_scan
+from macl.records.predictions import PredictionsRecord, open_predictions
+from macl.records.scores import read_rows
 from macl.stages.evaluate import evaluate, values_of
+from macl.utils.errors import MaclError
 
 UNKNOWN = Geometry(
     size=(1, 1, 1), spacing=(1, 1, 1), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), spacing_known=False

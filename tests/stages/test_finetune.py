@@ -11,12 +11,12 @@ import torch
 
 from fakes.command import Answer, macl
 from fakes.toy_store import write_toy_store
-from macl import checkpoint
-from macl.backbones import unet
 from macl.data.splits import read_split, write_split
-from macl.segmentation import load_segmenter
+from macl.models import unet
 from macl.stages.pretrain import pretrain
 from macl.stages.split import split
+from macl.tasks.segmentation import load_segmenter
+from macl.utils import checkpoint
 
 SMALL = (
     "training.epochs=2", "training.batch_size=4", "training.size=32", "backbone_settings.width=4",

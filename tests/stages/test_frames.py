@@ -14,8 +14,8 @@ from fakes.command import macl
 from fakes.scans import anatomy, flip_bit, write_nifti
 from fakes.threshold_run import known_case, write_threshold_run
 from macl.config import PrepareSettings
-from macl.data.slicing import to_scan
 from macl.data.store import Store
+from macl.preprocessing.orientation import to_scan
 from macl.stages.inspect import inspect
 
 MOMENTS = 13

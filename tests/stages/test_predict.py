@@ -15,13 +15,13 @@ from nibabel import nifti1
 
 from fakes.threshold_run import BRIGHTNESS, LABEL_VALUES, known_case, write_threshold_run
 from fakes.toy_store import write_toy_store
-from macl import checkpoint
 from macl.cli import main
 from macl.config import PrepareSettings
-from macl.data.predictions import read_predictions
-from macl.data.runs import WEIGHTS
-from macl.errors import MaclError
+from macl.records.predictions import read_predictions
+from macl.records.runs import WEIGHTS
 from macl.stages.predict import predict
+from macl.utils import checkpoint
+from macl.utils.errors import MaclError
 
 
 def rotation(x_degrees: float, z_degrees: float) -> np.ndarray:

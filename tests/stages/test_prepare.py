@@ -32,12 +32,12 @@ from fakes.scans import (
     write_nifti,
 )
 from macl.config import PrepareSettings
-from macl.data.intensities import measure
-from macl.data.preparing import Outcome, Task, prepare_case
-from macl.data.slicing import to_scan
 from macl.data.store import Store
-from macl.errors import MaclError
+from macl.preprocessing.case import Outcome, Task, prepare_case
+from macl.preprocessing.normalisation import measure
+from macl.preprocessing.orientation import to_scan
 from macl.stages.prepare import prepare
+from macl.utils.errors import MaclError
 
 TRACES = ("Traceback", "Error:", 'File "')
 

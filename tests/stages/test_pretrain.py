@@ -11,9 +11,9 @@ import torch
 
 from fakes.command import Answer, macl
 from fakes.toy_store import write_toy_store
-from macl import checkpoint
-from macl.backbones import unet
+from macl.models import unet
 from macl.stages.split import split
+from macl.utils import checkpoint
 
 SMALL = ("training.epochs=2", "training.batch_size=8", "training.size=64", "backbone_settings.width=4")
 

@@ -14,13 +14,13 @@ from matplotlib import image as images
 from fakes import browser
 from fakes.finished_runs import TEST_CASES, FakeRuns, write_pretrained, write_runs, write_unscored
 from macl.cli import app
-from macl.data import runs
 from macl.data.store import Store
-from macl.errors import MaclError
-from macl.pages import facts
-from macl.pages.facts import read_run
+from macl.records import runs
+from macl.report import facts
+from macl.report.facts import read_run
 from macl.stages.evaluate import evaluate
 from macl.stages.report import report
+from macl.utils.errors import MaclError
 
 
 class Page(HTMLParser):
@@ -239,7 +239,7 @@ def test_the_paper_s_convention_is_told_apart(fake: FakeRuns, tmp_path: Path) ->
     shutil.copytree(fake.scratch, run)
     evaluate(run / runs.PREDICTIONS, fake.store, run / runs.CASES, convention="paper")
     shown = Page(report([run, fake.scratch], tmp_path / "report.html")).text
-    pooled = json.loads((run / "cases.summary.json").read_text())["mean"]["dice"]["mean"]
+    global_average_pool = json.loads((run / "cases.summary.json").read_text())["mean"]["dice"]["mean"]
     assert f"{100 * pooled:.1f}" in shown
     assert "pooled over all slices of all cases" in shown
     assert "Distances are per slice and in pixels" in shown

@@ -13,13 +13,14 @@ import torch
 from fakes.command import macl
 from fakes.processes import COUNT, KILLED, command, run_in_two
 from fakes.toy_store import write_toy_store
-from macl import checkpoint, training
-from macl.data.bank import SliceBank
-from macl.data.batches import Batches
+from macl.data.loader import Loader
+from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
-from macl.errors import MaclError
-from macl.ranks import Place, place, require_even_shares
+from macl.distributed.ranks import Place, place, require_even_shares
+from macl.engine import trainer as training
 from macl.stages.split import split
+from macl.utils import checkpoint
+from macl.utils.errors import MaclError
 
 SAVED_AT = 4
 SMALL = (
@@ -175,10 +176,10 @@ def test_too_few_slices_for_the_processes() -> None:
 
 @pytest.mark.parametrize(("gather", "contrasted"), [(True, 6), (False, 2)])
 def test_the_shares_of_a_batch_make_it_up(folder: Path, gather: bool, contrasted: int) -> None:
-    bank = SliceBank(Store.open(folder / "toy.store"), ["patient001", "patient002"], True, torch.device("cpu"))
-    whole = next(Batches(bank, 6, 32, seed=1).between(0, 1))
+    bank = PatchCache(Store.open(folder / "toy.store"), ["patient001", "patient002"], True, torch.device("cpu"))
+    whole = next(Loader(bank, 6, 32, seed=1).between(0, 1))
     for rank in range(3):
-        batches = Batches(bank, 6, 32, seed=1, rank=rank, ranks=3, gather_negatives=gather)
+        batches = Loader(bank, 6, 32, seed=1, rank=rank, ranks=3, gather_negatives=gather)
         share = next(batches.between(0, 1))
         assert batches.contrasted == contrasted
         assert share.gather_negatives == gather
@@ -186,7 +187,7 @@ def test_the_shares_of_a_batch_make_it_up(folder: Path, gather: bool, contrasted
             assert ours is not None
             assert everyone is not None
             assert torch.equal(ours, everyone[rank::3])
-        assert torch.equal(share.draws.uniform("view"), whole.draws.uniform("view")[rank::3])
+        assert torch.equal(share.rng.uniform("view"), whole.rng.uniform("view")[rank::3])
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +198,11 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert place() == Place()
     for name, value in {"STEP_NUM_TASKS": 8, "STEP_NUM_NODES": 2, "PROCID": 5}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    assert place() == Place(rank=5, ranks=8, ranks_here=4)
+    assert place() == Place(rank=5, ranks=8, local_world_size=4)
     torchrun = {"TORCHELASTIC_RUN_ID": "a", "RANK": "3", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
-    assert place() == Place(rank=3, ranks=6, ranks_here=2)
+    assert place() == Place(rank=3, ranks=6, local_world_size=2)
 
 
 def test_other_commands_refuse_several_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

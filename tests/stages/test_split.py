@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from fakes.index import hearts, stored_case, write
-from macl.data.parts import resolve
+from macl.data.resolved_split import resolve
 from macl.data.splits import read_split
 from macl.data.store import Store
-from macl.errors import MaclError
 from macl.stages.split import amount, choose, folds, in_order, split
+from macl.utils.errors import MaclError
 
 PEOPLE = [f"patient{number:03d}" for number in range(1, 101)]
 

@@ -10,8 +10,8 @@ import pytest
 from fakes.toy_store import write_toy_store
 from macl import cli
 from macl.data.store import Store
-from macl.errors import MaclError
 from macl.stages.split import split
+from macl.utils.errors import MaclError
 from macl.workflows import benchmark as workflow
 from macl.workflows.benchmark import benchmark
 from macl.workflows.grid import cells, read_grid, specify

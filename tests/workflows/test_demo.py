@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import macl.workflows
-from macl.errors import MaclError
 from macl.metrics import dice
 from macl.plugins import find
+from macl.utils.errors import MaclError
 from macl.workflows.demo import SYNTHETIC, Scale, demo
 from macl.workflows.subjects import CLASSES, Grid, load_template, synthetic_subject, write_subjects
 
@@ -44,7 +44,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_the_demo_uses_nothing_but_the_public_stages() -> None:
-    allowed = {"macl.errors", "macl.files", "macl.progress", "macl.workflows.subjects"}
+    allowed = {"macl.utils.errors", "macl.utils.files", "macl.utils.progress", "macl.workflows.subjects"}
     stages = {
         f"macl.stages.{name}" for name in ("prepare", "split", "pretrain", "finetune", "predict", "evaluate", "report")
     }
@@ -58,7 +58,7 @@ def test_the_demo_uses_nothing_but_the_public_stages() -> None:
 
 def test_the_subjects_are_made_without_anything_of_macl() -> None:
     ours = {name for name in imports(WORKFLOWS / "subjects.py") if name.partition(".")[0] == "macl"}
-    assert ours <= {"macl.errors", "macl.files"}
+    assert ours <= {"macl.utils.errors", "macl.utils.files"}
 
 
 # ---------------------------------------------------------------- subjects

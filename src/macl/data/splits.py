@@ -13,8 +13,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from macl.config import Settings, validate
-from macl.errors import MaclError, listed
-from macl.files import read_json, write_text
+from macl.utils.errors import MaclError, listed
+from macl.utils.files import read_json, write_text
 
 Rule = Literal["patient", "consecutive-pair"]
 

@@ -19,8 +19,9 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from macl.config import PrepareSettings, Settings, validate
-from macl.errors import MaclError
-from macl.files import atomic_path, inside, read_json, write_text
+from macl.io.geometry import Geometry
+from macl.utils.errors import MaclError
+from macl.utils.files import atomic_path, inside, read_json, write_text
 
 FORMAT = "macl-store"
 VERSION = 1
@@ -30,14 +31,6 @@ CASES = "cases"
 ArrayKind = Literal["image", "label", "truth"]
 
 
-class Geometry(Settings):
-    """A scan's own grid, in ITK's convention: index order x, y, z; millimetres; left-posterior-superior axes."""
-
-    size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
-    direction: tuple[float, float, float, float, float, float, float, float, float]
-    spacing_known: bool = Field(description="False: the file told none, 1 stands in, and distances are in voxels")
 
 
 class Slicing(Settings):

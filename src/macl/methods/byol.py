@@ -17,11 +17,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from macl.augmentation import STRONG_VIEWS, two_views
 from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import follow, momentum_twin, normed_perceptron, pooled, rising_momentum
+from macl.data.batch import Batch
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import negative_cosine, spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, two_views
+from macl.models.heads import mlp_with_batch_norm, momentum_copy, rising_momentum, update_momentum_copy
+from macl.models.layers import global_average_pool
+from macl.models.network import Network
+from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
 class Settings(PluginSettings):
@@ -34,47 +38,49 @@ class Settings(PluginSettings):
     views: AugmentationSettings = STRONG_VIEWS
 
 
-class Byol(nn.Module):
+class Byol(Method):
     """An encoder, a projector and a predictor; the first two with a momentum twin."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_prediction": Quantity("Prediction loss", "2 − 2·cos between each prediction and the target of the other view; both views added."),
+        "feature_spread": FEATURE_SPREAD,
+    }
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
         hidden, channels = settings.hidden, settings.projection
-        self.projector = nn.Sequential(*pooled(), *normed_perceptron((backbone.channels[-1], hidden, channels)))
-        self.predictor = normed_perceptron((channels, hidden, channels)) if settings.predictor else nn.Identity()
-        self.target_encoder = momentum_twin(backbone.encoder)
-        self.target_projector = momentum_twin(self.projector)
+        self.projector = nn.Sequential(*global_average_pool(network.dims), *mlp_with_batch_norm((network.channels[-1], hidden, channels)))
+        self.predictor = mlp_with_batch_norm((channels, hidden, channels)) if settings.predictor else nn.Identity()
+        self.target_encoder = momentum_copy(network.encoder)
+        self.target_projector = momentum_copy(self.projector)
 
     def project(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → the online network's projections (B, D)."""
-        return self.projector(self.backbone.encode(images)[-1])
+        """(B, C, *patch) → the online network's projections (B, D)."""
+        return self.projector(self.network.encode(images)[-1])
 
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → the target network's projections (B, D)."""
+        """(B, C, *patch) → the target network's projections (B, D)."""
         return self.target_projector(self.target_encoder(images)[-1])
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Follow, then predict each view's target from the other view."""
-        momentum = rising_momentum(self.settings.momentum, batch.done)
-        follow(self.target_encoder, self.backbone.encoder, momentum)
-        follow(self.target_projector, self.projector, momentum)
-        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
+        momentum = rising_momentum(self.settings.momentum, batch.progress)
+        update_momentum_copy(self.target_encoder, self.network.encoder, momentum)
+        update_momentum_copy(self.target_projector, self.projector, momentum)
+        v1, v2 = two_views(batch.images, batch.rng, self.settings.views)
         z1, z2 = self.project(v1), self.project(v2)
         first = 2.0 + 2.0 * negative_cosine(self.predictor(z1), self.target(v2))
         second = 2.0 + 2.0 * negative_cosine(self.predictor(z2), self.target(v1))
         loss = first + second
-        return Step(loss, {"loss_prediction": loss.detach(), "feature_spread": spread(torch.cat((z1, z2)))})
+        return StepOutput(loss, {"loss_prediction": loss.detach(), "feature_spread": spread(torch.cat((z1, z2)))})
 
     def uniform_loss(self, batch_size: int) -> None:
         """The loss is least where all features are equal, so it shows nothing."""
         return None
 
-    def handed_on(self) -> tuple[str, ...]:
-        """The online encoder."""
-        return ("encoder.",)
 
 
-PLUGIN = Method("byol", Settings, Byol)
+PLUGIN = Byol

@@ -22,12 +22,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl import distributed
+from macl.augmentation import STRONG_VIEWS, two_views
 from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import Prototypes, follow, momentum_twin, normed_perceptron, pooled, rising_momentum
+from macl.data.batch import Batch
+from macl.distributed import collectives
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import centred_codes, cross_entropy_with_codes, spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, two_views
+from macl.models.heads import Prototypes, mlp_with_batch_norm, momentum_copy, rising_momentum, update_momentum_copy
+from macl.models.layers import global_average_pool, spatial_mean
+from macl.models.network import Network
+from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
 
 
 class Settings(PluginSettings):
@@ -45,48 +49,54 @@ class Settings(PluginSettings):
     views: AugmentationSettings = STRONG_VIEWS
 
 
-class Desd(nn.Module):
+class Desd(Method):
     """A student with a head at each depth, a teacher with one, and the teacher's centre."""
+
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_deepest": Quantity("Distillation loss", "Cross-entropy of the whole encoder with the teacher.", "nats"),
+        "loss_sub_encoders": Quantity("Distillation loss of the sub-encoders", "The same, of the shallower levels, added up.", "nats"),
+        "feature_spread": FEATURE_SPREAD,
+    }
 
     centre: Tensor
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        depths = backbone.channels[-1 - settings.sub_encoders :]
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
+        depths = network.channels[-1 - settings.sub_encoders :]
         self.heads = nn.ModuleList(self._head(channels) for channels in depths)
-        self.teacher_encoder = momentum_twin(backbone.encoder)
-        self.teacher_head = momentum_twin(self.heads[-1])
+        self.teacher_encoder = momentum_copy(network.encoder)
+        self.teacher_head = momentum_copy(self.heads[-1])
         self.register_buffer("centre", torch.zeros(settings.prototypes))
 
     def _head(self, channels: int) -> nn.Sequential:
         settings = self.settings
-        layers = normed_perceptron((channels, settings.hidden, settings.hidden, settings.projection))
-        return nn.Sequential(*pooled(), *layers, Prototypes(settings.projection, settings.prototypes))
+        layers = mlp_with_batch_norm((channels, settings.hidden, settings.hidden, settings.projection))
+        return nn.Sequential(*global_average_pool(self.network.dims), *layers, Prototypes(settings.projection, settings.prototypes))
 
     def student(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(B, C, S, S) → scores (B, K) at each depth, and the pooled bottleneck (B, 16F)."""
-        features = self.backbone.encode(images)[-len(self.heads) :]
-        return [head(maps) for head, maps in zip(self.heads, features, strict=True)], features[-1].mean((2, 3))
+        """(B, C, *patch) → scores (B, K) at each depth, and the pooled bottleneck (B, 16F)."""
+        features = self.network.encode(images)[-len(self.heads) :]
+        return [head(maps) for head, maps in zip(self.heads, features, strict=True)], spatial_mean(features[-1])
 
     @torch.no_grad()
     def teacher(self, views: tuple[Tensor, Tensor], temperature: float) -> list[Tensor]:
-        """Views (B, C, S, S) → codes (B, K), before the centre moves towards their scores."""
+        """Views (B, C, *patch) → codes (B, K), before the centre moves towards their scores."""
         scores = [self.teacher_head(self.teacher_encoder(images)[-1]).float() for images in views]
         codes = [centred_codes(score, self.centre, temperature) for score in scores]
-        self.centre.lerp_(distributed.mean(torch.cat(scores).mean(0)), 1.0 - self.settings.centre_momentum)
+        self.centre.lerp_(collectives.all_reduce_mean(torch.cat(scores).mean(0)), 1.0 - self.settings.centre_momentum)
         return codes
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Follow, answer, and distil each view's answer into the other view at every depth."""
         settings = self.settings
-        momentum = rising_momentum(settings.momentum, batch.done)
-        follow(self.teacher_encoder, self.backbone.encoder, momentum)
-        follow(self.teacher_head, self.heads[-1], momentum)
-        views = two_views(batch.images, batch.draws, settings.views)
+        momentum = rising_momentum(settings.momentum, batch.progress)
+        update_momentum_copy(self.teacher_encoder, self.network.encoder, momentum)
+        update_momentum_copy(self.teacher_head, self.heads[-1], momentum)
+        views = two_views(batch.images, batch.rng, settings.views)
         (scores1, features1), (scores2, features2) = (self.student(images) for images in views)
-        code1, code2 = self.teacher(views, self._teacher_temperature(batch.done))
+        code1, code2 = self.teacher(views, self._teacher_temperature(batch.progress))
         by_depth = [
             0.5 * cross_entropy_with_codes(first, code2, settings.student_temperature)
             + 0.5 * cross_entropy_with_codes(second, code1, settings.student_temperature)
@@ -98,19 +108,16 @@ class Desd(nn.Module):
             "loss_sub_encoders": (len(by_depth) * loss - by_depth[-1]).detach(),
             "feature_spread": spread(torch.cat((features1, features2))),
         }
-        return Step(loss, parts)
+        return StepOutput(loss, parts)
 
     def _teacher_temperature(self, done: float) -> float:
         start, end = self.settings.teacher_temperature
         return end if done >= self.settings.warming else start + (end - start) * done / self.settings.warming
 
-    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+    def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln K, where every prototype gets the same; the other collapse, onto one prototype, shows as 0."""
-        return "loss_deepest", math.log(self.settings.prototypes)
-
-    def handed_on(self) -> tuple[str, ...]:
-        """The student's encoder."""
-        return ("encoder.",)
+        return UniformLoss("loss_deepest", math.log(self.settings.prototypes))
 
 
-PLUGIN = Method("desd", Settings, Desd)
+
+PLUGIN = Desd

@@ -27,19 +27,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from macl.augmentation import STRONG_VIEWS, change_intensity, random_blocks, spatial_view
 from macl.config import IntensitySettings, PluginSettings, SpatialSettings
-from macl.heads import (
-    Queue,
-    follow,
-    image_channels,
-    momentum_twin,
-    normed_perceptron,
-    patch_discriminator,
-    pooled,
-)
+from macl.data.batch import Batch
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import contrastive_with_queue, spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, change_intensity, random_blocks, spatial_view
+from macl.models.heads import (
+    DISCRIMINATOR_STRIDE,
+    Queue,
+    mlp_with_batch_norm,
+    momentum_copy,
+    patch_discriminator,
+    update_momentum_copy,
+)
+from macl.models.layers import conv, global_average_pool, image_channels
+from macl.models.network import Network, Strides, total_stride
+from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
 
 
 class Settings(PluginSettings):
@@ -57,36 +60,56 @@ class Settings(PluginSettings):
     discriminator_width: int = Field(default=64, gt=0, description="channels of its first layer")
     covered: float = Field(default=0.1, ge=0, lt=1, description="share of blocks covered in the distorted view")
     block: int = Field(default=16, gt=0, description="side of a covered block in pixels")
-    hand_on_decoder: bool = Field(default=True, description="false: the encoder alone, as MACL's authors compared it")
+    transfer_decoder: bool = Field(default=True, description="false: the encoder alone, as MACL's authors compared it")
     spatial: SpatialSettings = SpatialSettings()
     intensity: IntensitySettings = STRONG_VIEWS.intensity
 
 
-class Dira(nn.Module):
+class Dira(Method):
     """A whole U-Net with a projector, their momentum twins, a queue and a discriminator."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        bottleneck, channels = backbone.channels[-1], image_channels(backbone.encoder)
-        self.projector = nn.Sequential(*pooled(), *normed_perceptron((bottleneck, bottleneck, settings.projection)))
-        self.to_pixels = nn.Conv2d(backbone.channels[0], channels, 1)
-        self.discriminator = patch_discriminator(channels, settings.discriminator_width)
-        self.key_encoder = momentum_twin(backbone.encoder)
-        self.key_projector = momentum_twin(self.projector)
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_discriminative": Quantity("Discriminative loss", "InfoNCE of queries against their keys and the queue.", "nats"),
+        "loss_restorative": Quantity("Restorative loss", "Mean square error of the restored view."),
+        "loss_adversarial": Quantity("Adversarial loss", "How far the discriminator is from taking restored views for real."),
+        "loss_discriminator": Quantity("Discriminator loss", "Of the discriminator itself, on real and restored views."),
+        "feature_spread": FEATURE_SPREAD,
+    }
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
+        bottleneck, channels = network.channels[-1], image_channels(network.encoder)
+        self.projector = nn.Sequential(*global_average_pool(network.dims), *mlp_with_batch_norm((bottleneck, bottleneck, settings.projection)))
+        self.to_pixels = conv(network.dims, network.channels[0], channels, 1)
+        self.discriminator = patch_discriminator(network.dims, channels, settings.discriminator_width)
+        self.key_encoder = momentum_copy(network.encoder)
+        self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(settings.queue, settings.projection)
+        if settings.transfer_decoder:
+            self.transferable_prefixes = ("encoder.", "decoder.")
+
+    @classmethod
+    def trained_decoder_blocks(cls, settings: Settings) -> None:
+        """All of them."""
+        return None
+
+    @classmethod
+    def patch_multiple(cls, settings: Settings, strides: Strides) -> tuple[int, ...]:
+        """Of what the encoder and the discriminator take."""
+        return tuple(math.lcm(side, DISCRIMINATOR_STRIDE) for side in total_stride(strides))
 
     @torch.no_grad()
     def keys(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → (B, D), unit vectors."""
+        """(B, C, *patch) → (B, D), unit vectors."""
         return F.normalize(self.key_projector(self.key_encoder(images)[-1]).float(), dim=1)
 
     def distorted(self, images: Tensor, batch: Batch, name: str) -> Tensor:
-        """A view (B, C, S, S) with its intensity changed and blocks covered."""
-        draws = batch.draws.within(name)
-        covered = random_blocks(draws, images.shape[-2], images.shape[-1], self.settings.block, self.settings.covered)
-        return change_intensity(images, draws, self.settings.intensity).masked_fill(covered, 0.0)
+        """A view (B, C, *patch) with its intensity changed and blocks covered."""
+        rng = batch.rng.within(name)
+        covered = random_blocks(rng, images.shape[2:], self.settings.block, self.settings.covered)
+        return change_intensity(images, rng, self.settings.intensity).masked_fill(covered, 0.0)
 
     def adversarial(self, restored: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
         """The network's loss, which moves `restored` alone, and the discriminator's, which moves the discriminator alone."""
@@ -95,22 +118,22 @@ class Dira(nn.Module):
         on_true, on_restored = (self.discriminator(images).float() for images in (true, restored.detach()))
         return (deceived - 1).square().mean(), 0.5 * ((on_true - 1).square().mean() + on_restored.square().mean())
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Follow, contrast; then restore, then deceive, each from its share of the run on."""
         settings = self.settings
-        follow(self.key_encoder, self.backbone.encoder, settings.momentum)
-        follow(self.key_projector, self.projector, settings.momentum)
-        true = spatial_view(batch.images, batch.draws, "v1", settings.spatial)
-        other = spatial_view(batch.images, batch.draws, "v2", settings.spatial)
-        features = self.backbone.encode(self.distorted(true, batch, "v1"))
+        update_momentum_copy(self.key_encoder, self.network.encoder, settings.momentum)
+        update_momentum_copy(self.key_projector, self.projector, settings.momentum)
+        true = spatial_view(batch.images, batch.rng, "v1", settings.spatial)
+        other = spatial_view(batch.images, batch.rng, "v2", settings.spatial)
+        features = self.network.encode(self.distorted(true, batch, "v1"))
         queries, keys = self.projector(features[-1]), self.keys(self.distorted(other, batch, "v2"))
         discriminative = contrastive_with_queue(queries, keys, self.queue.keys.clone(), settings.temperature)
         self.queue.push(keys)
         restorative = deceiving = discriminator = batch.images.new_zeros(())
-        if batch.done >= settings.restoration_from:
-            restored = self.to_pixels(self.backbone.decode(features)).float()
+        if batch.progress >= settings.restoration_from:
+            restored = self.to_pixels(self.network.decode(features)[-1]).float()
             restorative = F.mse_loss(restored, true)
-            if batch.done >= settings.adversary_from:
+            if batch.progress >= settings.adversary_from:
                 deceiving, discriminator = self.adversarial(restored, true)
         loss = (
             settings.weight_discriminative * discriminative
@@ -125,15 +148,12 @@ class Dira(nn.Module):
             "loss_discriminator": discriminator,
             "feature_spread": spread(queries),
         }
-        return Step(loss, {name: value.detach() for name, value in parts.items()})
+        return StepOutput(loss, {name: value.detach() for name, value in parts.items()})
 
-    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+    def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln(K + 1)."""
-        return "loss_discriminative", math.log(self.settings.queue + 1)
-
-    def handed_on(self) -> tuple[str, ...]:
-        """Encoder and decoder, or the encoder alone."""
-        return ("encoder.", "decoder.") if self.settings.hand_on_decoder else ("encoder.",)
+        return UniformLoss("loss_discriminative", math.log(self.settings.queue + 1))
 
 
-PLUGIN = Method("dira", Settings, Dira, decoder_blocks=lambda settings: 4)
+
+PLUGIN = Dira

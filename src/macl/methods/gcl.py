@@ -19,23 +19,25 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from macl.augmentation import change_intensity, spatial_view, two_views
 from macl.config import AugmentationSettings, IntensitySettings, PluginSettings
-from macl.data.draws import Draws
-from macl.heads import global_projector, region_projector
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import (
     contrastive,
     contrastive_per_pair,
-    for_both_branches,
+    pairs_of_both_branches,
     positives_by_partition,
     released_factor,
     spread,
 )
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import change_intensity, spatial_view, two_views
+from macl.models.heads import global_projector, region_projector
+from macl.models.network import Network
+from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
 
 
 class Settings(PluginSettings):
@@ -47,83 +49,102 @@ class Settings(PluginSettings):
     released_factor: bool = Field(default=False, description="multiply stage 1 by τ / 0.07, as MACL's release does")
     projection: int = Field(default=128, gt=0, description="channels of g1's and g2's outputs")
     encoder_share: float = Field(default=0.5, ge=0, le=1, description="share of the run that is stage 1")
-    decoder_blocks: int = Field(default=3, ge=1, le=4, description="l, blocks trained in stage 2")
+    decoder_blocks: int = Field(default=3, ge=1, description="l, blocks trained in stage 2")
     regions: int = Field(default=13, gt=1, description="regions of a slice, drawn anew each step")
     region_side: int = Field(default=3, gt=0, description="places of the map along a region's side")
     views: AugmentationSettings = AugmentationSettings()
     local_intensity: IntensitySettings = IntensitySettings(brightness=0.8, contrast=0.8)
 
 
-class Gcl(nn.Module):
+def _tiles(maps: Tensor, side: int) -> Tensor:
+    """(B, D, *size) → (B, tiles, D·side^dims): the map cut into tiles; what is left over at the far end is dropped."""
+    dims = maps.ndim - 2
+    for axis in range(2, 2 + dims):
+        maps = maps.unfold(axis, side, side)
+    counts = maps.shape[2 : 2 + dims].numel()
+    order = (0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))
+    return maps.permute(order).reshape(maps.shape[0], counts, -1)
+
+
+class Gcl(Method):
     """An encoder with g1; decoder blocks with g2."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        bottleneck = backbone.channels[-1]
-        dense = bottleneck // 2**settings.decoder_blocks
-        self.global_projector = global_projector(bottleneck, backbone.channels[2], settings.projection)
-        self.local_projector = region_projector(dense, settings.projection)
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_global": Quantity("Global loss", "Stage 1: patches of the same part of the volume attract.", "nats"),
+        "loss_local": Quantity("Local loss", "Stage 2: the same region in two renderings attracts.", "nats"),
+        "feature_spread": FEATURE_SPREAD,
+    }
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
+        bottleneck = network.channels[-1]
+        dense = network.decoder_channels[settings.decoder_blocks]
+        self.transferable_prefixes = ("encoder.", "decoder.")
+        self.global_projector = global_projector(network.dims, bottleneck, network.hidden_channels, settings.projection)
+        self.local_projector = region_projector(network.dims, dense, settings.projection)
+
+    @classmethod
+    def trained_decoder_blocks(cls, settings: Settings) -> int:
+        """l."""
+        return settings.decoder_blocks
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → global projections (B, D)."""
-        return self.global_projector(self.backbone.encode(images)[-1])
+        """(B, C, *patch) → global projections (B, D)."""
+        return self.global_projector(self.network.encode(images)[-1])
 
     def global_loss(self, z1: Tensor, z2: Tensor, positions: Tensor) -> Tensor:
-        """Stage 1's loss of both views' projections (B, D) of slices at the given positions (B,)."""
+        """Stage 1's loss of both views' projections (B, D) of slices at the given positions (B, axes)."""
         form = contrastive_per_pair if self.settings.original_form else contrastive
-        positives = for_both_branches(positives_by_partition(positions, self.settings.partitions))
+        positives = pairs_of_both_branches(positives_by_partition(positions, self.settings.partitions))
         return self._factor() * form(torch.cat((z1, z2)), positives, self.settings.temperature)
 
     def local_loss(self, first: Tensor, second: Tensor) -> Tensor:
         """Stage 2's loss of two renderings' regions (B, R, D): each against all others of its slice, in both."""
         anchors = torch.cat((first, second), dim=1)
         same = torch.eye(first.shape[1], dtype=torch.bool, device=first.device)
-        return contrastive(anchors, for_both_branches(same), self.settings.temperature)
+        return contrastive(anchors, pairs_of_both_branches(same), self.settings.temperature)
 
-    def _regions(self, maps: Tensor, draws: Draws) -> Tensor:
-        """(B, D, h, w) → (B, regions, D·side²), of random tiles that are the same for both renderings."""
+    def _regions(self, maps: Tensor, rng: SampleRng) -> Tensor:
+        """(B, D, *size) → (B, regions, D·side^dims), of random tiles that are the same for both renderings."""
         side = self.settings.region_side
-        tiles = F.unfold(maps, side, stride=side).mT
-        chosen = draws.uniform("regions", (tiles.shape[1],)).argsort(1)[:, : self.settings.regions]
+        tiles = _tiles(maps, side)
+        chosen = rng.uniform("regions", (tiles.shape[1],)).argsort(1)[:, : self.settings.regions]
         return tiles.gather(1, chosen[..., None].expand(-1, -1, tiles.shape[2]))
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Stage 1 or stage 2, by how much of the run is done."""
         none = batch.images.new_zeros(())
-        if batch.done < self.settings.encoder_share:
-            v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
-            z1, z2, positions = (batch.contrasted(rows) for rows in (self(v1), self(v2), batch.positions))
+        if batch.progress < self.settings.encoder_share:
+            v1, v2 = two_views(batch.images, batch.rng, self.settings.views)
+            z1, z2, positions = (batch.gathered(rows) for rows in (self(v1), self(v2), batch.positions))
             loss, features = self.global_loss(z1, z2, positions), torch.cat((z1, z2))
             parts = {"loss_global": loss.detach(), "loss_local": none}
         else:
-            first, second = (self._regions(self._frozen_maps(batch, name), batch.draws) for name in ("r1", "r2"))
+            first, second = (self._regions(self._frozen_maps(batch, name), batch.rng) for name in ("r1", "r2"))
             loss, features = self.local_loss(first, second), first.flatten(0, 1)
             parts = {"loss_global": none, "loss_local": loss.detach()}
-        return Step(loss, {**parts, "feature_spread": spread(features)})
+        return StepOutput(loss, {**parts, "feature_spread": spread(features)})
 
     def _frozen_maps(self, batch: Batch, name: str) -> Tensor:
-        """One rendering's maps (B, D, h, w): geometry shared by both, intensity its own."""
-        self.backbone.encoder.eval()
-        shared = spatial_view(batch.images, batch.draws, "geometry", self.settings.views.spatial)
+        """One rendering's maps (B, D, *size): geometry shared by both, intensity its own."""
+        self.network.encoder.eval()
+        shared = spatial_view(batch.images, batch.rng, "geometry", self.settings.views.spatial)
         with torch.no_grad():
             intensity = self.settings.local_intensity
-            features = self.backbone.encode(change_intensity(shared, batch.draws.within(name), intensity))
-        return self.local_projector(self.backbone.decode(features))
+            features = self.network.encode(change_intensity(shared, batch.rng.within(name), intensity))
+        return self.local_projector(self.network.decode(features)[-1])
 
-    def uniform_loss(self, batch_size: int) -> tuple[str, float] | None:
+    def uniform_loss(self, batch_size: int) -> UniformLoss | None:
         """ln(2B − 1), times the factor; in the original form it depends on who is in the batch."""
         if self.settings.original_form:
             return None
-        return "loss_global", self._factor() * math.log(2 * batch_size - 1)
+        return UniformLoss("loss_global", self._factor() * math.log(2 * batch_size - 1))
 
-    def handed_on(self) -> tuple[str, ...]:
-        """The encoder and the decoder blocks that were trained."""
-        return ("encoder.", "decoder.")
 
     def _factor(self) -> float:
         return released_factor(self.settings.temperature, self.settings.released_factor)
 
 
-PLUGIN = Method("gcl", Settings, Gcl, decoder_blocks=lambda settings: settings.decoder_blocks)
+PLUGIN = Gcl

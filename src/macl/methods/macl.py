@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,27 +25,38 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from macl.augmentation import change_intensity, spatial_view
 from macl.config import IntensitySettings, PluginSettings, SpatialSettings
-from macl.heads import double_convolution, follow, global_projector, initialise_convolutions, momentum_twin
+from macl.data.batch import Batch
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import (
     contrastive,
     dense_contrastive,
-    for_both_branches,
+    pairs_of_both_branches,
     positives_by_position,
     released_factor,
     spread,
 )
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import change_intensity, spatial_view
-
-POOLED_BY_ENCODER = 16
+from macl.models.heads import global_projector, momentum_copy, update_momentum_copy
+from macl.models.layers import double_convolution, initialise_convolutions, resize, spatial_mean
+from macl.models.network import Network, Strides, decoder_stride, total_stride
+from macl.tasks.pretraining import (
+    FEATURE_SPREAD,
+    POSITIVES_PER_ANCHOR,
+    Method,
+    UniformLoss,
+)
 
 
 class Settings(PluginSettings):
     """Settings of MACL; the defaults are the paper's."""
 
-    decoder_blocks: int = Field(default=2, ge=0, le=4, description="N; the dominant branch is downsampled by 2^-N")
-    threshold: float = Field(default=0.1, ge=0, description="t: slices nearer than this in position are positives")
+    decoder_blocks: int = Field(
+        default=2, ge=0, description="N; the dominant branch is downsampled by what these blocks enlarge, 2^N in 2D"
+    )
+    threshold: float | tuple[float, float, float] = Field(
+        default=0.1, description="t: patches nearer than this in position are positives; one number, or z, y, x in 3D"
+    )
     temperature: float = Field(default=0.1, gt=0, description="τ")
     weight_global: float = Field(default=1.0, ge=0, description="λ1, of L_g")
     weight_dense: float = Field(default=0.5, ge=0, description="λ2, of L_d")
@@ -87,65 +99,106 @@ class Outputs:
     dominant_global: Tensor | None = None
     """Zᵍ (B, projection)"""
 
-    def contrasted(self, batch: Batch) -> Outputs:
+    def gathered(self, batch: Batch) -> Outputs:
         """With the maps and projections that L_d and L_g compare them with; L_ER takes each slice by itself."""
         names = ("auxiliary_dense", "dominant_dense", "auxiliary_global", "dominant_global")
         made = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: batch.contrasted(rows) for name, rows in made.items() if rows is not None})
+        return replace(self, **{name: batch.gathered(rows) for name, rows in made.items() if rows is not None})
 
 
-def _down(maps: Tensor, blocks: int) -> Tensor:
-    """Bilinear, corners aligned, by 2^-blocks: (B, C, h, w) → (B, C, h/2^N, w/2^N)."""
-    if blocks == 0:
+def _down(maps: Tensor, factors: Sequence[int]) -> Tensor:
+    """Linear interpolation, corners aligned: (B, C, *size) → (B, C, *(size / factors))."""
+    if max(factors) == 1:
         return maps
-    size = [side // 2**blocks for side in maps.shape[-2:]]
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    size = [side // factor for side, factor in zip(maps.shape[2:], factors, strict=True)]
+    return resize(maps, size, align_corners=True)
 
 
-class Macl(nn.Module):
-    """Both branches on one backbone."""
+class Macl(Method):
+    """Both branches on one network."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
+    Settings = Settings
+    settings: Settings
+    contrasts_positions = True
+    quantities = {
+        "loss_global": Quantity(
+            "Global loss",
+            "Image level: whole patches at similar positions attract, all others repel. With every "
+            "feature alike it stays at ln(2B − 1), times its factor.",
+            "nats",
+        ),
+        "loss_dense": Quantity(
+            "Dense loss",
+            "Pixel level: the same contrast at every position of the two maps.",
+            "nats",
+        ),
+        "loss_regularisation": Quantity(
+            "Equivariant loss",
+            "Feature level: how far the two bottlenecks differ. Small also if they merely shrink.",
+        ),
+        "positives_per_anchor": POSITIVES_PER_ANCHOR,
+        "feature_spread": FEATURE_SPREAD,
+        "bottleneck_size": Quantity(
+            "Bottleneck size",
+            "Mean magnitude at the bottleneck. If it falls towards 0, the equivariant loss falls "
+            "for nothing.",
+        ),
+    }
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
         self.factor = released_factor(settings.temperature, settings.released_factor)
-        bottleneck, hidden = backbone.channels[-1], backbone.channels[2]
-        dense = bottleneck // 2**settings.decoder_blocks
+        self.down_factors = decoder_stride(network.strides, settings.decoder_blocks)
+        self.transferable_prefixes = ("encoder.", "decoder.")
+        dims, bottleneck, hidden = network.dims, network.channels[-1], network.hidden_channels
+        dense = network.decoder_channels[settings.decoder_blocks]
         auxiliary = dense if settings.symmetric else bottleneck
-        self.auxiliary_pixel_projector = nn.Identity() if settings.symmetric else double_convolution(bottleneck, dense)
+        self.auxiliary_pixel_projector = (
+            nn.Identity() if settings.symmetric else double_convolution(dims, bottleneck, dense)
+        )
         self.auxiliary_pixel_projector.apply(initialise_convolutions)
-        self.auxiliary_global_projector = global_projector(auxiliary, hidden, settings.projection)
-        self.dominant_global_projector = global_projector(dense, hidden, settings.projection)
+        self.auxiliary_global_projector = global_projector(dims, auxiliary, hidden, settings.projection)
+        self.dominant_global_projector = global_projector(dims, dense, hidden, settings.projection)
         if settings.encoders == "ema":
-            self.auxiliary_encoder = momentum_twin(backbone.encoder)
+            self.auxiliary_encoder = momentum_copy(network.encoder)
         elif settings.encoders == "independent":
-            self.auxiliary_encoder = copy.deepcopy(backbone.encoder)
+            self.auxiliary_encoder = copy.deepcopy(network.encoder)
+
+    @classmethod
+    def trained_decoder_blocks(cls, settings: Settings) -> int:
+        """N."""
+        return settings.decoder_blocks
+
+    @classmethod
+    def patch_multiple(cls, settings: Settings, strides: Strides) -> tuple[int, ...]:
+        """Of what the encoder takes, and the dominant branch's image is smaller by the downsampling."""
+        down = decoder_stride(strides, settings.decoder_blocks)
+        return tuple(of * by for of, by in zip(total_stride(strides), down, strict=True))
 
     def _auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, S, S) → the branch's bottleneck and the maps it ends with, which are the same unless symmetric."""
+        """(B, C, *patch) → the branch's bottleneck and the maps it ends with, which are the same unless symmetric."""
         settings = self.settings
-        images = _down(images, settings.decoder_blocks) if settings.symmetric else images
+        images = _down(images, self.down_factors) if settings.symmetric else images
         with torch.set_grad_enabled(torch.is_grad_enabled() and settings.encoders != "ema"):
             shared = settings.encoders == "shared"
-            features = self.backbone.encode(images) if shared else self.auxiliary_encoder(images)
-        return features[-1], self.backbone.decode(features) if settings.symmetric else features[-1]
+            features = self.network.encode(images) if shared else self.auxiliary_encoder(images)
+        return features[-1], self.network.decode(features)[-1] if settings.symmetric else features[-1]
 
     def forward(
         self, i1: Tensor | None, i2: Tensor | None, v1: Tensor | None, v2: Tensor | None, dense: bool = True
     ) -> Outputs:
-        """Four views (B, C, S, S) through both branches; i1 and v1 feed the auxiliary, i2 and v2 the dominant one."""
-        blocks, found = self.settings.decoder_blocks, {}
+        """Four views (B, C, *patch) through both branches; i1 and v1 feed the auxiliary, i2 and v2 the dominant one."""
+        factors, found = self.down_factors, {}
         if i1 is not None and i2 is not None:
             found["auxiliary_bottleneck"], last = self._auxiliary(i1)
-            dominant = self.backbone.encode(_down(i2, blocks))
+            dominant = self.network.encode(_down(i2, factors))
             found["dominant_bottleneck"] = dominant[-1]
             if dense:
                 found["auxiliary_dense"] = self.auxiliary_pixel_projector(last)
-                found["dominant_dense"] = self.backbone.decode(dominant)
+                found["dominant_dense"] = self.network.decode(dominant)[-1]
         if v1 is not None and v2 is not None:
             found["auxiliary_global"] = self.auxiliary_global_projector(self._auxiliary(v1)[1])
-            found["dominant_global"] = self.dominant_global_projector(self.backbone(_down(v2, blocks)))
+            found["dominant_global"] = self.dominant_global_projector(self.network(_down(v2, factors)))
         return Outputs(**found)
 
     def weights(self, done: float) -> tuple[float, float, float]:
@@ -156,22 +209,23 @@ class Macl(nn.Module):
             return by_image, by_pixel, by_feature
         return (by_image, 0.0, by_feature) if done < settings.encoder_share else (0.0, by_pixel, 0.0)
 
-    def losses(self, outputs: Outputs, positions: Tensor, done: float = 0.0) -> Step:
-        """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for slices at the given positions (B,); what was not made is 0."""
+    def losses(self, outputs: Outputs, positions: Tensor, done: float = 0.0) -> StepOutput:
+        """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for patches at the given positions (B, axes); what was not made is 0."""
         settings, none = self.settings, positions.new_zeros(())
         positives = positives_by_position(positions, settings.threshold)
         loss_global = loss_dense = loss_regularisation = distance = size = none
         if outputs.dominant_bottleneck is not None and outputs.auxiliary_bottleneck is not None:
-            target = _down(outputs.auxiliary_bottleneck, 0 if settings.symmetric else settings.decoder_blocks)
+            target = outputs.auxiliary_bottleneck
+            target = target if settings.symmetric else _down(target, self.down_factors)
             loss_regularisation = F.l1_loss(outputs.dominant_bottleneck, target)
-            distance = spread(outputs.dominant_bottleneck.mean((2, 3)))
+            distance = spread(spatial_mean(outputs.dominant_bottleneck))
             size = outputs.dominant_bottleneck.abs().mean()
         if outputs.dominant_dense is not None and outputs.auxiliary_dense is not None:
             maps = outputs.dominant_dense, outputs.auxiliary_dense
             loss_dense = self.factor * dense_contrastive(*maps, positives, settings.temperature)
         if outputs.dominant_global is not None and outputs.auxiliary_global is not None:
             anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
-            loss_global = self.factor * contrastive(anchors, for_both_branches(positives), settings.temperature)
+            loss_global = self.factor * contrastive(anchors, pairs_of_both_branches(positives), settings.temperature)
             distance = spread(anchors)
         by_image, by_pixel, by_feature = self.weights(done)
         parts = {
@@ -183,40 +237,29 @@ class Macl(nn.Module):
             "bottleneck_size": size,
         }
         total = by_image * loss_global + by_pixel * loss_dense + by_feature * loss_regularisation
-        return Step(total, {name: value.detach() for name, value in parts.items()})
+        return StepOutput(total, {name: value.detach() for name, value in parts.items()})
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Views, branches, losses; views and maps that no loss needs are not made."""
         settings, image = self.settings, batch.images
         i1 = i2 = v1 = v2 = None
-        by_image, by_pixel, by_feature = self.weights(batch.done)
+        by_image, by_pixel, by_feature = self.weights(batch.progress)
         if settings.encoders == "ema":
-            follow(self.auxiliary_encoder, self.backbone.encoder, settings.encoder_momentum)
-        if batch.done >= settings.encoder_share:
-            self.backbone.encoder.requires_grad_(False).eval()
+            update_momentum_copy(self.auxiliary_encoder, self.network.encoder, settings.encoder_momentum)
+        if batch.progress >= settings.encoder_share:
+            self.network.encoder.requires_grad_(False).eval()
         if by_image:
-            v1 = spatial_view(image, batch.draws.within("v1"), "geometry", settings.views)
-            v2 = spatial_view(image, batch.draws.within("v2"), "geometry", settings.views)
+            v1 = spatial_view(image, batch.rng.within("v1"), "geometry", settings.views)
+            v2 = spatial_view(image, batch.rng.within("v2"), "geometry", settings.views)
         if by_pixel or by_feature:
-            i1 = change_intensity(image, batch.draws.within("i1"), settings.invariance)
-            i2 = change_intensity(image, batch.draws.within("i2"), settings.invariance)
-        outputs = self(i1, i2, v1, v2, dense=by_pixel > 0).contrasted(batch)
-        return self.losses(outputs, batch.contrasted(batch.positions), batch.done)
+            i1 = change_intensity(image, batch.rng.within("i1"), settings.invariance)
+            i2 = change_intensity(image, batch.rng.within("i2"), settings.invariance)
+        outputs = self(i1, i2, v1, v2, dense=by_pixel > 0).gathered(batch)
+        return self.losses(outputs, batch.gathered(batch.positions), batch.progress)
 
-    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+    def uniform_loss(self, batch_size: int) -> UniformLoss:
         """The logged part that shows collapse, and its value where all features are equal: ln(2B − 1) · factor."""
-        return "loss_global", self.factor * math.log(2 * batch_size - 1)
-
-    def handed_on(self) -> tuple[str, ...]:
-        """The whole encoder and the decoder blocks that were trained."""
-        return ("encoder.", "decoder.")
+        return UniformLoss("loss_global", self.factor * math.log(2 * batch_size - 1))
 
 
-# The bottleneck must be downsampled N times more.
-PLUGIN = Method(
-    "macl",
-    Settings,
-    Macl,
-    decoder_blocks=lambda settings: settings.decoder_blocks,
-    side_multiple=lambda settings: POOLED_BY_ENCODER * 2**settings.decoder_blocks,
-)
+PLUGIN = Macl

@@ -12,14 +12,17 @@ are compared as they are: that every block is first brought to mean 0 and deviat
 from __future__ import annotations
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from macl import distributed
+from macl.augmentation import random_blocks, view
 from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import image_channels
+from macl.data.batch import Batch
+from macl.distributed import collectives
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import random_blocks, view
+from macl.models.layers import conv, image_channels, spatial_mean
+from macl.models.network import Network
+from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
 class Settings(PluginSettings):
@@ -30,38 +33,44 @@ class Settings(PluginSettings):
     views: AugmentationSettings = AugmentationSettings()
 
 
-class Masked(nn.Module):
+class Masked(Method):
     """A whole U-Net and a 1×1 convolution to the image's channels."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        self.to_pixels = nn.Conv2d(backbone.channels[0], image_channels(backbone.encoder), 1)
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_covered": Quantity("Reconstruction loss", "Mean square error on the covered voxels."),
+        "feature_spread": FEATURE_SPREAD,
+    }
 
-    def losses(self, features: list[Tensor], images: Tensor, covered: Tensor) -> Step:
-        """The error of what is restored from `features` on the covered (B, 1, S, S) pixels of `images` (B, C, S, S)."""
-        restored = self.to_pixels(self.backbone.decode(features)).float()
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
+        self.to_pixels = conv(network.dims, network.channels[0], image_channels(network.encoder), 1)
+        self.transferable_prefixes = ("encoder.", "decoder.")
+
+    @classmethod
+    def trained_decoder_blocks(cls, settings: Settings) -> None:
+        """All of them."""
+        return None
+
+    def losses(self, features: list[Tensor], images: Tensor, covered: Tensor) -> StepOutput:
+        """The error of what is restored from `features` on the covered (B, 1, S, S) pixels of `images` (B, C, *patch)."""
+        restored = self.to_pixels(self.network.decode(features)[-1]).float()
         error = (restored - images).square().mean(1, keepdim=True)
-        loss = distributed.total((error * covered).sum()) / distributed.total(covered.sum())
-        return Step(loss, {"loss_covered": loss.detach(), "feature_spread": spread(features[-1].mean((2, 3)))})
+        loss = collectives.all_reduce_sum((error * covered).sum()) / collectives.all_reduce_sum(covered.sum())
+        return StepOutput(loss, {"loss_covered": loss.detach(), "feature_spread": spread(spatial_mean(features[-1]))})
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Cover, restore, compare."""
-        images = view(batch.images, batch.draws, self.settings.views)
-        covered = random_blocks(
-            batch.draws, images.shape[-2], images.shape[-1], self.settings.block, self.settings.covered
-        )
-        features = self.backbone.encode(images.masked_fill(covered, 0.0))
+        images = view(batch.images, batch.rng, self.settings.views)
+        covered = random_blocks(batch.rng, images.shape[2:], self.settings.block, self.settings.covered)
+        features = self.network.encode(images.masked_fill(covered, 0.0))
         return self.losses(features, images, covered)
 
     def uniform_loss(self, batch_size: int) -> None:
         """Features that are all equal would restore the mean; what that costs depends on the scans."""
         return None
 
-    def handed_on(self) -> tuple[str, ...]:
-        """Encoder and decoder."""
-        return ("encoder.", "decoder.")
 
 
-PLUGIN = Method("masked", Settings, Masked, decoder_blocks=lambda settings: 4)
+PLUGIN = Masked

@@ -19,11 +19,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from macl.augmentation import STRONG_VIEWS, two_views
 from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import Queue, follow, momentum_twin, normed_perceptron, pooled
+from macl.data.batch import Batch
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import contrastive_with_queue, spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, two_views
+from macl.models.heads import Queue, mlp_with_batch_norm, momentum_copy, update_momentum_copy
+from macl.models.layers import global_average_pool
+from macl.models.network import Network
+from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
 
 
 class Settings(PluginSettings):
@@ -36,46 +40,48 @@ class Settings(PluginSettings):
     views: AugmentationSettings = STRONG_VIEWS
 
 
-class Moco(nn.Module):
+class Moco(Method):
     """An encoder and a projector, both with a momentum twin, and a queue."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        bottleneck = backbone.channels[-1]
-        self.projector = nn.Sequential(*pooled(), *normed_perceptron((bottleneck, bottleneck, settings.projection)))
-        self.key_encoder = momentum_twin(backbone.encoder)
-        self.key_projector = momentum_twin(self.projector)
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_contrast": Quantity("Contrastive loss", "InfoNCE of queries against their keys and the queue.", "nats"),
+        "feature_spread": FEATURE_SPREAD,
+    }
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
+        bottleneck = network.channels[-1]
+        self.projector = nn.Sequential(*global_average_pool(network.dims), *mlp_with_batch_norm((bottleneck, bottleneck, settings.projection)))
+        self.key_encoder = momentum_copy(network.encoder)
+        self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(settings.queue, settings.projection)
 
     def queries(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → (B, D)."""
-        return self.projector(self.backbone.encode(images)[-1])
+        """(B, C, *patch) → (B, D)."""
+        return self.projector(self.network.encode(images)[-1])
 
     @torch.no_grad()
     def keys(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → (B, D), unit vectors."""
+        """(B, C, *patch) → (B, D), unit vectors."""
         return nn.functional.normalize(self.key_projector(self.key_encoder(images)[-1]).float(), dim=1)
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Follow, compare, remember."""
-        follow(self.key_encoder, self.backbone.encoder, self.settings.momentum)
-        follow(self.key_projector, self.projector, self.settings.momentum)
-        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
+        update_momentum_copy(self.key_encoder, self.network.encoder, self.settings.momentum)
+        update_momentum_copy(self.key_projector, self.projector, self.settings.momentum)
+        v1, v2 = two_views(batch.images, batch.rng, self.settings.views)
         queries, keys = self.queries(v1), self.keys(v2)
         # The loss keeps what it read for its gradient, so the queue it read must not change under it.
         loss = contrastive_with_queue(queries, keys, self.queue.keys.clone(), self.settings.temperature)
         self.queue.push(keys)
-        return Step(loss, {"loss_contrast": loss.detach(), "feature_spread": spread(queries)})
+        return StepOutput(loss, {"loss_contrast": loss.detach(), "feature_spread": spread(queries)})
 
-    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+    def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln(K + 1)."""
-        return "loss_contrast", math.log(self.settings.queue + 1)
-
-    def handed_on(self) -> tuple[str, ...]:
-        """The query encoder."""
-        return ("encoder.",)
+        return UniformLoss("loss_contrast", math.log(self.settings.queue + 1))
 
 
-PLUGIN = Method("moco", Settings, Moco)
+
+PLUGIN = Moco

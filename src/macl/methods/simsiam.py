@@ -13,58 +13,46 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import normed_perceptron, normed_projector
+from macl.augmentation import two_views
+from macl.data.batch import Batch
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import negative_cosine, spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, two_views
+from macl.methods._siamese import Siamese, SiameseSettings
+from macl.tasks.pretraining import FEATURE_SPREAD
 
 
-class Settings(PluginSettings):
+class Settings(SiameseSettings):
     """Settings of SimSiam."""
 
-    projection: int = Field(default=2048, gt=0, description="channels of the projector")
-    hidden: int = Field(default=512, gt=0, description="hidden channels of the predictor")
     stop_gradient: bool = Field(default=True, description="false: an ablation that collapses")
-    views: AugmentationSettings = STRONG_VIEWS
 
 
-class SimSiam(nn.Module):
-    """An encoder, a projector and a predictor."""
+class SimSiam(Siamese):
+    """Two views, each predicted from the other."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        self.projector = normed_projector(backbone.channels[-1], settings.projection)
-        self.predictor = normed_perceptron((settings.projection, settings.hidden, settings.projection))
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_similarity": Quantity("Similarity loss", "−cos between predictions and projections of the other view."),
+        "feature_spread": FEATURE_SPREAD,
+    }
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → projections (B, D)."""
-        return self.projector(self.backbone.encode(images)[-1])
-
-    def losses(self, z1: Tensor, z2: Tensor) -> Step:
+    def losses(self, z1: Tensor, z2: Tensor) -> StepOutput:
         """Half of each direction's negative cosine, for projections (B, D)."""
         p1, p2 = self.predictor(z1), self.predictor(z2)
         t1, t2 = (z1.detach(), z2.detach()) if self.settings.stop_gradient else (z1, z2)
         loss = 0.5 * negative_cosine(p1, t2) + 0.5 * negative_cosine(p2, t1)
-        # The spread of predictions: BatchNorm keeps the projections of a small batch apart even where all else has collapsed.
-        return Step(loss, {"loss_similarity": loss.detach(), "feature_spread": spread(torch.cat((p1, p2)))})
+        # The spread of predictions: BatchNorm keeps the projections of a small batch apart even where all else has
+        # collapsed.
+        logged = {"loss_similarity": loss.detach(), "feature_spread": spread(torch.cat((p1, p2)))}
+        return StepOutput(loss, logged)
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Two views, one encoder."""
-        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
+        v1, v2 = two_views(batch.images, batch.rng, self.settings.views)
         return self.losses(self(v1), self(v2))
 
-    def uniform_loss(self, batch_size: int) -> None:
-        """The loss is least where all features are equal, so it shows nothing."""
-        return None
 
-    def handed_on(self) -> tuple[str, ...]:
-        """The encoder."""
-        return ("encoder.",)
-
-
-PLUGIN = Method("simsiam", Settings, SimSiam)
+PLUGIN = SimSiam

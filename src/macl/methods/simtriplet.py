@@ -14,65 +14,51 @@ is the released code's. Heads are SimSiam's; there the projector's last BatchNor
 from __future__ import annotations
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import normed_perceptron, normed_projector
+from macl.augmentation import view
+from macl.data.batch import Batch
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import negative_cosine, spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, view
+from macl.methods._siamese import Siamese, SiameseSettings
+from macl.tasks.pretraining import FEATURE_SPREAD
 
 
-class Settings(PluginSettings):
+class Settings(SiameseSettings):
     """Settings of SimTriplet."""
 
-    projection: int = Field(default=2048, gt=0, description="channels of the projector")
-    hidden: int = Field(default=512, gt=0, description="hidden channels of the predictor")
-    views: AugmentationSettings = STRONG_VIEWS
 
+class SimTriplet(Siamese):
+    """Two views of a patch and one of its neighbour."""
 
-class SimTriplet(nn.Module):
-    """An encoder, a projector and a predictor."""
+    Settings = Settings
+    settings: Settings
+    needs_neighbours = True
+    quantities = {
+        "loss_views": Quantity("Loss of the views", "−cos between the two views of a patch."),
+        "loss_neighbours": Quantity("Loss of the neighbours", "−cos between a patch and its neighbour."),
+        "feature_spread": FEATURE_SPREAD,
+    }
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        self.projector = normed_projector(backbone.channels[-1], settings.projection)
-        self.predictor = normed_perceptron((settings.projection, settings.hidden, settings.projection))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → projections (B, D)."""
-        return self.projector(self.backbone.encode(images)[-1])
-
-    def losses(self, z1: Tensor, z2: Tensor, z3: Tensor) -> Step:
+    def losses(self, z1: Tensor, z2: Tensor, z3: Tensor) -> StepOutput:
         """The pair's and the neighbour's half, for projections (B, D)."""
         p1, p2, p3 = (self.predictor(z) for z in (z1, z2, z3))
         t1, t2, t3 = (z.detach() for z in (z1, z2, z3))
         views = 0.5 * (negative_cosine(p1, t2) + negative_cosine(p2, t1))
         neighbours = 0.5 * (negative_cosine(p1, t3) + negative_cosine(p3, t1))
-        parts = {
+        logged = {
             "loss_views": views.detach(),
             "loss_neighbours": neighbours.detach(),
             "feature_spread": spread(torch.cat((p1, p2))),
         }
-        return Step(views + neighbours, parts)
+        return StepOutput(views + neighbours, logged)
 
-    def step(self, batch: Batch) -> Step:
-        """Two views of the slice and one of its neighbour."""
+    def step(self, batch: Batch) -> StepOutput:
+        """Two views of the patch and one of its neighbour."""
         assert batch.neighbours is not None
         sources = {"v1": batch.images, "v2": batch.images, "v3": batch.neighbours}
-        views = (view(images, batch.draws.within(name), self.settings.views) for name, images in sources.items())
+        views = (view(images, batch.rng.within(name), self.settings.views) for name, images in sources.items())
         return self.losses(*(self(images) for images in views))
 
-    def uniform_loss(self, batch_size: int) -> None:
-        """The loss is least where all features are equal, so it shows nothing."""
-        return None
 
-    def handed_on(self) -> tuple[str, ...]:
-        """The encoder."""
-        return ("encoder.",)
-
-
-PLUGIN = Method("simtriplet", Settings, SimTriplet, neighbours=True)
+PLUGIN = SimTriplet

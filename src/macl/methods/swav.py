@@ -21,12 +21,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl import distributed
+from macl.augmentation import STRONG_VIEWS, small_view, two_views
 from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import Prototypes, Queue, normed_perceptron, pooled
+from macl.data.batch import Batch
+from macl.distributed import collectives
+from macl.engine.task import Quantity, StepOutput
 from macl.losses import cross_entropy_with_codes, sinkhorn, spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, small_view, two_views
+from macl.models.heads import Prototypes, Queue, mlp_with_batch_norm
+from macl.models.layers import global_average_pool
+from macl.models.network import Network, total_stride
+from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
 
 
 class Settings(PluginSettings):
@@ -48,22 +52,27 @@ class Settings(PluginSettings):
     views: AugmentationSettings = STRONG_VIEWS
 
 
-class Swav(nn.Module):
+class Swav(Method):
     """An encoder, a projector, prototypes and a queue for each of the two views."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        layers = normed_perceptron((backbone.channels[-1], settings.hidden, settings.projection))
-        self.projector = nn.Sequential(*pooled(), *layers)
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_swapped": Quantity("Swapped prediction", "Cross-entropy of each view with the code of the other.", "nats"),
+        "feature_spread": FEATURE_SPREAD,
+    }
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
+        layers = mlp_with_batch_norm((network.channels[-1], settings.hidden, settings.projection))
+        self.projector = nn.Sequential(*global_average_pool(network.dims), *layers)
         self.prototypes = Prototypes(settings.projection, settings.prototypes)
         count = 2 if settings.queue else 0
         self.queues = nn.ModuleList(Queue(settings.queue, settings.projection) for _ in range(count))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) → projections (B, D)."""
-        return self.projector(self.backbone.encode(images)[-1])
+        """(B, C, *patch) → projections (B, D)."""
+        return self.projector(self.network.encode(images)[-1])
 
     @torch.no_grad()
     def codes(self, number: int, projections: Tensor, with_queue: bool) -> Tensor:
@@ -71,7 +80,7 @@ class Swav(nn.Module):
 
         The projections join the view's queue.
         """
-        among = everyone = distributed.whole(projections)
+        among = everyone = collectives.all_gather(projections)
         if self.queues:
             queue = self.queues[number]
             assert isinstance(queue, Queue)
@@ -81,7 +90,7 @@ class Swav(nn.Module):
             queue.push(F.normalize(projections.float(), dim=1))
         else:
             codes = sinkhorn(self.prototypes(among), self.settings.sharpness, self.settings.rounds)
-        return distributed.share(codes[-len(everyone) :])
+        return collectives.local_shard(codes[-len(everyone) :])
 
     def swapped(self, scores: list[Tensor], codes: list[Tensor]) -> Tensor:
         """Mean over the codes' views of the mean over all other views of predicting that code."""
@@ -93,29 +102,26 @@ class Swav(nn.Module):
         ]
         return torch.stack(losses).mean()
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Two views and small crops, their scores, two codes."""
-        settings = self.settings
-        large = two_views(batch.images, batch.draws, settings.views)
+        settings, multiple = self.settings, total_stride(self.network.strides)
+        large = two_views(batch.images, batch.rng, settings.views)
         small = [
-            small_view(batch.images, batch.draws.within(f"s{number}"), settings.views, settings.small_share, 16)
+            small_view(batch.images, batch.rng.within(f"s{number}"), settings.views, settings.small_share, multiple)
             for number in range(settings.small_crops)
         ]
         projections = [self(images) for images in (*large, *small)]
-        learning = batch.done >= settings.frozen_until
+        learning = batch.progress >= settings.frozen_until
         scores = [self.prototypes(z, learning) for z in projections]
-        with_queue = batch.done >= settings.queue_from
+        with_queue = batch.progress >= settings.queue_from
         codes = [self.codes(number, z.detach(), with_queue) for number, z in enumerate(projections[:2])]
         loss = self.swapped(scores, codes)
-        return Step(loss, {"loss_swapped": loss.detach(), "feature_spread": spread(torch.cat(projections[:2]))})
+        return StepOutput(loss, {"loss_swapped": loss.detach(), "feature_spread": spread(torch.cat(projections[:2]))})
 
-    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+    def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln K: Sinkhorn gives equal features equal shares of every prototype."""
-        return "loss_swapped", math.log(self.settings.prototypes)
-
-    def handed_on(self) -> tuple[str, ...]:
-        """The encoder."""
-        return ("encoder.",)
+        return UniformLoss("loss_swapped", math.log(self.settings.prototypes))
 
 
-PLUGIN = Method("swav", Settings, Swav)
+
+PLUGIN = Swav

@@ -19,13 +19,17 @@ import math
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from macl.augmentation import STRONG_VIEWS, two_views
 from macl.config import AugmentationSettings, PluginSettings
-from macl.heads import normed_perceptron, pooled
-from macl.losses import contrastive, for_both_branches, same_component, spread
-from macl.plugins import BackboneModule, Batch, Method, Step
-from macl.views import STRONG_VIEWS, two_views
+from macl.data.batch import Batch
+from macl.engine.task import Quantity, StepOutput
+from macl.losses import contrastive, pairs_of_both_branches, same_component, spread
+from macl.models.heads import mlp_with_batch_norm
+from macl.models.layers import global_average_pool
+from macl.models.network import Network
+from macl.tasks.pretraining import FEATURE_SPREAD, POSITIVES_PER_ANCHOR, Method, UniformLoss
 
 
 class Settings(PluginSettings):
@@ -38,27 +42,34 @@ class Settings(PluginSettings):
     views: AugmentationSettings = STRONG_VIEWS
 
 
-class Wcl(nn.Module):
+class Wcl(Method):
     """An encoder with a head for single slices and one for alike slices."""
 
-    def __init__(self, settings: Settings, backbone: BackboneModule) -> None:
-        super().__init__()
-        self.settings = settings
-        self.backbone = backbone
-        channels = (backbone.channels[-1], settings.hidden, settings.hidden, settings.projection)
-        self.pool = pooled()
-        self.instance_head = normed_perceptron(channels)
-        self.weak_head = normed_perceptron(channels)
+    Settings = Settings
+    settings: Settings
+    quantities = {
+        "loss_instance": Quantity("Instance loss", "NT-Xent of the two views.", "nats"),
+        "loss_weak": Quantity("Weakly supervised loss", "Contrast in which patches of one component attract.", "nats"),
+        "positives_per_anchor": POSITIVES_PER_ANCHOR,
+        "feature_spread": FEATURE_SPREAD,
+    }
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        super().__init__(settings, network)
+        channels = (network.channels[-1], settings.hidden, settings.hidden, settings.projection)
+        self.pool = global_average_pool(network.dims)
+        self.instance_head = mlp_with_batch_norm(channels)
+        self.weak_head = mlp_with_batch_norm(channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, S, S) → both heads' projections (B, D)."""
-        features = self.pool(self.backbone.encode(images)[-1])
+        """(B, C, *patch) → both heads' projections (B, D)."""
+        features = self.pool(self.network.encode(images)[-1])
         return self.instance_head(features), self.weak_head(features)
 
-    def losses(self, z1: Tensor, z2: Tensor, h1: Tensor, h2: Tensor) -> Step:
+    def losses(self, z1: Tensor, z2: Tensor, h1: Tensor, h2: Tensor) -> StepOutput:
         """NT-Xent of z1, z2 and the swapped weak contrast of h1, h2, all (B, D)."""
         anchors = torch.cat((z1, z2))
-        itself = for_both_branches(torch.eye(len(z1), dtype=torch.bool, device=z1.device))
+        itself = pairs_of_both_branches(torch.eye(len(z1), dtype=torch.bool, device=z1.device))
         instance = contrastive(anchors, itself, self.settings.temperature)
         alike1, alike2 = same_component(h1), same_component(h2)
         first = contrastive(h1, alike2, self.settings.temperature)
@@ -70,21 +81,18 @@ class Wcl(nn.Module):
             "positives_per_anchor": alike1.sum(1).float().mean() - 1.0,
             "feature_spread": spread(anchors),
         }
-        return Step(instance + self.settings.weight_weak * weak, parts)
+        return StepOutput(instance + self.settings.weight_weak * weak, parts)
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepOutput:
         """Two views, two heads."""
-        v1, v2 = two_views(batch.images, batch.draws, self.settings.views)
+        v1, v2 = two_views(batch.images, batch.rng, self.settings.views)
         (z1, h1), (z2, h2) = self(v1), self(v2)
-        return self.losses(*(batch.contrasted(rows) for rows in (z1, z2, h1, h2)))
+        return self.losses(*(batch.gathered(rows) for rows in (z1, z2, h1, h2)))
 
-    def uniform_loss(self, batch_size: int) -> tuple[str, float]:
+    def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln(2B − 1)."""
-        return "loss_instance", math.log(2 * batch_size - 1)
-
-    def handed_on(self) -> tuple[str, ...]:
-        """The encoder."""
-        return ("encoder.",)
+        return UniformLoss("loss_instance", math.log(2 * batch_size - 1))
 
 
-PLUGIN = Method("wcl", Settings, Wcl)
+
+PLUGIN = Wcl

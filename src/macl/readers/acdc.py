@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.pairs import NamedLayout, Role, files_below
-from macl.plugins import Case, Source
+from macl.io.source import Case, Source
+from macl.readers._filenames import NamedLayout, Role
+from macl.readers._reader import Reader
+from macl.utils.files import files_below
 
 _FRAME = re.compile(r"((patient\d{3})_frame\d{2})(_gt)?\.nii(\.gz)?")
 _SERIES = re.compile(r"(patient\d{3})_4d\.nii(\.gz)?")
@@ -27,7 +29,7 @@ _LAYOUT = NamedLayout(
 )
 
 
-class Acdc:
+class Acdc(Reader):
     """Cine MR of the heart: 100 patients for training and 50 for testing, two labelled frames each.
 
     Modality: MR (short axis). Classes: 1 RV, 2 myocardium, 3 LV.
@@ -38,7 +40,6 @@ class Acdc:
     (`Dataset027_ACDC.py`) for the parts.
     """
 
-    name = _LAYOUT.reader
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A frame in the folder of its patient."""
@@ -65,4 +66,4 @@ class Acdc:
         )
 
 
-PLUGIN = Acdc()
+PLUGIN = Acdc

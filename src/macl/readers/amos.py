@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.pairs import NamedLayout, Role
-from macl.plugins import Source
+from macl.io.source import Source
+from macl.readers._filenames import NamedLayout, Role
+from macl.readers._reader import Reader
 
 _FILE = re.compile(r"amos_(\d{4})\.nii(\.gz)?")
 _FOLDER = re.compile(r"(images|labels)(Tr|Va|Ts)")
@@ -36,7 +37,7 @@ _LAYOUT = NamedLayout(
 )
 
 
-class Amos:
+class Amos(Reader):
     """Abdominal organs: 500 CT and 100 MR scans of as many patients; 300 CT and 60 MR with public labels.
 
     Modality: CT (`amos:ct`, what is read where both are there) or MR (`amos:mr`). Classes: 15 organs.
@@ -46,11 +47,8 @@ class Amos:
     Layout from: the archive's readme, and nnU-Net's conversion of it (`Dataset218_Amos2022_task1.py`).
     """
 
-    name = _LAYOUT.reader
 
-    def __init__(self, part: str | None = None) -> None:
-        self._part = part
-        self.parts = {} if part else {name: Amos(name) for name in _LAYOUT.parts}
+    parts = _LAYOUT.parts
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A scan `imagesTr/amos_NNNN`."""
@@ -62,7 +60,7 @@ class Amos:
         Raises:
             MaclError: there is no scan, or none of the modality that was asked for.
         """
-        found = _LAYOUT.listing(source, self._part)
+        found = _LAYOUT.listing(source, self.part)
         modality = found.part.upper()
         told = f"{modality} is told from the ids: up to {_LAST_CT} is CT, above it MR."
         return Source(
@@ -76,4 +74,4 @@ class Amos:
         )
 
 
-PLUGIN = Amos()
+PLUGIN = Amos

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from macl.data.layouts import one_of_each_name, readable
-from macl.data.pairs import choose_part
-from macl.data.volumes import stem_of
-from macl.errors import MaclError
-from macl.plugins import Case, Source
+from macl.io.source import Case, Source
+from macl.io.volume import stem_of
+from macl.readers._filenames import choose_part, one_of_each_name, readable
+from macl.readers._reader import Reader
+from macl.utils.errors import MaclError
 
 _PARTS = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "UNIT1", "inplaneT1", "inplaneT2", "PDT2", "angio", "T1rho")
 _NIFTI = (".nii.gz", ".nii")
@@ -28,7 +28,7 @@ class _Named(NamedTuple):
     suffix: str
 
 
-class Bids:
+class Bids(Reader):
     """Anatomical scans of any data set in the Brain Imaging Data Structure.
 
     Modality: MR, one kind of scan at a time: the first of T1w, T2w, FLAIR … that is there, or as asked (`bids:T2w`).
@@ -41,11 +41,8 @@ class Bids:
     Layout from: the specification, https://bids-specification.readthedocs.io
     """
 
-    name = "bids"
 
-    def __init__(self, part: str | None = None) -> None:
-        self._part = part
-        self.parts = {} if part else {name: Bids(name) for name in _PARTS}
+    parts = tuple(_PARTS)
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """An anatomical scan in its subject's folder."""
@@ -64,7 +61,7 @@ class Bids:
                 f"{source} holds no sub-…/anat/sub-…_T1w.nii.gz or the like, as BIDS wants: check the folder."
             )
         counts = Counter(found.suffix for found in scans)
-        part, notes = choose_part(self.name, {name: counts[name] for name in _PARTS}, self._part)
+        part, notes = choose_part(self.name, {name: counts[name] for name in _PARTS}, self.part)
         scans = [found for found in scans if found.suffix == part]
         first = next(name for name in _PARTS if counts[name])
         labels, classes, told = _labels(source, {part} | (_NATIVE_SPACES if part == first else set()))
@@ -142,4 +139,4 @@ def _classes(folder: Path) -> dict[int, str]:
     return {}
 
 
-PLUGIN = Bids()
+PLUGIN = Bids

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.pairs import NamedLayout, Role
-from macl.plugins import Source
+from macl.io.source import Source
+from macl.readers._filenames import NamedLayout, Role
+from macl.readers._reader import Reader
 
 _MODALITIES = ("t1", "t1ce", "t2", "flair")
 _FILE = re.compile(r"(Brats18_\w+)_(t1|t1ce|t2|flair|seg)\.nii(\.gz)?")
@@ -29,7 +30,7 @@ _LAYOUT = NamedLayout(
 )
 
 
-class Brats2018:
+class Brats2018(Reader):
     """Brain tumours: 285 labelled patients (210 HGG, 75 LGG), four registered MR channels each.
 
     Modality: MR (T1, T1 with contrast agent, T2, FLAIR), skull-stripped, 240 × 240 × 155 voxels of 1 mm. Classes: 1, 2
@@ -42,7 +43,6 @@ class Brats2018:
     conversion of it (`Dataset042_BraTS18.py`).
     """
 
-    name = _LAYOUT.reader
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A scan in its patient's folder `Brats18_…`."""
@@ -66,4 +66,4 @@ class Brats2018:
         )
 
 
-PLUGIN = Brats2018()
+PLUGIN = Brats2018

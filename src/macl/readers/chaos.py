@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from macl.data.layouts import one_of_each_name, visible_files
-from macl.data.pairs import choose_part, folders_below
-from macl.errors import MaclError
-from macl.plugins import Case, Source, Stack
+from macl.io.source import Case, Source, Stack
+from macl.readers._filenames import choose_part, one_of_each_name, visible_files
+from macl.readers._reader import Reader
+from macl.utils.errors import MaclError
+from macl.utils.files import folders_below
 
 _PATIENT = re.compile(r"\d+")
 _PARTS = ("t2spir", "t1dual", "ct")
@@ -30,7 +31,7 @@ _MR_CLASSES = (
 _CT_CLASSES = {0: "background", 255: "liver", 1: "liver"}
 
 
-class Chaos:
+class Chaos(Reader):
     """Abdominal organs: MR of 40 patients (20 labelled), CT of 40 others (20 labelled).
 
     Modality: T2-SPIR MR (`chaos:t2spir`, what is read where all are there), T1-DUAL MR with the in-phase and the
@@ -44,11 +45,8 @@ class Chaos:
     programs. The slices' files in order of their names and the labels' belong together one by one.
     """
 
-    name = "chaos"
 
-    def __init__(self, part: str | None = None) -> None:
-        self._part = part
-        self.parts = {} if part else {name: Chaos(name) for name in _PARTS}
+    parts = tuple(_PARTS)
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A patient's folder with a series in `DICOM_anon`."""
@@ -66,7 +64,7 @@ class Chaos:
         found = {part: list(_found(source, part)) for part in _PARTS}
         if not any(found.values()):
             raise MaclError(f"{source} holds no patient's folder with DICOM_anon, as CHAOS's layout wants: check it.")
-        part, notes = choose_part(self.name, {name: len(scans) for name, scans in found.items()}, self._part)
+        part, notes = choose_part(self.name, {name: len(scans) for name, scans in found.items()}, self.part)
         cases: list[Case] = []
         refused: dict[str, str] = {}
         for folder, series in found[part]:
@@ -100,4 +98,4 @@ def _found(source: Path, part: str) -> Iterator[tuple[Path, list[Path]]]:
                 yield folder, series
 
 
-PLUGIN = Chaos()
+PLUGIN = Chaos

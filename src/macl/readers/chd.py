@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.pairs import NamedLayout, Role
-from macl.plugins import Source
+from macl.io.source import Source
+from macl.readers._filenames import NamedLayout, Role
+from macl.readers._reader import Reader
 
 _FILE = re.compile(r"(ct_\d{4})_(image|label)\.nii(\.gz)?")
 _STRUCTURES = ("LV", "RV", "LA", "RA", "MYO", "AO", "PA")
@@ -21,7 +22,7 @@ def _role(path: Path) -> Role | None:
 _LAYOUT = NamedLayout(reader="chd", title="CHD", example="ct_NNNN_image.nii.gz", role=_role)
 
 
-class Chd:
+class Chd(Reader):
     """Cardiac CT of congenital heart disease: 68 scans of 68 patients; ImageCHD, its successor, has 110 in this layout.
 
     Modality: CT. Classes: LV, RV, LA, RA, myocardium, aorta, pulmonary artery (1…7); larger values mark airways and the
@@ -33,7 +34,6 @@ class Chd:
     Layout from: the authors' READMEs (classes), and `generate_chd.py` of dewenzeng/positional_cl (file names).
     """
 
-    name = _LAYOUT.reader
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A scan `ct_NNNN_image`."""
@@ -60,4 +60,4 @@ class Chd:
         )
 
 
-PLUGIN = Chd()
+PLUGIN = Chd

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from macl.data.layouts import is_scan, one_of_each_name, passed_over
-from macl.data.pairs import files_below
-from macl.data.series import DEEPEST, Series, dicom_files, holds_dicom, sort_into_series
-from macl.errors import MaclError
-from macl.plugins import Case, Source
+from macl.io.dicom_series import DEEPEST, Series, dicom_files, holds_dicom, sort_into_series
+from macl.io.source import Case, Source
+from macl.readers._filenames import is_scan, one_of_each_name, passed_over
+from macl.readers._reader import Reader
+from macl.utils.errors import MaclError
+from macl.utils.files import files_below
 
 
-class Dicom:
+class Dicom(Reader):
     """DICOM as scanners and archives export it, without labels.
 
     Modality: as the headers say. Slices are sorted by position; tilted gantries, missing or doubled slices and frames in
@@ -20,7 +21,6 @@ class Dicom:
     ids are hashed.
     """
 
-    name = "dicom"
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """DICOM files below, and no scans of another format, which might be their labels."""
@@ -71,4 +71,4 @@ def _name(series: Series, source: Path) -> str:
     return folders if series.alone else f"{folders}_series{series.number}"
 
 
-PLUGIN = Dicom()
+PLUGIN = Dicom

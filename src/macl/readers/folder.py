@@ -11,12 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from macl.data.dicom import SUFFIXES as DICOM_SUFFIXES
-from macl.data.dicom import is_series
-from macl.data.layouts import DESCRIPTION, is_scan, one_of_each_name, passed_over, readable
-from macl.data.volumes import stem_of
-from macl.errors import MaclError
-from macl.plugins import Case, Source
+from macl.io.dicom import SUFFIXES as DICOM_SUFFIXES
+from macl.io.dicom import is_series
+from macl.io.source import Case, Source
+from macl.io.volume import stem_of
+from macl.readers._dataset_json import DESCRIPTION
+from macl.readers._filenames import is_scan, one_of_each_name, passed_over, readable
+from macl.readers._reader import Reader
+from macl.utils.errors import MaclError
 
 _PART = r"[ _-]?(tr|ts|va|te|val|train|training|test|testing|valid|validation)?"
 _IMAGE_FOLDER = re.compile(r"(?:images?|imgs?|scans?)" + _PART, re.IGNORECASE)
@@ -42,10 +44,9 @@ class _Found:
     hidden: int = 0
 
 
-class Folder:
+class Folder(Reader):
     """The reader of last resort."""
 
-    name = "folder"
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A scan's file or a DICOM series anywhere below."""
@@ -167,4 +168,4 @@ def _patients(keys: list[Key]) -> tuple[dict[Key, str], str]:
     return {}, "Nothing tells who was scanned: every case counts as a patient of its own."
 
 
-PLUGIN = Folder()
+PLUGIN = Folder

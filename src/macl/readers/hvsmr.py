@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.pairs import NamedLayout, Role
-from macl.plugins import Source
+from macl.io.source import Source
+from macl.readers._filenames import NamedLayout, Role
+from macl.readers._reader import Reader
 
 _FILE = re.compile(r"((?:training|testing)_(sa_crop|axial_crop|axial_full)_pat\d+)(-label)?\.nii(\.gz)?")
 
@@ -26,7 +27,7 @@ _LAYOUT = NamedLayout(
 )
 
 
-class Hvsmr:
+class Hvsmr(Reader):
     """Hearts with congenital defects: 10 labelled and 10 unlabelled patients.
 
     Modality: MR. The same patients come in three versions: cropped along the short axis (`hvsmr:sa_crop`, what is read
@@ -40,11 +41,8 @@ class Hvsmr:
     short-axis version, and other published programs.
     """
 
-    name = _LAYOUT.reader
 
-    def __init__(self, part: str | None = None) -> None:
-        self._part = part
-        self.parts = {} if part else {name: Hvsmr(name) for name in _LAYOUT.parts}
+    parts = _LAYOUT.parts
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A scan such as `training_axial_crop_pat0`."""
@@ -56,7 +54,7 @@ class Hvsmr:
         Raises:
             MaclError: there is no scan, or none in the version that was asked for.
         """
-        found = _LAYOUT.listing(source, self._part)
+        found = _LAYOUT.listing(source, self.part)
         return Source(
             reader=self.name,
             modality="MR",
@@ -68,4 +66,4 @@ class Hvsmr:
         )
 
 
-PLUGIN = Hvsmr()
+PLUGIN = Hvsmr

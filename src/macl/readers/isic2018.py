@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.pairs import NamedLayout, Role
-from macl.plugins import Source
+from macl.io.source import Source
+from macl.readers._filenames import NamedLayout, Role
+from macl.readers._reader import Reader
 
 _FILE = re.compile(r"(ISIC_\d{7})(?:\.jpe?g|(_segmentation)\.png)", re.IGNORECASE)
 
@@ -25,7 +26,7 @@ _LAYOUT = NamedLayout(
 )
 
 
-class Isic2018:
+class Isic2018(Reader):
     """Skin lesions: 2,594 training, 100 validation and 1,000 test pictures, all labelled.
 
     Modality: photograph (dermoscopy), RGB, of many sizes. Classes: lesion (255 in the masks).
@@ -36,7 +37,6 @@ class Isic2018:
     pages for 2016 and 2017.
     """
 
-    name = _LAYOUT.reader
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A picture `ISIC_NNNNNNN.jpg`."""
@@ -61,4 +61,4 @@ class Isic2018:
         )
 
 
-PLUGIN = Isic2018()
+PLUGIN = Isic2018

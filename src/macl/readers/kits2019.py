@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.pairs import NamedLayout, Role
-from macl.plugins import Source
+from macl.io.source import Source
+from macl.readers._filenames import NamedLayout, Role
+from macl.readers._reader import Reader
 
 _FOLDER = re.compile(r"case_\d{5}")
 _FILE = re.compile(r"(imaging|segmentation)\.nii(\.gz)?")
@@ -28,7 +29,7 @@ _LAYOUT = NamedLayout(
 )
 
 
-class Kits2019:
+class Kits2019(Reader):
     """Kidney tumours: 210 labelled abdominal CT scans, 90 more without labels.
 
     Modality: CT in the late arterial phase. Classes: kidney, tumour.
@@ -39,7 +40,6 @@ class Kits2019:
     Some are thinner than their pixels are wide, so the coarsest spacing does not tell the plane.
     """
 
-    name = _LAYOUT.reader
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A folder `case_NNNNN` with its `imaging.nii.gz`."""
@@ -64,4 +64,4 @@ class Kits2019:
         )
 
 
-PLUGIN = Kits2019()
+PLUGIN = Kits2019

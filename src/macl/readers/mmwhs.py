@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from macl.data.pairs import NamedLayout, Role
-from macl.plugins import Source
+from macl.io.source import Source
+from macl.readers._filenames import NamedLayout, Role
+from macl.readers._reader import Reader
 
 _FILE = re.compile(r"((ct|mr)_(?:train|test)_\d{4})_(image|label)\.nii(\.gz)?")
 _CLASSES = {0: "background", 205: "MYO", 420: "LA", 500: "LV", 550: "RA", 600: "RV", 820: "AO", 850: "PA", 421: "LA"}
@@ -22,7 +23,7 @@ _LAYOUT = NamedLayout(
 )
 
 
-class Mmwhs:
+class Mmwhs(Reader):
     """Whole hearts: 20 labelled CT and 20 labelled MR scans, 40 more of each without labels; every one a patient.
 
     Modality: CT (`mmwhs:ct`, what is read where both are there) or MR (`mmwhs:mr`). Classes: myocardium of the left
@@ -35,11 +36,8 @@ class Mmwhs:
     Layout from: the organisers' page on the label values, OpenMEDLab's description of the folders, and published programs.
     """
 
-    name = _LAYOUT.reader
 
-    def __init__(self, part: str | None = None) -> None:
-        self._part = part
-        self.parts = {} if part else {name: Mmwhs(name) for name in _LAYOUT.parts}
+    parts = _LAYOUT.parts
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A scan such as `ct_train_1001_image`."""
@@ -51,7 +49,7 @@ class Mmwhs:
         Raises:
             MaclError: there is no scan, or none of the modality that was asked for.
         """
-        found = _LAYOUT.listing(source, self._part)
+        found = _LAYOUT.listing(source, self.part)
         note = "The label value 421, which is in some MR labels, counts as 420 (LA)."
         return Source(
             reader=self.name,
@@ -64,4 +62,4 @@ class Mmwhs:
         )
 
 
-PLUGIN = Mmwhs()
+PLUGIN = Mmwhs

@@ -6,22 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from macl.data.layouts import (
-    DESCRIPTION,
-    Description,
-    modality_of,
-    one_of_each_name,
-    passed_over,
-    readable,
-    visible_files,
-)
-from macl.data.volumes import stem_of
-from macl.errors import MaclError
-from macl.files import inside
-from macl.plugins import Case, Source
+from macl.io.source import Case, Source
+from macl.io.volume import stem_of
+from macl.readers._dataset_json import DESCRIPTION, Description, modality_of
+from macl.readers._filenames import one_of_each_name, passed_over, readable, visible_files
+from macl.readers._reader import Reader
+from macl.utils.errors import MaclError
+from macl.utils.files import inside
 
 
-class Msd:
+class Msd(Reader):
     """One of the ten tasks' folders. The Decathlon names no patients, so every case counts as one.
 
     Modality, channels and classes: as `dataset.json` says; several channels share one 4D file (Task01, Task05).
@@ -31,7 +25,6 @@ class Msd:
     Layout from: Task04 itself; for the other tasks, their `dataset.json` as published programs quote it.
     """
 
-    name = "msd"
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """`dataset.json` with a modality and a list of training pairs."""
@@ -95,4 +88,4 @@ def _problem(source: Path, relative: str) -> str | None:
     return f"{readable(path)}, listed in {DESCRIPTION}, is not there{hint}"
 
 
-PLUGIN = Msd()
+PLUGIN = Msd

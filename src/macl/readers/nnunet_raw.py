@@ -6,27 +6,20 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from macl.data.layouts import (
-    DESCRIPTION,
-    Description,
-    modality_of,
-    one_of_each_name,
-    passed_over,
-    readable,
-    visible_files,
-)
-from macl.errors import MaclError
-from macl.plugins import Case, Source
+from macl.io.source import Case, Source
+from macl.readers._dataset_json import DESCRIPTION, Description, modality_of
+from macl.readers._filenames import one_of_each_name, passed_over, readable, visible_files
+from macl.readers._reader import Reader
+from macl.utils.errors import MaclError
 
 
-class NnunetRaw:
+class NnunetRaw(Reader):
     """One folder `DatasetNNN_Name`; every case counts as a patient, since the layout names none.
 
     Modality, channels and classes: as `dataset.json` says.
     Layout from: nnU-Net's own description, https://github.com/MIC-DKFZ/nnUNet (`documentation`).
     """
 
-    name = "nnunet_raw"
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """`dataset.json` with channel names and a file ending, beside `imagesTr`."""
@@ -115,4 +108,4 @@ def _numbers(numbers: Iterable[int]) -> str:
     return ", ".join(f"{number:04d}" for number in sorted(numbers))
 
 
-PLUGIN = NnunetRaw()
+PLUGIN = NnunetRaw

@@ -6,10 +6,11 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from macl.data.layouts import one_of_each_name, passed_over
-from macl.data.pairs import files_below
-from macl.errors import MaclError
-from macl.plugins import Case, Source, Stack
+from macl.io.source import Case, Source, Stack
+from macl.readers._filenames import one_of_each_name, passed_over
+from macl.readers._reader import Reader
+from macl.utils.errors import MaclError
+from macl.utils.files import files_below
 
 _FILE = re.compile(r"(SC-[A-Z-]+-\d+)-IM-(\d{4})-(\d{4})(\.dcm)?\.png")
 _ROLES = {"Images": False, "Labels": True}
@@ -19,7 +20,7 @@ Key = tuple[str, int]
 """A patient and a frame of the heart's cycle, from 1."""
 
 
-class Sunnybrook:
+class Sunnybrook(Reader):
     """Left ventricle in cine MR of the heart: 45 patients, two frames of the cycle each, 805 labelled slices as pictures.
 
     Modality: MR (short axis), 256 × 256, spacing lost. Classes: left ventricle (255 in the labels).
@@ -31,7 +32,6 @@ class Sunnybrook:
     slice by slice: it is 20 × slice + frame.
     """
 
-    name = "sunnybrook"
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
         """A picture below `Images`, named as Sunnybrook names its images."""
@@ -115,4 +115,4 @@ def _stack(slices: dict[int, list[Path]]) -> Stack:
     return Stack(tuple(slices[place][0] for place in sorted(slices)), grey=True)
 
 
-PLUGIN = Sunnybrook()
+PLUGIN = Sunnybrook

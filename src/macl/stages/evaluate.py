@@ -10,19 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from macl.data.parallel import available_cores
-from macl.data.predictions import RECORD as PREDICTIONS_RECORD
-from macl.data.predictions import list_masks, read_predictions
-from macl.data.slicing import orient, plan, spacing_of, to_scan
-from macl.data.store import INDEX, Geometry, Slicing, Store
-from macl.data.survey import recognise, survey
-from macl.data.volumes import Volume, grid_difference, read_label
-from macl.errors import MaclError, RefusedCaseError, listed
-from macl.files import write_json
+from macl.data.store import INDEX, Slicing, Store
+from macl.io.geometry import Geometry
+from macl.io.source import Scan, Source
+from macl.io.volume import Volume, grid_difference, read_label
 from macl.metrics import Convention, Score, empty_score, score_classes
-from macl.plugins import Scan, Source, find, names
-from macl.progress import progress, say
-from macl.scores import Row, render, summarise, write_rows
+from macl.plugins import readers
+from macl.preprocessing.orientation import orient, plan, spacing_of, to_scan
+from macl.preprocessing.source import recognise, survey
+from macl.records.predictions import RECORD as PREDICTIONS_RECORD
+from macl.records.predictions import list_masks, read_predictions
+from macl.records.scores import Row, render, summarise, write_rows
+from macl.utils.errors import MaclError, RefusedCaseError, listed
+from macl.utils.files import write_json
+from macl.utils.parallel import available_cores
+from macl.utils.progress import progress, say
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def open_truth(path: Path, predictions: Path) -> Truth:
 def _recognise(path: Path) -> Source | None:
     """What the fitting reader finds in a folder; None where it is no source of images."""
     try:
-        reader = recognise(path, [find("readers", name) for name in names("readers")])
+        reader = recognise(path, readers())
         return survey(path, reader.read(path)).source
     except MaclError:
         return None

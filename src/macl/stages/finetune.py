@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 
-from macl import checkpoint
-from macl.checkpoint import Checkpoint
 from macl.config import FinetuneSettings, read_recipe, resolve
-from macl.data import parts, runs, splits
-from macl.data.bank import SliceBank
-from macl.data.batches import Batches
-from macl.data.intensities import normalise
-from macl.data.parts import ResolvedSplit
-from macl.data.runs import RunRecord
+from macl.data import resolved_split as parts
+from macl.data import splits
+from macl.data.loader import Loader
+from macl.data.patch_cache import PatchCache
+from macl.data.resolved_split import ResolvedSplit
 from macl.data.store import Store
-from macl.distributed import total
-from macl.errors import MaclError, listed
-from macl.files import require_disk_space, sha256, write_json
-from macl.inference import predict_slices
+from macl.distributed.collectives import all_reduce_sum
+from macl.distributed.launch import on_rank_zero, together, where
+from macl.distributed.ranks import require_even_shares
+from macl.engine.trainer import Validation, fit, make_fabric
+from macl.inference.sliding_window import predict_slices
+from macl.models.transfer import check, transplant
 from macl.plugins import find
-from macl.processes import by_the_first, together, where
-from macl.progress import say
-from macl.ranks import require_even_shares
-from macl.segmentation import SegmentationTask, Segmenter, build_segmenter, mirror_axes, weights_to_write
-from macl.training import Validation, fit, make_fabric
-from macl.transfer import check, transplant
+from macl.preprocessing.normalisation import normalise
+from macl.records import runs
+from macl.records.runs import RunRecord
+from macl.tasks.segmentation import (
+    SegmentationTask,
+    Segmenter,
+    build_segmenter,
+    mirror_axes,
+    resolve_finetuning,
+    segmenter_weights,
+)
+from macl.models.conversion.macl_release import read_authors
+from macl.utils import checkpoint
+from macl.utils.checkpoint import Checkpoint
+from macl.utils.errors import MaclError, listed
+from macl.utils.files import require_disk_space, sha256, write_json
+from macl.utils.progress import say
 
 SCRATCH = "scratch"
-SIDE_MULTIPLE = 16
 
 
 @together()
@@ -73,7 +81,8 @@ def finetune(
         MaclError: a setting, the store, the split, the init or the folder does not fit; the sentence says what to do.
     """
     opened = Store.open(store)
-    settings = _settings(resolve(FinetuneSettings, read_recipe("finetune", recipe), overrides))
+    settings = resolve(FinetuneSettings, read_recipe("finetune", recipe), overrides)
+    settings = resolve_finetuning(settings, find("models", settings.backbone))
     fabric = make_fabric(device, settings.training.precision)
     chosen = splits.read_split(split)
     resolved = parts.resolve(chosen, opened, allow_overlap=allow_overlap)
@@ -94,7 +103,7 @@ def finetune(
         check(transfer, encoder_only)
     slices = sum(opened.case(name).slices for name in cases)
     require_even_shares(settings.training.batch_size, slices, fabric.world_size)
-    record = by_the_first(lambda: runs.open_run(out, record, resume))
+    record = on_rank_zero(lambda: runs.open_run(out, record, resume))
     if record.finished:
         say(f"{out} is finished already.")
         return record
@@ -102,14 +111,6 @@ def finetune(
         write_json(out / runs.TRANSFER, transfer.about())
     say(transfer.table())
     return _train(opened, out, record, settings, task, fabric)
-
-
-def _settings(settings: FinetuneSettings) -> FinetuneSettings:
-    size = math.ceil(settings.training.size / SIDE_MULTIPLE) * SIDE_MULTIPLE
-    if size == settings.training.size:
-        return settings
-    say(f"Slices of {settings.training.size}² are padded to {size}²: the network takes multiples of {SIDE_MULTIPLE}.")
-    return settings.model_copy(update={"training": settings.training.model_copy(update={"size": size})})
 
 
 def _read_init(
@@ -135,7 +136,7 @@ def _read_init(
         patients = tuple(sorted({*earlier.patients, *earlier.init_patients}))
         return checkpoint.read(weights), f"{init} ({sha256(weights)[:12]})", patients
     ours = path.suffix == ".safetensors"
-    source = checkpoint.read(path) if ours else checkpoint.read_authors(path, decoder_blocks)
+    source = checkpoint.read(path) if ours else read_authors(path, decoder_blocks)
     say(f"{init} does not say whose scans it was trained on: that none of the test people are among them is assumed.")
     return source, f"{init} ({sha256(path)[:12]})", ()
 
@@ -143,16 +144,16 @@ def _read_init(
 def _segmenter(record: RunRecord, settings: FinetuneSettings) -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(record.seed)
-        backbone = find("backbones", settings.backbone)
-        return build_segmenter(settings, backbone, len(record.channels), len(record.classes))
+        network = find("models", settings.backbone)
+        return build_segmenter(settings, network, len(record.channels), len(record.classes))
 
 
 def _train(
     store: Store, out: Path, record: RunRecord, settings: FinetuneSettings, task: SegmentationTask, fabric: Fabric
 ) -> RunRecord:
     training = settings.training
-    bank = SliceBank(store, record.cases, labelled=True, device=fabric.device)
-    batches = Batches(bank, training.batch_size, training.size, record.seed, fabric.global_rank, fabric.world_size)
+    bank = PatchCache(store, record.cases, labelled=True, device=fabric.device)
+    batches = Loader(bank, training.batch_size, settings.patch, record.seed, fabric.global_rank, fabric.world_size)
     count = sum(parameter.numel() for parameter in task.parameters())
     require_disk_space(out, 6 * count * 4, "The run")
     steps = training.epochs * batches.steps_per_epoch
@@ -165,7 +166,7 @@ def _train(
     record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})
     if fabric.is_global_zero:
         about = {"kind": "finetune", "channels": list(record.channels), "classes": list(record.classes)}
-        checkpoint.write(out / runs.WEIGHTS, weights_to_write(tensors), about)
+        checkpoint.write(out / runs.WEIGHTS, segmenter_weights(tensors), about)
         runs.write_record(out, record)
         (out / runs.STATE).unlink(missing_ok=True)
     say(f"The segmenter is in {out}; next: macl predict {out} SCANS --out {out / runs.PREDICTIONS}")
@@ -191,10 +192,10 @@ class _ValidationScore:
         scores = 0.0
         for images, labels in zip(self.images, self.labels, strict=True):
             probabilities = predict_slices(
-                self.segmenter, images, size=training.size, mirror_axes=axes, batch_size=training.batch_size
+                self.segmenter, images, size=self.settings.patch[0], mirror_axes=axes, batch_size=training.batch_size
             )
             scores += _mean_dice(probabilities.argmax(1).cpu(), labels, len(self.record.classes))
-        everyone = total(torch.tensor(scores, dtype=torch.float64))
+        everyone = all_reduce_sum(torch.tensor(scores, dtype=torch.float64))
         return everyone.item() / len(self.record.validation_cases)
 
 

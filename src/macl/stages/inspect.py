@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from macl import plugins
-from macl.data.examining import (
+from macl.data.store import INDEX, Store, StoreIndex
+from macl.io.geometry import orientation
+from macl.io.source import Source
+from macl.io.volume import is_one_scan, read_header, read_scan
+from macl.preprocessing.fingerprint import (
     Examination,
     Finding,
     class_counts,
@@ -18,15 +22,11 @@ from macl.data.examining import (
     odd_contents,
     odd_geometries,
 )
-from macl.data.grids import orientation
-from macl.data.parallel import available_cores, workers_for
-from macl.data.runs import RECORD, read_log, read_record
-from macl.data.store import INDEX, Store, StoreIndex
-from macl.data.survey import Survey, recognise, survey
-from macl.data.volumes import is_one_scan, read_header, read_scan
-from macl.errors import MaclError, RefusedCaseError
-from macl.plugins import Source
-from macl.progress import progress
+from macl.preprocessing.source import Survey, recognise, survey
+from macl.records.runs import RECORD, read_log, read_record
+from macl.utils.errors import MaclError, RefusedCaseError
+from macl.utils.parallel import available_cores, workers_for
+from macl.utils.progress import progress
 
 _CASES_SHOWN = 20
 _NAMES_SHOWN = 4
@@ -118,9 +118,9 @@ def _store(path: Path) -> dict[str, Any]:
 
 def _source(path: Path, reader: str | None, frames: bool, quick: bool, workers: int | None) -> dict[str, Any]:
     if reader is None:
-        chosen = recognise(path, [plugins.find("readers", name) for name in plugins.names("readers")])
+        chosen = recognise(path, plugins.readers())
     else:
-        chosen = plugins.find("readers", reader)
+        chosen = plugins.reader(reader)
     looked = survey(path, chosen.read(path), frames=frames)
     findings = None if quick else _read_all(looked.source, available_cores() if workers is None else workers)
     if findings is not None:

@@ -10,18 +10,18 @@ from typing import Literal
 import numpy as np
 
 from macl.config import FinetuneSettings, validate
-from macl.data.predictions import PROBABILITIES, PredictionsRecord, open_predictions
-from macl.data.runs import RECORD, WEIGHTS, RunRecord, read_record
-from macl.data.scans import ReadyScan, Scan, find_scans, grid_settings, read_ahead
-from macl.data.slicing import to_scan
-from macl.data.volumes import grid_difference, read_header, write_volume
-from macl.errors import MaclError, RefusedCaseError, listed
-from macl.files import inside, require_disk_space, sha256
-from macl.inference import Member, predict_case
-from macl.plugins import find, names
-from macl.progress import progress, say
-from macl.segmentation import load_segmenter, require_segmenter
-from macl.training import make_fabric
+from macl.engine.trainer import make_fabric
+from macl.inference.scans import ReadyScan, Scan, find_scans, grid_settings, read_ahead
+from macl.inference.sliding_window import Member, predict_case
+from macl.io.volume import grid_difference, read_header, write_volume
+from macl.plugins import find, readers
+from macl.preprocessing.orientation import to_scan
+from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
+from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
+from macl.tasks.segmentation import load_segmenter, require_segmenter
+from macl.utils.errors import MaclError, RefusedCaseError, listed
+from macl.utils.files import inside, require_disk_space, sha256
+from macl.utils.progress import progress, say
 
 
 def predict(
@@ -55,8 +55,7 @@ def predict(
     runs = list(takewhile(lambda path: (path / RECORD).is_file(), paths))
     records = read_runs(runs, paths)
     frames = frames or any(record.prepared.frames for record in records)
-    readers = [find("readers", name) for name in names("readers")]
-    scans, failed = find_scans(paths[len(runs) :], records, cases, readers, frames)
+    scans, failed = find_scans(paths[len(runs) :], records, cases, readers(), frames)
     if probabilities and any(len(scan.moments) > 1 for scan in scans):
         raise MaclError(
             "--probabilities are written for scans, not for time series: leave it out, or split the series."
@@ -123,8 +122,8 @@ def read_runs(runs: Sequence[Path], paths: Sequence[Path]) -> list[RunRecord]:
 
 def _load(run: Path, record: RunRecord, device: str) -> Member:
     settings = validate(FinetuneSettings, record.settings)
-    network = load_segmenter(run, find("backbones", settings.backbone), make_fabric(device, "fp32").device)
-    return Member(network, settings.training.size, record.mirror_axes if settings.mirror_averaging else ())
+    network = load_segmenter(run, find("models", settings.backbone), make_fabric(device, "fp32").device)
+    return Member(network, settings.patch[0], record.mirror_axes if settings.mirror_averaging else ())
 
 
 # ---------------------------------------------------------------- the masks

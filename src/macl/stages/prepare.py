@@ -13,9 +13,9 @@ from pathlib import Path
 import macl
 from macl import plugins
 from macl.config import PrepareSettings
-from macl.data.labels import Classes, declared_classes, found_classes, label_values
-from macl.data.parallel import available_cores, workers_for
-from macl.data.preparing import (
+from macl.data.store import CASES, INDEX, Refused, Store, StoredCase, StoreIndex, write_index
+from macl.io.source import Source
+from macl.preprocessing.case import (
     LOCK,
     MARKERS,
     Outcome,
@@ -25,13 +25,14 @@ from macl.data.preparing import (
     leftovers,
     prepare_case,
 )
-from macl.data.slicing import prepared_size
-from macl.data.store import CASES, INDEX, Refused, Store, StoredCase, StoreIndex, write_index
-from macl.data.survey import Survey, recognise, survey
-from macl.errors import MaclError, listed
-from macl.files import held, require_disk_space
-from macl.plugins import Source
-from macl.progress import progress, say
+from macl.preprocessing.labels import Classes, declared_classes, found_classes, label_values
+from macl.preprocessing.resampling import prepared_size
+from macl.preprocessing.source import Survey, recognise, survey
+from macl.readers._reader import Reader
+from macl.utils.errors import MaclError, listed
+from macl.utils.files import held, require_disk_space
+from macl.utils.parallel import available_cores, workers_for
+from macl.utils.progress import progress, say
 
 _REFUSALS_SHOWN = 20
 
@@ -100,10 +101,10 @@ def _require_apart(source: Path, store: Path) -> None:
         raise MaclError(f"The store {store} and the source {source} lie within each other: choose a folder apart.")
 
 
-def _reader(source: Path, name: str | None) -> plugins.Reader:
+def _reader(source: Path, name: str | None) -> Reader:
     if name is not None:
-        return plugins.find("readers", name)
-    return recognise(source, [plugins.find("readers", known) for known in plugins.names("readers")])
+        return plugins.reader(name)
+    return recognise(source, plugins.readers())
 
 
 def _settled(settings: PrepareSettings, source: Source) -> PrepareSettings:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
 from lightning_fabric import Fabric
-from torch import nn
 
-from macl import checkpoint
 from macl.config import PretrainSettings, read_recipe, resolve
-from macl.data import parts, runs, splits
-from macl.data.bank import SliceBank, kept_slices
-from macl.data.batches import Batches
-from macl.data.runs import RunRecord
+from macl.data import resolved_split as parts
+from macl.data import splits
+from macl.data.loader import Loader
+from macl.data.patch_cache import PatchCache, kept_slices
 from macl.data.store import Store
-from macl.files import require_disk_space
-from macl.plugins import Backbone, Method, find
-from macl.pretraining import CollapseWatch, about_weights, build_task, handed_on, settle
-from macl.processes import by_the_first, together, where
-from macl.progress import say
-from macl.ranks import require_even_shares
-from macl.training import fit, make_fabric
+from macl.distributed.launch import on_rank_zero, together, where
+from macl.distributed.ranks import require_even_shares
+from macl.engine.trainer import fit, make_fabric
+from macl.models.network import Network
+from macl.plugins import find
+from macl.records import runs
+from macl.records.runs import RunRecord
+from macl.tasks.pretraining import (
+    CollapseWatch,
+    Method,
+    build_method,
+    describe_weights,
+    resolve_pretraining,
+    transferable_tensors,
+)
+from macl.utils import checkpoint
+from macl.utils.files import require_disk_space
+from macl.utils.progress import say
 
 DEFAULT_METHOD = "macl"
 
@@ -59,7 +67,7 @@ def pretrain(
         MaclError: a setting, the store, the split or the folder does not fit; the sentence says what to do.
     """
     opened = Store.open(store)
-    settings, plugin, backbone = _settings(method, recipe, overrides)
+    settings, plugin, network = _settings(method, recipe, overrides)
     fabric = make_fabric(device, settings.training.precision)
     chosen = splits.read_split(split) if split else None
     resolved = parts.resolve(chosen, opened, allow_overlap=allow_overlap) if chosen else None
@@ -75,28 +83,30 @@ def pretrain(
     slices = sum(map(len, kept_slices(opened, cases, settings.minimum_content).values()))
     training = settings.training
     require_even_shares(training.batch_size, slices, fabric.world_size, training.gather_negatives)
-    record = by_the_first(lambda: runs.open_run(out, record, resume))
+    record = on_rank_zero(lambda: runs.open_run(out, record, resume))
     if record.finished:
         say(f"{out} is finished already.")
         return record
-    return _train(opened, out, record, settings, plugin, backbone, fabric)
+    return _train(opened, out, record, settings, plugin, network, fabric)
 
 
 def _settings(
     method: str | None, recipe: str | None, overrides: Iterable[str]
-) -> tuple[PretrainSettings, Method, Backbone]:
-    values = read_recipe("pretrain", recipe or find("methods", method or DEFAULT_METHOD).name)
+) -> tuple[PretrainSettings, type[Method], type[Network]]:
+    name = method or DEFAULT_METHOD
+    find("methods", name)
+    values = read_recipe("pretrain", recipe or name)
     settings = resolve(PretrainSettings, {**values, "method": method} if method else values, overrides)
-    plugin, backbone = find("methods", settings.method), find("backbones", settings.backbone)
-    return settle(settings, plugin, backbone), plugin, backbone
+    plugin, network = find("methods", settings.method), find("models", settings.backbone)
+    return resolve_pretraining(settings, plugin, network), plugin, network
 
 
 def _train(
-    store: Store, out: Path, record: RunRecord, settings: PretrainSettings, plugin: Method, backbone: Backbone,
+    store: Store, out: Path, record: RunRecord, settings: PretrainSettings, plugin: type[Method], network: type[Network],
     fabric: Fabric,
 ) -> RunRecord:  # fmt: skip
     training = settings.training
-    bank = SliceBank(
+    bank = PatchCache(
         store, record.cases, labelled=False, device=fabric.device, minimum_content=settings.minimum_content
     )
     whole = sum(store.case(name).slices for name in record.cases)
@@ -104,8 +114,8 @@ def _train(
         say(
             f"Passed over: {whole - len(bank)} of {whole} slices, whose content is less than {settings.minimum_content:g}."
         )
-    batches = Batches(
-        bank, training.batch_size, training.size, record.seed, fabric.global_rank, fabric.world_size, plugin.neighbours,
+    batches = Loader(
+        bank, training.batch_size, settings.patch, record.seed, fabric.global_rank, fabric.world_size, plugin.needs_neighbours,
         training.gather_negatives,
     )  # fmt: skip
     if max(case.slices for case in bank.cases) == 1:
@@ -113,16 +123,16 @@ def _train(
             "Every case has a single slice, so that positions tell nothing: to a method that draws slices of similar height "
             "together (macl, pcl, gcl) all are alike; --method masked, for one, needs no positions."
         )
-    task = build_task(settings, plugin, backbone, len(record.channels), record.seed)
-    count = sum(parameter.numel() for parameter in cast(nn.Module, task).parameters())
+    task = build_method(settings, plugin, network, len(record.channels), record.seed)
+    count = sum(parameter.numel() for parameter in task.parameters())
     require_disk_space(out, 4 * count * 4, "The run")
     steps = training.epochs * batches.steps_per_epoch
-    say(f"{plugin.name}: {count / 1e6:.3f} M parameters, {steps} steps on {where(fabric)}.")
+    say(f"{settings.method}: {count / 1e6:.3f} M parameters, {steps} steps on {where(fabric)}.")
     watch = CollapseWatch(task, batches.contrasted, steps)
     tensors, seconds = fit(task, batches, training, out, fabric, watch)
     record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})
     if fabric.is_global_zero:
-        checkpoint.write(out / runs.WEIGHTS, handed_on(task, tensors), about_weights(settings, plugin, record.channels))
+        checkpoint.write(out / runs.WEIGHTS, transferable_tensors(task, tensors), describe_weights(settings, task, record.channels))
         runs.write_record(out, record)
         (out / runs.STATE).unlink(missing_ok=True)
     say(f"Pre-trained weights are in {out / runs.WEIGHTS}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import time
@@ -14,14 +15,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from macl.acceleration import compile_mode, compiled, fast_optimiser, lay_out
 from macl.config import PretrainSettings, read_recipe, resolve
-from macl.data.draws import Draws
+from macl.data.batch import Batch
+from macl.data.rng import SampleRng
 from macl.data.store import Store
-from macl.plugins import Batch, MethodModule, Step, find
-from macl.pretraining import build_task, settle
-from macl.progress import progress
-from macl.training import make_fabric
+from macl.engine.compiling import build_optimiser_for, compile_mode, compiled, to_device_layout
+from macl.engine.task import StepOutput
+from macl.engine.trainer import make_fabric
+from macl.plugins import find
+from macl.tasks.networks import by
+from macl.tasks.pretraining import Method, build_method, resolve_pretraining
+from macl.utils.progress import progress
 
 WARM_UP_STEPS = 2
 
@@ -63,10 +67,10 @@ def profile(
         opened = Store.open(store)
         channels = len(opened.index.channels)
         slices = sum(len(opened.slices_with(name, settings.minimum_content)) for name in opened.cases)
-    plugin, backbone = find("methods", settings.method), find("backbones", settings.backbone)
-    settings = settle(settings, plugin, backbone)
+    plugin, network = find("methods", settings.method), find("models", settings.backbone)
+    settings = resolve_pretraining(settings, plugin, network)
     fabric = make_fabric(device, settings.training.precision)
-    task = build_task(settings, plugin, backbone, channels, seed=0)
+    task = build_method(settings, plugin, network, channels, seed=0)
     step = _Steps(task, settings, channels, slices or 0, fabric)
     with progress("steps", 2 * steps + WARM_UP_STEPS) as advance:
         for _ in range(WARM_UP_STEPS):
@@ -81,7 +85,7 @@ def profile(
     batch = settings.training.batch_size
     medians = {name: statistics.median(values) for name, values in parts.items()}
     found: dict[str, Any] = {
-        "method": plugin.name, "backbone": settings.backbone, "size": settings.training.size, "batch_size": batch,
+        "method": settings.method, "backbone": settings.backbone, "size": list(settings.patch), "batch_size": batch,
         "device": _device_name(fabric), "precision": str(fabric.strategy.precision.precision),
         "parameters": sum(parameter.numel() for parameter in cast(nn.Module, task).parameters()),
         "ms_per_step": 1000 * seconds, "ms_per_slice": 1000 * seconds / batch, "slices_per_second": batch / seconds,
@@ -98,7 +102,7 @@ def render(found: Mapping[str, Any]) -> str:
     """The figures as lines for a person."""
     memory = found["peak_memory_mib"]
     lines = [
-        f"{found['method']} on {found['backbone']}, {found['batch_size']} slices of {found['size']}², "
+        f"{found['method']} on {found['backbone']}, {found['batch_size']} patches of {by(found['size'])}, "
         f"{found['precision']}, {found['device']}",
         f"  parameters        {found['parameters'] / 1e6:.3f} M",
         f"  a step            {found['ms_per_step']:.1f} ms, {found['ms_per_slice']:.2f} ms a slice",
@@ -121,29 +125,29 @@ class _Steps:
     """Steps on random slices, timed whole or by parts."""
 
     def __init__(
-        self, task: MethodModule, settings: PretrainSettings, channels: int, slices: int, fabric: Fabric
+        self, task: Method, settings: PretrainSettings, channels: int, slices: int, fabric: Fabric
     ) -> None:
         module, training = cast(nn.Module, task), settings.training
         if fabric.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(fabric.device)
-        lay_out(module, fabric.device)
+        to_device_layout(module, fabric.device)
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.fabric, self.number, self.plain_step = fabric, 0, task.step
-        _, self.optimiser = fabric.setup(module, fast_optimiser(training, module, fabric.device, scaled))
-        mode = compile_mode(training, fabric.device, training.epochs * slices * training.size**2)
+        _, self.optimiser = fabric.setup(module, build_optimiser_for(training, module, fabric.device, scaled))
+        mode = compile_mode(training, fabric.device, training.epochs * slices * math.prod(settings.patch))
         self.step = compiled(task.step, mode) if mode else task.step
-        self.passes = {"encoder": task.backbone.encoder, "decoder": task.backbone.decoder}
+        self.passes = {"encoder": task.network.encoder, "decoder": task.network.decoder}
         samples = torch.arange(training.batch_size)
-        shape = (training.batch_size, channels, training.size, training.size)
-        images = Draws(0, 0, samples).normal("image", shape[1:])
+        shape = (training.batch_size, channels, *settings.patch)
+        images = SampleRng(0, 0, samples).normal("image", shape[1:])
         self.images = images.to(fabric.device)
-        self.positions = Draws(0, 0, samples).uniform("position").to(fabric.device)
+        self.centres = SampleRng(0, 0, samples).uniform("centre", (3,)).to(fabric.device)
         self.samples = samples.to(fabric.device)
 
     def _batch(self) -> Batch:
         self.number += 1
-        draws = Draws(0, torch.full((), self.number, device=self.samples.device), self.samples)
-        return Batch(self.images, self.positions, draws, neighbours=self.images)
+        rng = SampleRng(0, torch.full((), self.number, device=self.samples.device), self.samples)
+        return Batch(self.images, self.centres, rng, neighbours=self.images)
 
     def _wait(self) -> float:
         if self.fabric.device.type == "cuda":
@@ -158,7 +162,7 @@ class _Steps:
         self._finish(self._loss(self.step))
         return self._wait() - start
 
-    def _loss(self, step: Callable[[Batch], Step]) -> Tensor:
+    def _loss(self, step: Callable[[Batch], StepOutput]) -> Tensor:
         with self.fabric.autocast():
             return step(self._batch()).loss
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import macl
-from macl.data.runs import RunRecord
-from macl.errors import MaclError
-from macl.files import atomic_path, write_json, write_text
 from macl.metrics import DEFINITIONS, Convention
-from macl.pages.comparison import Comparison, caveats, compare, titles_of
-from macl.pages.facts import Spread, read_run
-from macl.pages.overlays import KINDS, Kind, View, colour_of, draw, window_of
-from macl.pages.sections import Section, section_of, side_by_side, store_facts
-from macl.progress import progress, say
-from macl.scores import MEASURES
+from macl.records.runs import RunRecord
+from macl.records.scores import MEASURES
+from macl.report.comparison import Comparison, caveats, compare, titles_of
+from macl.report.facts import Spread, read_run
+from macl.report.overlays import KINDS, Kind, View, colour_of, draw, window_of
+from macl.report.sections import Section, section_of, side_by_side, store_facts
+from macl.utils.errors import MaclError
+from macl.utils.files import atomic_path, write_json, write_text
+from macl.utils.progress import progress, say
 
 
 def report(runs: Sequence[Path], out: Path, *, notes: Sequence[str] = (), overlays: Path | None = None) -> Path:

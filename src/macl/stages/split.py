@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from macl.data.parts import ResolvedSplit, resolve
+from macl.data.resolved_split import ResolvedSplit, resolve
 from macl.data.splits import Rule, Split, group_of, read_split, write_split
 from macl.data.store import Store
-from macl.errors import MaclError, listed
-from macl.progress import say
+from macl.utils.errors import MaclError, listed
+from macl.utils.progress import say
 
 
 def split(

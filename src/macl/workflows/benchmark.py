@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from macl import checkpoint
-from macl.data import runs
-from macl.errors import MaclError
-from macl.files import atomic_path, read_json, write_text
 from macl.metrics import Convention
-from macl.progress import say
+from macl.records import runs
 from macl.stages.evaluate import evaluate
 from macl.stages.finetune import finetune
 from macl.stages.predict import predict
 from macl.stages.pretrain import pretrain
+from macl.utils import checkpoint
+from macl.utils.errors import MaclError
+from macl.utils.files import atomic_path, read_json, write_text
+from macl.utils.progress import say
 from macl.workflows.grid import Cell, Grid, cells, read_grid, specify
 from macl.workflows.results import CELL, CellRecord, read_cell, write_results, write_summary
 

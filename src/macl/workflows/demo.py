@@ -13,9 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from macl.errors import MaclError
-from macl.files import read_json, write_json
-from macl.progress import progress, say
 from macl.stages.evaluate import evaluate
 from macl.stages.finetune import finetune
 from macl.stages.predict import predict
@@ -23,6 +20,9 @@ from macl.stages.prepare import prepare
 from macl.stages.pretrain import pretrain
 from macl.stages.report import report
 from macl.stages.split import split
+from macl.utils.errors import MaclError
+from macl.utils.files import read_json, write_json
+from macl.utils.progress import progress, say
 from macl.workflows.subjects import Grid, write_subjects
 
 MARK = "demo.json"

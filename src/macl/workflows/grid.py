@@ -12,12 +12,13 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from macl.config import FinetuneSettings, PretrainSettings, Settings, read_recipe, read_toml, resolve, validate
-from macl.data.parts import resolve as resolve_split
+from macl.data.resolved_split import resolve as resolve_split
 from macl.data.splits import read_split
 from macl.data.store import Store
-from macl.errors import MaclError, listed
 from macl.metrics import Convention
 from macl.plugins import find
+from macl.tasks.networks import plugin_settings
+from macl.utils.errors import MaclError, listed
 
 NAME = r"^\w[\w.+-]*$"
 
@@ -165,9 +166,9 @@ def _pretraining(start: Start) -> dict[str, Any] | None:
     if start.method is None:
         return None
     method = find("methods", start.method)
-    recipe = read_recipe("pretrain", start.recipe or method.name)
-    settings = resolve(PretrainSettings, {**recipe, "method": method.name}, start.set)
-    if settings.method != method.name:
-        raise MaclError(f"The start {start.name!r} names the method {method.name!r}, but sets {settings.method!r}.")
-    validate(method.Settings, settings.method_settings, where=f"{start.name}.method_settings")
+    recipe = read_recipe("pretrain", start.recipe or start.method)
+    settings = resolve(PretrainSettings, {**recipe, "method": start.method}, start.set)
+    if settings.method != start.method:
+        raise MaclError(f"The start {start.name!r} names the method {start.method!r}, but sets {settings.method!r}.")
+    plugin_settings(method, settings.method_settings, f"{start.name}.method_settings")
     return settings.model_dump(mode="json")

@@ -10,8 +10,8 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 from macl.config import Settings, validate
-from macl.files import atomic_path, read_json, write_text
 from macl.metrics import Convention
+from macl.utils.files import atomic_path, read_json, write_text
 
 CELL = "cell.json"
 ALL_CLASSES = "mean"
@@ -101,8 +101,8 @@ def _table(cells: Sequence[CellRecord], convention: Convention) -> list[str]:
         if convention in cell.summaries:
             groups[cell.labels, cell.recipe, cell.start].append(cell.summaries[convention])
     unit = ", ".join(sorted({summary["unit"] for summaries in groups.values() for summary in summaries}))
-    pooled = "pooled Dice %" if convention == "paper" else "Dice %"
-    heads = ["labels", "recipe", "start", "seeds", pooled, "Jaccard %", f"HD95 {unit}", f"ASD {unit}", "missed"]
+    global_average_pool = "pooled Dice %" if convention == "paper" else "Dice %"
+    heads = ["labels", "recipe", "start", "seeds", global_average_pool, "Jaccard %", f"HD95 {unit}", f"ASD {unit}", "missed"]
     table = [_row(heads), _row(["---"] * 3 + ["---:"] * 6)]
     for key, summaries in groups.items():
         measured = [

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from macl.errors import MaclError
-from macl.files import atomic_path, write_text
+from macl.utils.errors import MaclError
+from macl.utils.files import atomic_path, write_text
 
 CLASSES = ("background", "grey matter", "white matter")
 GREY_SCALE_MAXIMUM = 1000

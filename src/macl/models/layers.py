@@ -1,0 +1,84 @@
+"""The layers that networks and heads are built of, in two or three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NEGATIVE_SLOPE = 0.01
+"""Of every LeakyReLU in the paper's network."""
+
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_AVERAGE_POOLS = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+_LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def conv(
+    dims: int, in_channels: int, out_channels: int, kernel: int | Sequence[int], *, stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0, bias: bool = True,
+) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:  # fmt: skip
+    """A convolution over `dims` axes."""
+    return _CONVOLUTIONS[dims](in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias)  # pyright: ignore
+
+
+def transposed_conv(dims: int, in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Module:
+    """A transposed convolution whose kernel is its stride, so that every input voxel becomes a block of its own."""
+    return _TRANSPOSED[dims](in_channels, out_channels, tuple(stride), stride=tuple(stride))  # pyright: ignore
+
+
+def norm(dims: int, channels: int, *, affine: bool = True) -> nn.Module:
+    """BatchNorm over `dims` axes."""
+    return _NORMS[dims](channels, affine=affine)
+
+
+def max_pool(maps: Tensor, stride: Sequence[int]) -> Tensor:
+    """Max-pooling with a window of `stride`: (B, C, *size) → (B, C, *(size / stride))."""
+    return _MAX_POOLS[maps.ndim - 2](maps, tuple(stride))
+
+
+def resize(maps: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """Linear interpolation to another size: (B, C, *old) → (B, C, *size)."""
+    mode = _LINEAR_MODES[maps.ndim - 2]
+    return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=align_corners)
+
+
+def spatial_mean(maps: Tensor) -> Tensor:
+    """(B, C, *size) → (B, C), the mean over all positions."""
+    return maps.mean(tuple(range(2, maps.ndim)))
+
+
+def global_average_pool(dims: int) -> nn.Sequential:
+    """(B, C, *size) → (B, C), the mean over all positions, as layers."""
+    return nn.Sequential(_AVERAGE_POOLS[dims](1), nn.Flatten())
+
+
+def initialise_convolutions(module: nn.Module) -> None:
+    """Kaiming-normal weights for LeakyReLU and zero biases, as the paper's network starts; for `nn.Module.apply`."""
+    if isinstance(module, (*_CONVOLUTIONS.values(), *_TRANSPOSED.values())):
+        nn.init.kaiming_normal_(cast(Tensor, module.weight), a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(cast(Tensor, module.bias))
+
+
+def double_convolution(dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
+    """Two convolutions of kernel 3 with BatchNorm and LeakyReLU: (B, in, *size) → (B, out, *size)."""
+    return nn.Sequential(
+        conv(dims, in_channels, out_channels, 3, padding=1),
+        norm(dims, out_channels),
+        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+        conv(dims, out_channels, out_channels, 3, padding=1),
+        norm(dims, out_channels),
+        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+    )
+
+
+def image_channels(encoder: nn.Module) -> int:
+    """How many channels the images of an encoder have: those its first convolution takes."""
+    kinds = tuple(_CONVOLUTIONS.values())
+    return next(cast(int, module.in_channels) for module in encoder.modules() if isinstance(module, kinds))

@@ -1,0 +1,81 @@
+"""A folder of masks: one `<case>.nii.gz` (or the scan's own format) a case, and `predictions.json`, which says whose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from macl.config import Settings, validate
+from macl.io.volume import stem_of, suffix_of
+from macl.utils.errors import MaclError
+from macl.utils.files import ASIDE, clear_unfinished, read_json, write_text
+
+RECORD = "predictions.json"
+PROBABILITIES = ".probabilities.nii.gz"
+
+
+class PredictionsRecord(Settings):
+    """What `predictions.json` holds."""
+
+    format: Literal["macl-predictions"] = "macl-predictions"
+    version: Literal[1] = 1
+    weights: tuple[str, ...] = Field(description="SHA-256 of the weights of every run of the ensemble, sorted")
+    classes: tuple[str, ...]
+    label_values: tuple[int, ...]
+    cases: tuple[str, ...] = Field(description="every case that was asked for, sorted, with or without a mask")
+
+
+def list_masks(folder: Path) -> dict[str, Path]:
+    """The masks of a folder by case name; files of probabilities, hidden and other files are passed over.
+
+    Raises:
+        MaclError: there is no such folder, or two masks stand for one case.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise MaclError(f"{folder} {what}: name a folder of masks called <case>.nii.gz.")
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if (
+            not path.is_file()
+            or suffix_of(path) is None
+            or path.name.startswith(".")
+            or path.name.endswith(PROBABILITIES)
+        ):
+            continue
+        name = stem_of(path)
+        if name in masks:
+            raise MaclError(f"{folder} holds two masks of the case {name!r}, {masks[name].name} and {path.name}.")
+        masks[name] = path
+    return masks
+
+
+def read_predictions(folder: Path) -> PredictionsRecord | None:
+    """The record of a folder of masks; None where there is none, as in a folder made by another tool."""
+    if not (folder / RECORD).is_file():
+        return None
+    raw = read_json(folder / RECORD, "a record of predictions")
+    if raw.get("format") != "macl-predictions" or raw.get("version") != 1:
+        raise MaclError(f"{folder / RECORD} is not a record of this version of macl: predict again.")
+    return validate(PredictionsRecord, raw, where=RECORD)
+
+
+def open_predictions(folder: Path, record: PredictionsRecord) -> None:
+    """Start a folder of masks, or go on with one that the same weights wrote.
+
+    Raises:
+        MaclError: the folder holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise MaclError(f"--out {folder} is a file: choose a folder.")
+    earlier = read_predictions(folder)
+    if earlier is None and folder.exists() and any(not path.name.startswith(ASIDE) for path in folder.iterdir()):
+        raise MaclError(f"--out {folder} already holds something that is not predictions: choose another folder.")
+    if earlier is not None:
+        if earlier.model_copy(update={"cases": record.cases}) != record:
+            raise MaclError(f"--out {folder} already holds predictions of other runs: choose another folder.")
+        record = record.model_copy(update={"cases": tuple(sorted({*earlier.cases, *record.cases}))})
+    clear_unfinished(folder)
+    write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")

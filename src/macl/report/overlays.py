@@ -1,0 +1,178 @@
+"""Truth and prediction drawn over a slice of the scan: the best, the median and the worst case of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from macl.data.store import Store
+from macl.utils.errors import MaclError, RefusedCaseError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#f0a030", "#4aa8e8", "#3fc08d", "#e8649a", "#e9e15a", "#a98bf0", "#ee6a50", "#7fdde0", "#b7c26a", "#c9a27c")
+"""Of classes 1, 2, …, in turn: far apart for most eyes, and on grey."""
+
+PANEL_INCHES = 3.2
+DOTS_PER_INCH = 120
+FILL_OPACITY = 0.45
+MARGIN_FRACTION = 0.35
+SMALLEST_WINDOW = 48
+CAPTION_INCHES = 0.28
+
+Kind: TypeAlias = Literal["scan", "truth", "prediction"]
+Window: TypeAlias = tuple[slice, slice]
+KINDS: tuple[Kind, ...] = ("scan", "truth", "prediction")
+
+
+@dataclass(frozen=True)
+class View:
+    """One slice of a case on the store's grid.
+
+    Attributes:
+        case: its name.
+        number: the slice, counted from 1, of `slices`.
+        image: (rows, columns) float in [0, 1].
+        truth: (rows, columns) integers 0…K; prediction likewise.
+        aspect: height of a pixel over its width.
+    """
+
+    case: str
+    number: int
+    slices: int
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    aspect: float
+
+
+def colour_of(label: int) -> str:
+    """The colour of class `label`, from 1."""
+    return COLOURS[(label - 1) % len(COLOURS)]
+
+
+def choose_cases(means: Mapping[str, float]) -> list[tuple[str, str]]:
+    """(role, case) of the best, the median and the worst case by mean Dice; fewer where there are fewer cases."""
+    ranked = sorted(means, key=lambda case: (means[case], case))
+    if len(ranked) <= 1:
+        return [("The only case", case) for case in ranked]
+    chosen = [("Best case", ranked[-1]), ("Median case", ranked[len(ranked) // 2]), ("Worst case", ranked[0])]
+    return chosen if len(ranked) > 2 else [chosen[0], chosen[2]]
+
+
+def view_of(store: Store, case: str, mask: Path, label_values: Sequence[int]) -> View:
+    """The slice of a case with the most true foreground, on the store's grid.
+
+    Args:
+        mask: the prediction, on the scan's own grid, in the scan's own label values.
+        label_values: those values, in the order of the store's labels 0…K.
+
+    Raises:
+        MaclError: the case is not in the store or has no label, or the mask cannot be read or lies on another grid.
+    """
+    from macl.io.volume import read_label
+    from macl.preprocessing.orientation import spacing_of
+    from macl.preprocessing.resampling import label_to_slices
+
+    stored = store.case(case)
+    truth = store.read(case, "label")
+    try:
+        volume = read_label(mask)
+    except RefusedCaseError as error:
+        raise MaclError(f"the mask {mask} cannot be used: {error}.") from None
+    if volume.geometry.size != stored.geometry.size:
+        raise MaclError(f"{mask} does not lie on the grid of the case {case!r}: predict again from this store.")
+    values = volume.array[0]
+    labels = np.zeros(values.shape, dtype=np.uint8)
+    for label, value in enumerate(label_values):
+        labels[values == value] = label
+    prediction = label_to_slices(labels, stored.slicing, stored.size)
+    shown = truth if truth.any() else prediction
+    number = int((shown > 0).sum(axis=(1, 2)).argmax())
+    _, row_mm, column_mm = stored.spacing_mm or spacing_of(stored.geometry, stored.slicing)
+    return View(
+        case=case,
+        number=number + 1,
+        slices=stored.slices,
+        image=_grey(store.read(case, "image", number, number + 1)[0, 0]),
+        truth=truth[number],
+        prediction=prediction[number],
+        aspect=row_mm / column_mm,
+    )
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """(rows, columns) in [0, 1]: from the 0.5th to the 99.5th percentile."""
+    low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
+    return np.clip((image.astype(np.float32) - low) / ((high - low) or 1.0), 0.0, 1.0)
+
+
+def window_of(views: Sequence[View]) -> Window:
+    """Rows and columns around everything labelled in views of one slice, with a margin, and never a tiny window."""
+    labelled = np.any([(view.truth > 0) | (view.prediction > 0) for view in views], axis=0)
+    sides = []
+    for axis, length in enumerate(labelled.shape):
+        found = np.flatnonzero(labelled.any(axis=1 - axis))
+        low, high = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, length)
+        wanted = min(length, max(SMALLEST_WINDOW, round((high - low) * (1 + 2 * MARGIN_FRACTION))))
+        start = min(max(0, (low + high - wanted) // 2), length - wanted)
+        sides.append(slice(start, start + wanted))
+    return sides[0], sides[1]
+
+
+def draw(
+    shown: Sequence[tuple[Kind, View]],
+    window: Window,
+    captions: Sequence[str] = (),
+    file_format: Literal["png", "jpeg"] = "png",
+) -> bytes:
+    """One picture, panel beside panel, each a view within the window, with its caption above it if there are captions.
+
+    "scan" shows the scan alone, "truth" fills the true structures, "prediction" the predicted ones; both outline the truth.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, columns = (side.stop - side.start for side in window)
+    height = PANEL_INCHES * rows * shown[0][1].aspect / columns
+    band = CAPTION_INCHES if captions else 0.0
+    figure = Figure(figsize=(PANEL_INCHES * len(shown), height + band), dpi=DOTS_PER_INCH, facecolor="black")
+    FigureCanvasAgg(figure)
+    for number, (kind, view) in enumerate(shown):
+        axes = figure.add_axes((number / len(shown), 0.0, 1 / len(shown), height / (height + band)))
+        axes.set_axis_off()
+        axes.imshow(view.image, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="lanczos")
+        if kind != "scan":
+            _fill(axes, view.truth if kind == "truth" else view.prediction)
+            _outline(axes, view.truth)
+        axes.set_xlim(window[1].start - 0.5, window[1].stop - 0.5)
+        axes.set_ylim(window[0].stop - 0.5, window[0].start - 0.5)
+        if captions:
+            axes.set_title(captions[number], color="white", fontsize=8, pad=4)
+    file = io.BytesIO()
+    # Noise makes a PNG several times larger; colours are not subsampled, so that outlines stay sharp.
+    options = {"quality": 85, "subsampling": 0, "optimize": True} if file_format == "jpeg" else {}
+    figure.savefig(file, format=file_format, facecolor="black", pil_kwargs=options)
+    return file.getvalue()
+
+
+def _fill(axes: Axes, labels: np.ndarray) -> None:
+    from matplotlib.colors import to_rgb
+
+    layer = np.zeros((*labels.shape, 4))
+    for label in np.unique(labels[labels > 0]):
+        layer[labels == label] = (*to_rgb(colour_of(int(label))), FILL_OPACITY)
+    axes.imshow(layer, aspect="auto", interpolation="nearest")
+
+
+def _outline(axes: Axes, labels: np.ndarray) -> None:
+    across, down = np.arange(-1, labels.shape[1] + 1), np.arange(-1, labels.shape[0] + 1)
+    for label in np.unique(labels[labels > 0]):
+        inside = np.pad(labels == label, 1).astype(float)
+        axes.contour(across, down, inside, levels=[0.5], colors=[colour_of(int(label))], linewidths=1.2)

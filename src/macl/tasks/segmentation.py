@@ -1,0 +1,165 @@
+"""The fine-tuning task: a full U-shaped network with a head, its augmentation and its losses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from macl.augmentation import change_intensity, resample, resample_labels, sampling_grid
+from macl.config import FinetuneSettings, validate
+from macl.data.batch import Batch
+from macl.engine.compiling import to_device_layout
+from macl.engine.task import Quantity, StepOutput, Task
+from macl.losses import soft_dice
+from macl.models.layers import conv, initialise_convolutions
+from macl.models.network import Network, total_stride
+from macl.records.runs import WEIGHTS, RunRecord, read_record
+from macl.tasks.networks import fitted_patch, plugin_settings, resolve_network
+from macl.utils import checkpoint
+from macl.utils.errors import MaclError
+
+Axis = Literal["row", "column"]
+
+
+class Segmenter(nn.Module):
+    """A network with all its decoder blocks and a convolution of kernel 1; its tensors bear the network's own names."""
+
+    def __init__(self, network: Network, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.head = conv(network.dims, network.channels[0], classes, 1).apply(initialise_convolutions)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, *patch), sides multiples of the total stride → logits (B, K, *patch)."""
+        return self.head(self.network(images))
+
+    def named_state(self) -> dict[str, Tensor]:
+        """The live tensors, named as in a network: `encoder.…`, `decoder.…`, `head.…`."""
+        return network_names(self.state_dict())
+
+
+def network_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of a state without the leading `network.`."""
+    return {name.removeprefix("network."): tensor for name, tensor in state.items()}
+
+
+class SegmentationTask(Task):
+    """Augment, segment, compare."""
+
+    quantities = {
+        "loss_cross_entropy": Quantity("Cross-entropy", "Of the predicted classes, per voxel.", "nats"),
+        "loss_dice": Quantity("Soft Dice loss", "1 − soft Dice of the batch."),
+    }
+
+    def __init__(self, segmenter: Segmenter, settings: FinetuneSettings, mirror_axes: tuple[Axis, ...]) -> None:
+        super().__init__()
+        self.segmenter, self.settings, self.mirror_axes = segmenter, settings, mirror_axes
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy, with soft Dice where the settings say so, on an augmented view of the batch."""
+        assert batch.labels is not None
+        images, labels = self.augment(batch)
+        logits = self.segmenter(images)
+        cross_entropy = F.cross_entropy(logits.float(), labels)
+        parts = {"loss_cross_entropy": cross_entropy.detach()}
+        loss = cross_entropy
+        if self.settings.loss == "cross_entropy_dice":
+            dice = soft_dice(logits, labels)
+            parts["loss_dice"] = dice.detach()
+            loss = loss + dice
+        return StepOutput(loss, parts)
+
+    @torch.no_grad()
+    def augment(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images (B, C, *patch) and labels (B, *patch) under one draw of geometry; images with a draw of intensity too."""
+        assert batch.labels is not None
+        settings = self.settings.augmentation
+        patch = batch.images.shape[2:]
+        grid = sampling_grid(batch.rng, "view", settings.spatial, patch, self.mirror_axes)
+        images = resample(batch.images, grid, settings.spatial.interpolation)
+        return change_intensity(images, batch.rng, settings.intensity), resample_labels(batch.labels, grid)
+
+
+def mirror_axes(settings: FinetuneSettings, classes: tuple[str, ...], plane: str) -> tuple[Axis, ...]:
+    """The axes that may be mirrored: as set, or both, but not one that would swap a left and a right class.
+
+    In axial and coronal slices left and right lie along the columns; in sagittal ones they lie across the slices. Where
+    slices are turned upside down too, mirrored rows would amount to mirrored columns.
+    """
+    if settings.mirror_axes != "auto":
+        return settings.mirror_axes
+    sided = any(re.search(r"(?<![a-z])(left|right|l|r)(?![a-z])", name.lower()) for name in classes)
+    if not sided or plane == "sagittal":
+        return ("row", "column")
+    spatial = settings.augmentation.spatial
+    return () if spatial.deform > 0 and spatial.rotation_degrees > 90 else ("row",)
+
+
+def resolve_finetuning(
+    settings: FinetuneSettings, network: type[Network], spacing_mm: tuple[float, ...] | None = None
+) -> FinetuneSettings:
+    """Settings with the network's own filled in as a typed object, and a patch that it can take.
+
+    Args:
+        settings: as read from recipe and overrides.
+        network: the plug-in that the settings name.
+        spacing_mm: of the store along the patch's axes; chooses strides in 3D. None: unknown.
+
+    Raises:
+        MaclError: a setting of the network does not fit.
+    """
+    chosen, strides = resolve_network(network, settings.backbone_settings, settings.patch, spacing_mm)
+    patch = fitted_patch(settings.patch, total_stride(strides), "the network")
+    return settings.with_patch(patch).model_copy(update={"backbone_settings": chosen})
+
+
+def build_segmenter(settings: FinetuneSettings, network: type[Network], channels: int, classes: int) -> Segmenter:
+    """A segmenter with fresh weights."""
+    chosen = plugin_settings(network, settings.backbone_settings, "backbone_settings")
+    return Segmenter(network(chosen, channels, dims=settings.dims), classes)
+
+
+def load_segmenter(run: Path, network: type[Network], device: torch.device) -> Segmenter:
+    """The segmenter of a finished fine-tuning run, in eval mode.
+
+    Args:
+        run: the run's folder.
+        network: the plug-in that the run's settings name.
+        device: where to put it.
+
+    Raises:
+        MaclError: the run is not a finished fine-tuning run, or its weights are missing or do not fit.
+    """
+    record = read_record(run)
+    require_segmenter(run, record)
+    settings = validate(FinetuneSettings, record.settings)
+    segmenter = build_segmenter(settings, network, len(record.channels), len(record.classes))
+    saved = checkpoint.read(run / WEIGHTS)
+    own = segmenter.named_state()
+    if set(saved.tensors) != set(own) or any(saved.tensors[name].shape != own[name].shape for name in own):
+        raise MaclError(f"{run / WEIGHTS} does not fit the settings in {run}: train again.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved.tensors[name])
+    to_device_layout(segmenter, device)
+    return segmenter.eval()
+
+
+def require_segmenter(run: Path, record: RunRecord) -> None:
+    """MaclError unless the run is a finished fine-tuning run."""
+    if record.kind != "finetune":
+        raise MaclError(f"{run} is a pre-training run, which has no classes: fine-tune it and name that run.")
+    if not record.finished:
+        raise MaclError(f"{run} is not finished: go on with `macl finetune … --out {run} --resume`.")
+
+
+def segmenter_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A task's tensors as they stand in `weights.safetensors`."""
+    prefix = "segmenter."
+    return network_names({name.removeprefix(prefix): tensor for name, tensor in state.items()})

@@ -1,0 +1,149 @@
+"""Writing files so that a reader sees the old one or the new one, never a half."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from macl.utils.errors import MaclError
+
+ASIDE = ".writing-"
+"""Begins the names of files that are being written, until they take their place."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Hand out a path beside `path` to write to; it takes `path`'s place only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays at the end: writers of images choose the format by it.
+    aside = path.with_name(f"{ASIDE}{os.getpid()}-{path.name}")
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what writes into `folder` left beside their files when they were killed."""
+    for aside in folder.glob(f"{ASIDE}*"):
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(lock: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock file, made if need be, while the block runs; the lock of a killed process is free again.
+
+    Raises:
+        MaclError: another process holds it: `otherwise` is what it says.
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        hold = FileLock(lock).acquire(blocking=False)
+    except Timeout:
+        raise MaclError(otherwise) from None
+    with hold:
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    with atomic_path(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        MaclError: the file is missing, is not JSON, or is not an object; `what` names it ("a store's index").
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MaclError(f"There is no {path}, which should be {what}: check the path.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
+    if not isinstance(value, dict):
+        raise MaclError(f"{path} should be {what}, one JSON object, but holds a {type(value).__name__}.")
+    return value
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The path of `relative` within `folder`, wherever an index or archive claims it to be.
+
+    Raises:
+        MaclError: the path would leave the folder (an absolute path, `..`, a link pointing out).
+    """
+    path = folder / relative
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise MaclError(f"{relative!r}, named in {folder}, lies outside that folder: mend or remove the entry.")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_disk_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Fail before a long write that the disk cannot hold, keeping 5 % in hand.
+
+    Raises:
+        MaclError: fewer bytes are free than `what` needs.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed_bytes * 1.05 > free:
+        raise MaclError(
+            f"{what} needs about {needed_bytes / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free: "
+            "free some space or choose another folder."
+        )
+
+
+DEEPEST = 4
+"""How many folders below the one that a user names a data set may begin."""
+
+
+def files_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
+    """Visible files at most `deepest` folders below `source`, sorted; links to folders are not followed."""
+    if not source.is_dir():
+        return []
+    found: list[Path] = []
+    for path in sorted(source.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            found.append(path)
+        elif deepest and path.is_dir() and not path.is_symlink():
+            found += files_below(path, deepest - 1)
+    return found
+
+
+def folders_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
+    """`source` and the visible folders at most `deepest` levels below it, sorted; links are not followed."""
+    if not source.is_dir():
+        return []
+    found = [source]
+    if deepest:
+        inside = (path for path in sorted(source.iterdir()) if path.is_dir() and not path.is_symlink())
+        for path in inside:
+            if not path.name.startswith("."):
+                found += folders_below(path, deepest - 1)
+    return found

@@ -1,0 +1,63 @@
+"""The same work on many items, in several processes that end when this one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+from typing import Any
+
+from macl.utils.errors import MaclError
+
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def workers_for(items: int, workers: int) -> Iterator[Run]:
+    """Hand out `run(function, items)`, which yields (index, result) as they come; one worker is this process itself.
+
+    Raises:
+        MaclError: a worker was killed.
+    """
+    if min(items, workers) <= 1:
+        yield lambda function, things: ((index, function(thing)) for index, thing in enumerate(things))
+        return
+    pool = ProcessPoolExecutor(min(items, workers), mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+    def run(function: Callable[[Any], Any], things: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        futures = {pool.submit(function, thing): index for index, thing in enumerate(things)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+    try:
+        yield run
+    except BrokenProcessPool:
+        raise MaclError(
+            "A worker process was killed, probably for want of memory: run the command again with --workers 1. "
+            '(From a script, call it under `if __name__ == "__main__":`.)'
+        ) from None
+    except KeyboardInterrupt:
+        # One that is just starting may never hear that the pool has ended; what workers write is whole or not there.
+        for worker in active_children():
+            worker.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ctrl-C is the parent's to answer; but a killed parent cannot stop its workers, so each watches for that itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
