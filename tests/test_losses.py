@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macl.losses import contrastive, dense_contrastive, pairs_of_both_branches, positives_by_position, soft_dice, spread
+from macl.losses import (
+    contrastive,
+    dense_contrastive,
+    pairs_of_both_branches,
+    positives_by_position,
+    soft_dice,
+    spread,
+)
 
 
 def slow_contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> float:
@@ -28,12 +35,16 @@ def slow_contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> 
         pairs = [j for j in range(count) if j != i and positives[i, j]]
         if pairs:
             total = sum(math.exp(similarity(i, k)) for k in range(count) if k != i)
-            losses.append(-sum(math.log(math.exp(similarity(i, j)) / total) for j in pairs) / len(pairs))
+            losses.append(
+                -sum(math.log(math.exp(similarity(i, j)) / total) for j in pairs) / len(pairs)
+            )
     return sum(losses) / len(losses) if losses else 0.0
 
 
 def random_anchors(count: int, channels: int = 7, seed: int = 0) -> Tensor:
-    return torch.randn(count, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        count, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def random_pairs(count: int, share: float, seed: int = 0) -> Tensor:
@@ -46,7 +57,7 @@ def random_pairs(count: int, share: float, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.35, 2.0])
 def test_contrastive_equals_the_loop(slices: int, temperature: float, threshold: float) -> None:
     positions = torch.rand(slices, generator=torch.Generator().manual_seed(slices))
-    positives = pairs_of_both_branches(positives_by_position(positions, threshold))
+    positives = pairs_of_both_branches(positives_by_position(positions[:, None], threshold))
     anchors = random_anchors(2 * slices, seed=slices)
     expected = slow_contrastive(anchors, positives, temperature)
     assert contrastive(anchors, positives, temperature).item() == pytest.approx(expected, rel=1e-9)
@@ -57,7 +68,9 @@ def test_anchors_without_positives_are_left_out(share: float) -> None:
     anchors, pairs = random_anchors(9), random_pairs(9, share, seed=3)
     lonely = (pairs & ~torch.eye(9, dtype=torch.bool)).sum(1) == 0
     assert lonely.any()
-    assert contrastive(anchors, pairs, 0.1).item() == pytest.approx(slow_contrastive(anchors, pairs, 0.1), rel=1e-9)
+    assert contrastive(anchors, pairs, 0.1).item() == pytest.approx(
+        slow_contrastive(anchors, pairs, 0.1), rel=1e-9
+    )
 
 
 def test_one_positive_pair_by_hand() -> None:
@@ -73,53 +86,81 @@ def test_the_order_of_slices_does_not_matter() -> None:
     anchors = random_anchors(12)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
     both = torch.cat((order, order + 6))
-    before = contrastive(anchors, pairs_of_both_branches(positives_by_position(positions, 0.2)), 0.1)
-    after = contrastive(anchors[both], pairs_of_both_branches(positives_by_position(positions[order], 0.2)), 0.1)
+    before = contrastive(
+        anchors, pairs_of_both_branches(positives_by_position(positions[:, None], 0.2)), 0.1
+    )
+    after = contrastive(
+        anchors[both],
+        pairs_of_both_branches(positives_by_position(positions[order][:, None], 0.2)),
+        0.1,
+    )
     torch.testing.assert_close(after, before, rtol=1e-12, atol=0)
 
 
 def test_the_branches_may_be_swapped() -> None:
-    positives = pairs_of_both_branches(positives_by_position(torch.linspace(0.1, 1, 5), 0.3))
+    positives = pairs_of_both_branches(
+        positives_by_position(torch.linspace(0.1, 1, 5)[:, None], 0.3)
+    )
     anchors = random_anchors(10)
     swapped = torch.cat((anchors[5:], anchors[:5]))
-    torch.testing.assert_close(contrastive(swapped, positives, 0.1), contrastive(anchors, positives, 0.1))
+    torch.testing.assert_close(
+        contrastive(swapped, positives, 0.1), contrastive(anchors, positives, 0.1)
+    )
 
 
 def test_the_length_of_features_does_not_matter() -> None:
-    positives = pairs_of_both_branches(positives_by_position(torch.linspace(0.1, 1, 5), 0.3))
+    positives = pairs_of_both_branches(
+        positives_by_position(torch.linspace(0.1, 1, 5)[:, None], 0.3)
+    )
     anchors = random_anchors(10)
     scales = torch.logspace(-6, 6, 10, dtype=torch.float64)[:, None]
-    torch.testing.assert_close(contrastive(scales * anchors, positives, 0.1), contrastive(anchors, positives, 0.1))
+    torch.testing.assert_close(
+        contrastive(scales * anchors, positives, 0.1), contrastive(anchors, positives, 0.1)
+    )
 
 
 @pytest.mark.parametrize("slices", [2, 4, 16])
 def test_equal_features_give_the_uniform_value(slices: int) -> None:
     positives = pairs_of_both_branches(torch.eye(slices, dtype=torch.bool))
     anchors = torch.ones(2 * slices, 8, dtype=torch.float64)
-    assert contrastive(anchors, positives, 0.1).item() == pytest.approx(math.log(2 * slices - 1), rel=1e-12)
+    assert contrastive(anchors, positives, 0.1).item() == pytest.approx(
+        math.log(2 * slices - 1), rel=1e-12
+    )
 
 
 def test_dense_equals_a_loop_over_positions() -> None:
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(4, 6, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
-    positives = positives_by_position(torch.tensor([0.1, 0.15, 0.6, 0.95]), 0.1)
+    first, second = (
+        torch.randn(4, 6, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    positives = positives_by_position(torch.tensor([0.1, 0.15, 0.6, 0.95])[:, None], 0.1)
     losses = [
-        slow_contrastive(torch.cat((first[:, :, y, x], second[:, :, y, x])), pairs_of_both_branches(positives), 0.1)
+        slow_contrastive(
+            torch.cat((first[:, :, y, x], second[:, :, y, x])),
+            pairs_of_both_branches(positives),
+            0.1,
+        )
         for y in range(3)
         for x in range(5)
     ]
     expected = sum(losses) / len(losses)
-    assert dense_contrastive(first, second, positives, 0.1).item() == pytest.approx(expected, rel=1e-9)
+    assert dense_contrastive(first, second, positives, 0.1).item() == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_dense_depends_on_neither_order_nor_length() -> None:
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(4, 6, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    first, second = (
+        torch.randn(4, 6, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     positions = torch.tensor([0.1, 0.15, 0.6, 0.95])
-    expected = dense_contrastive(first, second, positives_by_position(positions, 0.1), 0.1)
+    expected = dense_contrastive(first, second, positives_by_position(positions[:, None], 0.1), 0.1)
 
     def same(first: Tensor, second: Tensor, positions: Tensor = positions) -> None:
-        changed = dense_contrastive(first, second, positives_by_position(positions, 0.1), 0.1)
+        changed = dense_contrastive(
+            first, second, positives_by_position(positions[:, None], 0.1), 0.1
+        )
         torch.testing.assert_close(changed, expected, rtol=1e-9, atol=0)
 
     order = torch.tensor([2, 0, 3, 1])
@@ -130,9 +171,12 @@ def test_dense_depends_on_neither_order_nor_length() -> None:
 
 
 def test_positives_are_near_and_always_oneself() -> None:
-    positives = positives_by_position(torch.tensor([0.25, 0.5, 0.625]), 0.25)
+    positives = positives_by_position(torch.tensor([0.25, 0.5, 0.625])[:, None], 0.25)
     assert positives.tolist() == [[True, False, False], [False, True, True], [False, True, True]]
-    assert torch.equal(positives_by_position(torch.tensor([0.5, 0.5]), 0.0), torch.eye(2, dtype=torch.bool))
+    assert torch.equal(
+        positives_by_position(torch.tensor([0.5, 0.5])[:, None], 0.0),
+        torch.eye(2, dtype=torch.bool),
+    )
 
 
 def edge_cases() -> dict[str, tuple[Tensor, Tensor]]:
@@ -150,7 +194,10 @@ def edge_cases() -> dict[str, tuple[Tensor, Tensor]]:
         "opposite features": (torch.cat((torch.ones(4, 4), -torch.ones(4, 4))), whole),
         "zero features": (torch.zeros(8, 4), whole),
         "largest half-precision numbers": (large, whole),
-        "smallest half-precision numbers": (torch.full((8, 4), half.tiny, dtype=torch.float16), whole),
+        "smallest half-precision numbers": (
+            torch.full((8, 4), half.tiny, dtype=torch.float16),
+            whole,
+        ),
     }
 
 
@@ -188,7 +235,9 @@ def test_without_positives_the_loss_is_zero_and_so_is_its_gradient() -> None:
 
 
 def test_gradients_equal_finite_differences() -> None:
-    positives = pairs_of_both_branches(positives_by_position(torch.tensor([0.2, 0.3, 0.9]), 0.15))
+    positives = pairs_of_both_branches(
+        positives_by_position(torch.tensor([0.2, 0.3, 0.9])[:, None], 0.15)
+    )
     anchors = random_anchors(6, channels=4).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: contrastive(a, positives, 0.5), (anchors,))
 
@@ -205,18 +254,24 @@ def test_similarities_stay_in_full_precision_under_autocast() -> None:
 
 
 def test_spread_is_0_for_equal_and_1_for_opposite_features() -> None:
-    assert spread(torch.ones(5, 3) * torch.arange(1, 6)[:, None]).item() == pytest.approx(0, abs=1e-3)
+    assert spread(torch.ones(5, 3) * torch.arange(1, 6)[:, None]).item() == pytest.approx(
+        0, abs=1e-3
+    )
     assert spread(torch.cat((torch.eye(4), -torch.eye(4)))).item() == pytest.approx(1)
     assert not spread(torch.randn(4, 3, requires_grad=True)).requires_grad
 
 
 def test_spread_equals_a_loop_and_forgets_order_and_length() -> None:
     features = random_anchors(6)
-    units = [[float(x) / math.sqrt(sum(float(y) ** 2 for y in row)) for x in row] for row in features]
+    units = [
+        [float(x) / math.sqrt(sum(float(y) ** 2 for y in row)) for x in row] for row in features
+    ]
     means = [sum(row[channel] for row in units) / 6 for channel in range(7)]
     expected = math.sqrt(1 - sum(mean * mean for mean in means))
     assert spread(features).item() == pytest.approx(expected, rel=1e-9)
-    assert spread(features.flip(0) * torch.logspace(-3, 3, 6)[:, None]).item() == pytest.approx(expected, rel=1e-9)
+    assert spread(features.flip(0) * torch.logspace(-3, 3, 6)[:, None]).item() == pytest.approx(
+        expected, rel=1e-9
+    )
     assert spread(torch.full((1, 4), 6e4, dtype=torch.float16)).item() == pytest.approx(0, abs=1e-3)
 
 
@@ -248,7 +303,9 @@ def test_soft_dice_equals_a_loop_and_forgets_order() -> None:
 
 def test_soft_dice_by_hand() -> None:
     labels = torch.tensor([[[0, 1], [1, 2]]])
-    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8]])
+    probabilities = torch.tensor(
+        [[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8]]
+    )
     logits = probabilities.log().T.reshape(1, 3, 2, 2)
     first = 2 * (0.6 + 0.4) / ((0.2 + 0.6 + 0.4 + 0.1) + 2)
     second = 2 * 0.8 / ((0.1 + 0.2 + 0.1 + 0.8) + 1)
@@ -263,11 +320,18 @@ def test_soft_dice_is_over_the_whole_batch_and_ignores_background() -> None:
     wrong = sure.flip(1)
     assert soft_dice(wrong, labels).item() == pytest.approx(1, abs=1e-5)
     absent = torch.zeros_like(labels)
-    assert soft_dice(50.0 * F.one_hot(absent, 2).permute(0, 3, 1, 2).float(), absent).item() == pytest.approx(0)
+    assert soft_dice(
+        50.0 * F.one_hot(absent, 2).permute(0, 3, 1, 2).float(), absent
+    ).item() == pytest.approx(0)
 
 
 def test_soft_dice_has_finite_gradients_for_extreme_logits() -> None:
-    logits = torch.tensor([6e4, -6e4], dtype=torch.float16).reshape(1, 2, 1, 1).expand(1, 2, 4, 4).clone()
+    logits = (
+        torch.tensor([6e4, -6e4], dtype=torch.float16)
+        .reshape(1, 2, 1, 1)
+        .expand(1, 2, 4, 4)
+        .clone()
+    )
     logits.requires_grad_()
     soft_dice(logits, torch.ones(1, 4, 4, dtype=torch.long)).backward()
     assert logits.grad.isfinite().all()

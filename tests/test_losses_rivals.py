@@ -61,8 +61,12 @@ def test_contrast_with_a_queue():
     losses = []
     for query, key in zip(queries, keys, strict=True):
         own = math.exp(cosine(query, key) / 0.3)
-        losses.append(-math.log(own / (own + sum(math.exp(cosine(query, other) / 0.3) for other in queue))))
-    assert float(contrastive_with_queue(queries, keys, queue, 0.3)) == pytest.approx(sum(losses) / 4, rel=1e-9)
+        losses.append(
+            -math.log(own / (own + sum(math.exp(cosine(query, other) / 0.3) for other in queue)))
+        )
+    assert float(contrastive_with_queue(queries, keys, queue, 0.3)) == pytest.approx(
+        sum(losses) / 4, rel=1e-9
+    )
 
 
 def test_negative_cosine():
@@ -79,13 +83,17 @@ def test_sinkhorn():
         columns = [sum(row[k] for row in codes) for k in range(4)]
         codes = [[value / columns[k] for k, value in enumerate(row)] for row in codes]
         codes = [[value / sum(row) for value in row] for row in codes]
-    torch.testing.assert_close(sinkhorn(scores, 0.1, 3), torch.tensor(codes, dtype=torch.float64), **TIGHT)
+    torch.testing.assert_close(
+        sinkhorn(scores, 0.1, 3), torch.tensor(codes, dtype=torch.float64), **TIGHT
+    )
 
 
 def test_sinkhorn_uses_every_prototype_equally():
     codes = sinkhorn(random(12, 4).tanh(), 0.5, 200)
     torch.testing.assert_close(codes.sum(1), torch.ones(12, dtype=torch.float64), **TIGHT)
-    torch.testing.assert_close(codes.sum(0), torch.full((4,), 3.0, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        codes.sum(0), torch.full((4,), 3.0, dtype=torch.float64), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_sinkhorn_does_not_overflow():
@@ -100,7 +108,11 @@ def test_cross_entropy_with_codes_and_a_centre():
         weights = [math.exp(float(other[k] - centre[k]) / 0.05) for k in range(5)]
         total_student = sum(math.exp(float(score) / 0.1) for score in student)
         for k in range(5):
-            total -= weights[k] / sum(weights) * math.log(math.exp(float(student[k]) / 0.1) / total_student)
+            total -= (
+                weights[k]
+                / sum(weights)
+                * math.log(math.exp(float(student[k]) / 0.1) / total_student)
+            )
     ours = cross_entropy_with_codes(scores, centred_codes(teacher, centre, 0.05), 0.1)
     assert float(ours) == pytest.approx(total / 3, rel=1e-9)
 
@@ -109,7 +121,9 @@ def slow_components(features: torch.Tensor) -> list[list[bool]]:
     count = len(features)
     neighbours = {i: set() for i in range(count)}
     for i in range(count):
-        nearest = max((j for j in range(count) if j != i), key=lambda j: cosine(features[i], features[j]))
+        nearest = max(
+            (j for j in range(count) if j != i), key=lambda j: cosine(features[i], features[j])
+        )
         neighbours[i].add(nearest)
         neighbours[nearest].add(i)
     rows = []
@@ -131,7 +145,9 @@ def test_components_of_the_nearest_neighbour_graph(seed):
 
 def test_components_follow_a_chain_to_its_end():
     """Each point's nearest lies further along the chain, so that one path joins all of them."""
-    angles = torch.cumsum(torch.tensor([0.5 * 0.9**k for k in range(16)], dtype=torch.float64), 0) * 0.5
+    angles = (
+        torch.cumsum(torch.tensor([0.5 * 0.9**k for k in range(16)], dtype=torch.float64), 0) * 0.5
+    )
     features = torch.stack((angles.cos(), angles.sin()), 1)
     assert same_component(features).all()
 
@@ -141,7 +157,7 @@ def test_partitions_are_equal_parts_of_a_volume(slices):
     positions = (torch.arange(slices) + 1) / slices
     part = [math.ceil(4 * (index + 1) / slices - 1e-9) - 1 for index in range(slices)]
     expected = [[a == b for b in part] for a in part]
-    assert positives_by_partition(positions, 4).tolist() == expected
+    assert positives_by_partition(positions[:, None], 4).tolist() == expected
 
 
 # ---------------------------------------------------------------- properties
@@ -153,12 +169,20 @@ def test_order_and_length_of_features_do_not_matter():
     order = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
     length = torch.linspace(0.5, 40, 8, dtype=torch.float64)[:, None]
     ours = contrastive_per_pair(anchors, positives, 0.1)
-    torch.testing.assert_close(contrastive_per_pair(anchors[order], positives[order][:, order], 0.1), ours, **TIGHT)
-    torch.testing.assert_close(contrastive_per_pair(length * anchors, positives, 0.1), ours, **TIGHT)
+    torch.testing.assert_close(
+        contrastive_per_pair(anchors[order], positives[order][:, order], 0.1), ours, **TIGHT
+    )
+    torch.testing.assert_close(
+        contrastive_per_pair(length * anchors, positives, 0.1), ours, **TIGHT
+    )
     queries, keys, queue = random(8, 5, seed=3), random(8, 5, seed=4), random(6, 5, seed=5)
     ours = contrastive_with_queue(queries, keys, queue, 0.1)
-    torch.testing.assert_close(contrastive_with_queue(queries[order], keys[order], queue.flip(0), 0.1), ours, **TIGHT)
-    torch.testing.assert_close(contrastive_with_queue(queries * length, keys, 9 * queue, 0.1), ours, **TIGHT)
+    torch.testing.assert_close(
+        contrastive_with_queue(queries[order], keys[order], queue.flip(0), 0.1), ours, **TIGHT
+    )
+    torch.testing.assert_close(
+        contrastive_with_queue(queries * length, keys, 9 * queue, 0.1), ours, **TIGHT
+    )
     assert torch.equal(same_component(anchors * length), same_component(anchors))
 
 
@@ -171,9 +195,15 @@ def test_cosines_forget_order_and_length():
 
 
 def test_codes_follow_the_order_of_samples_and_prototypes():
-    scores, rows, columns = random(6, 4).tanh(), torch.tensor([3, 0, 5, 1, 2, 4]), torch.tensor([2, 0, 3, 1])
+    scores, rows, columns = (
+        random(6, 4).tanh(),
+        torch.tensor([3, 0, 5, 1, 2, 4]),
+        torch.tensor([2, 0, 3, 1]),
+    )
     codes = sinkhorn(scores, 0.1, 3)
-    torch.testing.assert_close(sinkhorn(scores[rows][:, columns], 0.1, 3), codes[rows][:, columns], **TIGHT)
+    torch.testing.assert_close(
+        sinkhorn(scores[rows][:, columns], 0.1, 3), codes[rows][:, columns], **TIGHT
+    )
     torch.testing.assert_close(sinkhorn(scores + random(1, 4, seed=1), 0.1, 3), codes, **TIGHT)
     torch.testing.assert_close(sinkhorn(3 * scores, 0.3, 3), codes, **TIGHT)
 
@@ -184,9 +214,15 @@ def test_cross_entropy_with_codes_forgets_order_and_shift():
     ours = cross_entropy_with_codes(scores, codes, 0.1)
     torch.testing.assert_close(codes.sum(1), torch.ones(6, dtype=torch.float64), **TIGHT)
     torch.testing.assert_close(centred_codes(teacher + 5, centre + 2, 0.05), codes, **TIGHT)
-    torch.testing.assert_close(cross_entropy_with_codes(scores.flip(0), codes.flip(0), 0.1), ours, **TIGHT)
-    torch.testing.assert_close(cross_entropy_with_codes(scores[:, columns], codes[:, columns], 0.1), ours, **TIGHT)
-    torch.testing.assert_close(cross_entropy_with_codes(scores + random(6, 1), codes, 0.1), ours, **TIGHT)
+    torch.testing.assert_close(
+        cross_entropy_with_codes(scores.flip(0), codes.flip(0), 0.1), ours, **TIGHT
+    )
+    torch.testing.assert_close(
+        cross_entropy_with_codes(scores[:, columns], codes[:, columns], 0.1), ours, **TIGHT
+    )
+    torch.testing.assert_close(
+        cross_entropy_with_codes(scores + random(6, 1), codes, 0.1), ours, **TIGHT
+    )
 
 
 def test_components_follow_the_order_of_samples():
@@ -246,15 +282,21 @@ def test_losses_and_gradients_are_finite(case):
     scores = features.detach()
     losses = {
         "codes of raw scores": cross_entropy_with_codes(features, sinkhorn(scores, 0.05, 3), 0.1),
-        "centred raw scores": cross_entropy_with_codes(features, centred_codes(scores, scores.mean(0), 0.04), 0.1),
+        "centred raw scores": cross_entropy_with_codes(
+            features, centred_codes(scores, scores.mean(0), 0.04), 0.1
+        ),
         "per pair": contrastive_per_pair(features, positives, 0.1),
         "queue": contrastive_with_queue(features, other, queue, 0.1),
         "cosine": negative_cosine(features, other),
         "codes": cross_entropy_with_codes(
-            F.normalize(features.float(), dim=1), sinkhorn(F.normalize(other.float(), dim=1), 0.05, 3), 0.1
+            F.normalize(features.float(), dim=1),
+            sinkhorn(F.normalize(other.float(), dim=1), 0.05, 3),
+            0.1,
         ),
         "centred": cross_entropy_with_codes(
-            F.normalize(features.float(), dim=1), centred_codes(F.normalize(other.float(), dim=1), queue[0], 0.04), 0.1
+            F.normalize(features.float(), dim=1),
+            centred_codes(F.normalize(other.float(), dim=1), queue[0], 0.04),
+            0.1,
         ),
     }
     for name, loss in losses.items():

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fakes.networks import method
 from fakes.toy_store import write_toy_store
-from macl.config import FinetuneSettings, IntensitySettings, TrainingSettings, validate
+from macl.config import FinetuneSettings, IntensitySettings, TrainingSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.engine.compiling import to_device_layout
@@ -25,8 +26,17 @@ from macl.plugins import find, names
 from macl.tasks.segmentation import SegmentationTask, build_segmenter
 
 META = torch.device("meta")
-SMALL = {"queue": 8, "prototypes": 8, "hidden": 16, "projection": 8, "small_crops": 1, "discriminator_width": 2}
-EVERY_CHANGE = IntensitySettings(noise=0.5, blur=0.5, brightness=0.5, contrast=0.5, low_resolution=0.5, gamma=0.5)
+SMALL = {
+    "queue": 8,
+    "prototypes": 8,
+    "hidden": 16,
+    "projection": 8,
+    "small_crops": 1,
+    "discriminator_width": 2,
+}
+EVERY_CHANGE = IntensitySettings(
+    noise=0.5, blur=0.5, brightness=0.5, contrast=0.5, low_resolution=0.5, gamma=0.5
+)
 
 
 class OnTheDevice(TorchDispatchMode):
@@ -43,7 +53,9 @@ class OnTheDevice(TorchDispatchMode):
         strays = [t for t in tensors if t.device != META and (t.ndim > 0 or copied)]
         waits = not (copied and kwargs.get("non_blocking"))
         if strays and waits and any(t.device == META for t in tensors):
-            raise AssertionError(f"{func.name()} mixes host and device: {[tuple(t.shape) for t in strays]}")
+            raise AssertionError(
+                f"{func.name()} mixes host and device: {[tuple(t.shape) for t in strays]}"
+            )
         return result
 
 
@@ -53,7 +65,9 @@ def without_values(monkeypatch) -> None:
     make = torch.tensor
 
     def tensor(data: Any, **options: Any) -> Tensor:
-        assert options.get("device") != META, "Numbers of Python are copied to a device, for which the host waits."
+        assert options.get("device") != META, (
+            "Numbers of Python are copied to a device, for which the host waits."
+        )
         return make(data, **options)
 
     monkeypatch.setattr(torch, "tensor", tensor)
@@ -79,15 +93,17 @@ def train(task: Any, batches: Loader, starts: tuple[int, ...]) -> None:
             optimiser.step()
             optimiser.zero_grad()
             average.update(start + 1)
-            assert all(value.device == META and value.ndim == 0 for value in (step.loss, *step.parts.values()))
+            assert all(
+                value.device == META and value.ndim == 0
+                for value in (step.loss, *step.logged.values())
+            )
 
 
 @pytest.mark.parametrize("name", names("methods"))
 def test_pre_training_stays_on_the_device(name: str, batches: Loader) -> None:
-    plugin, unet = find("methods", name), find("backbones", "unet")
-    settings = validate(plugin.Settings, {k: v for k, v in SMALL.items() if k in plugin.Settings.model_fields})
-    network = unet.build(unet.Settings(width=2), 2, plugin.decoder_blocks(settings))  # pyright: ignore
-    train(plugin.build(settings, network), batches, (0, 8))
+    known = find("methods", name).Settings.model_fields
+    settings = {key: value for key, value in SMALL.items() if key in known}
+    train(method(name, settings, width=2, in_channels=2), batches, (0, 8))
 
 
 @pytest.mark.parametrize("recipe", ["cross_entropy", "cross_entropy_dice"])
@@ -95,7 +111,7 @@ def test_fine_tuning_stays_on_the_device(recipe, batches: Loader) -> None:
     settings = FinetuneSettings(backbone_settings={"width": 2}, loss=recipe)
     changed = settings.augmentation.model_copy(update={"intensity": EVERY_CHANGE})
     settings = settings.model_copy(update={"augmentation": changed})
-    segmenter = build_segmenter(settings, find("backbones", "unet"), channels=2, classes=3)
+    segmenter = build_segmenter(settings, find("models", "unet"), channels=2, classes=3)
     train(SegmentationTask(segmenter, settings, ("row", "column")), batches, (0,))
 
 

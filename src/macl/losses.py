@@ -33,11 +33,13 @@ def positives_by_position(positions: Tensor, threshold: float | Sequence[float])
         threshold: t, one for all axes or one for each.
     """
     # Slices exactly t apart, as neighbours among ten at t = 0.1, are no positives, however their float32 is rounded.
-    limits = [threshold] * positions.shape[1] if isinstance(threshold, int | float) else list(threshold)
+    limits = (
+        [threshold] * positions.shape[1] if isinstance(threshold, int | float) else list(threshold)
+    )
     near = torch.eye(len(positions), dtype=torch.bool, device=positions.device)
     apart = (positions[:, None] - positions[None, :]).abs()
     together = torch.ones_like(near)
-    for axis, limit in zip(apart.unbind(-1), limits[-positions.shape[1] :], strict=True):
+    for axis, limit in zip(apart.unbind(-1), limits[: positions.shape[1]], strict=True):
         together = together & (axis < limit - ROUNDING)
     return near | together
 
@@ -69,7 +71,9 @@ def contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> Tenso
         Scalar, in float32 or wider; 0 where no anchor has a positive.
     """
     unit = _unit(anchors)
-    if unit.shape[-2] == 1:  # nothing to be contrasted with, and a logsumexp over nothing has no gradient
+    if (
+        unit.shape[-2] == 1
+    ):  # nothing to be contrasted with, and a logsumexp over nothing has no gradient
         return 0.0 * unit.sum()
     similarity = _products(unit, unit) / temperature
     itself = torch.eye(unit.shape[-2], dtype=torch.bool, device=anchors.device)
@@ -107,7 +111,9 @@ def contrastive_per_pair(anchors: Tensor, positives: Tensor, temperature: float)
     return (loss * pairs).sum() / pairs.sum().clamp(min=1)
 
 
-def contrastive_with_queue(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def contrastive_with_queue(
+    queries: Tensor, keys: Tensor, queue: Tensor, temperature: float
+) -> Tensor:
     """InfoNCE of queries (B, D) with their own keys (B, D) against a queue of other keys (K, D) (MoCo, eq. 1)."""
     unit, own, others = _unit(queries), _unit(keys), _unit(queue)
     positive = (unit * own).sum(-1, keepdim=True)
@@ -154,14 +160,18 @@ def same_component(features: Tensor) -> Tensor:
     count = len(features)
     itself = torch.eye(count, dtype=torch.bool, device=features.device)
     unit = _unit(features)
-    nearest = F.one_hot(_products(unit, unit).masked_fill(itself, -torch.inf).argmax(1), count).bool()
+    nearest = F.one_hot(
+        _products(unit, unit).masked_fill(itself, -torch.inf).argmax(1), count
+    ).bool()
     reached = nearest | nearest.mT | itself
     for _ in range(max(1, count - 1).bit_length()):
         reached = (reached.float() @ reached.float()) > 0
     return reached
 
 
-def dense_contrastive(first: Tensor, second: Tensor, positives: Tensor, temperature: float) -> Tensor:
+def dense_contrastive(
+    first: Tensor, second: Tensor, positives: Tensor, temperature: float
+) -> Tensor:
     """`contrastive` at each position of two maps by itself, then the mean over positions (MACL eq. 10).
 
     Args:

@@ -45,7 +45,9 @@ def find(kind: PluginKind, name: str) -> Any:
     """
     known = names(kind)
     if name not in known:
-        raise MaclError(f"There is no {_SINGULAR[kind]} called {name!r}; {did_you_mean(name, known)}.")
+        raise MaclError(
+            f"There is no {_SINGULAR[kind]} called {name!r}; {did_you_mean(name, known)}."
+        )
     return importlib.import_module(f"macl.{kind}.{name}").PLUGIN
 
 

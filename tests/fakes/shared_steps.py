@@ -12,17 +12,20 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fakes.batches import centres
+from fakes.networks import method, unet
 from fakes.processes import COUNT
-from macl.config import FinetuneSettings, validate
+from macl.config import FinetuneSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
-from macl.distributed import collectives, ranks
-from macl.distributed.launch import connect, set_up, together
+from macl.distributed import collectives
+from macl.distributed.launch import make_distributed_fabric, process_group, set_up_task
 from macl.engine.task import StepOutput
 from macl.methods.desd import Desd
-from macl.plugins import find, names
+from macl.plugins import names
 from macl.tasks.segmentation import SegmentationTask, Segmenter
 from macl.utils.errors import MaclError
+from macl.utils.ranks import this_rank
 
 WIDTH, SIDE, SIZE, RATE = 2, 64, 6, 0.05
 HEADS = {"hidden": 8, "projection": 6}
@@ -65,15 +68,11 @@ def in_float64(task: nn.Module) -> nn.Module:
 
 def build(variant: str) -> nn.Module:
     torch.manual_seed(0)
-    unet = find("backbones", "unet")
     if variant == "finetune":
-        segmenter = Segmenter(unet.build(unet.Settings(width=WIDTH), 1), classes=3)
+        segmenter = Segmenter(unet(WIDTH), classes=3)
         return in_float64(SegmentationTask(segmenter, FinetuneSettings(), ("row", "column")))
     name, own = VARIANTS[variant]
-    method = find("methods", name)
-    settings = validate(method.Settings, own)
-    backbone = unet.build(unet.Settings(width=WIDTH), 1, method.decoder_blocks(settings))
-    return in_float64(method.build(settings, backbone))
+    return in_float64(method(name, own, WIDTH))
 
 
 def without_norms(task: nn.Module) -> nn.Module:
@@ -88,11 +87,13 @@ def whole_batch(step: int, **changes: Any) -> Batch:
     """SIZE random slices; the even ones, which one of two processes gets, have fewer pixels of one class."""
     random = torch.Generator().manual_seed(step)
     images, neighbours = (torch.randn(SIZE, 1, SIDE, SIDE, generator=random) for _ in range(2))
-    positions = torch.rand(SIZE, generator=random)
+    heights = torch.rand(SIZE, generator=random)
     labels = torch.randint(3, (SIZE, SIDE, SIDE), generator=random)
     labels[::2][labels[::2] == 2] = 1
     rng = SampleRng(0, step, torch.arange(SIZE))
-    return Batch(images, positions, rng, labels, neighbours, done=DONE[step], **changes)
+    return Batch(
+        images, centres(heights), rng, labels, neighbours=neighbours, progress=DONE[step], **changes
+    )
 
 
 def half(batch: Batch, rank: int, ranks: int = COUNT) -> Batch:
@@ -103,22 +104,27 @@ def half(batch: Batch, rank: int, ranks: int = COUNT) -> Batch:
     return replace(
         batch,
         images=batch.images[rows],
-        positions=batch.positions[rows],
+        centres=batch.centres[rows],
         labels=batch.labels[rows],
         neighbours=batch.neighbours[rows],
         rng=replace(batch.rng, samples=batch.rng.samples[rows]),
     )
 
 
-def train(variant: str, step_of: Callable[[nn.Module], Callable[[Batch], StepOutput]], **changes: Any) -> dict[str, Tensor]:
+def train(
+    variant: str, step_of: Callable[[nn.Module], Callable[[Batch], StepOutput]], **changes: Any
+) -> dict[str, Tensor]:
     """Three steps of plain gradient descent; every loss, part, gradient and buffer on the way."""
-    task, found, here = build(variant), {}, ranks.place()
+    task, found, here = build(variant), {}, this_rank()
     step_of_task = step_of(task)
     for number in range(len(DONE)):
-        step = step_of_task(half(whole_batch(number, **changes), here.rank, here.ranks))
+        step = step_of_task(half(whole_batch(number, **changes), here.index, here.world_size))
         step.loss.backward()
-        values = {"loss": step.loss.detach(), **step.parts}
-        found |= {f"{number} {name}": collectives.all_reduce_mean(value.double()) for name, value in values.items()}
+        values = {"loss": step.loss.detach(), **step.logged}
+        found |= {
+            f"{number} {name}": collectives.all_reduce_mean(value.double())
+            for name, value in values.items()
+        }
         found |= {f"{number} buffer {name}": value.clone() for name, value in task.named_buffers()}
         for name, parameter in task.named_parameters():
             if parameter.grad is not None:
@@ -130,17 +136,19 @@ def train(variant: str, step_of: Callable[[nn.Module], Callable[[Batch], StepOut
 
 def shared(fabric: Fabric, task: nn.Module) -> Callable[[Batch], StepOutput]:
     """The step that both processes take."""
-    return set_up(fabric, task, torch.optim.SGD(task.parameters()))[0].step
+    return set_up_task(fabric, task, torch.optim.SGD(task.parameters()))[0].step
 
 
 def train_together(folder: Path) -> None:
     torch.set_num_threads(1)
-    with together():
-        fabric = connect("cpu", "32-true")
+    with process_group():
+        fabric = make_distributed_fabric("cpu", "32-true")
         for variant in ("finetune", *VARIANTS):
             found = train(variant, lambda task: shared(fabric, task))
             save_file(found, folder / f"{variant}-{fabric.global_rank}.safetensors")
-        found = train("simclr", lambda task: shared(fabric, without_norms(task)), gather_negatives=False)
+        found = train(
+            "simclr", lambda task: shared(fabric, without_norms(task)), gather_negatives=False
+        )
         save_file(found, folder / f"ungathered-{fabric.global_rank}.safetensors")
         norm = nn.BatchNorm1d(2)
         collectives.require_equal_across_ranks(norm)

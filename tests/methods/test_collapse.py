@@ -15,17 +15,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fakes.networks import method as build
 from macl.augmentation import STRONG_VIEWS
 from macl.config import AugmentationSettings, SpatialSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine.optimisation import make_optimiser
-from macl.plugins import find
 
 SEEDS = range(int(os.environ.get("MACL_TEST_SEEDS", "3")))
 SIDE = 32
 VIEWS = AugmentationSettings(
-    spatial=SpatialSettings(elastic_alpha=(0, 0), interpolation="bilinear"), intensity=STRONG_VIEWS.intensity
+    spatial=SpatialSettings(elastic_alpha=(0, 0), interpolation="bilinear"),
+    intensity=STRONG_VIEWS.intensity,
 )
 
 
@@ -39,17 +40,23 @@ def textures(count: int) -> torch.Tensor:
 def final_spread(method: str, seed: int, steps: int, slices: int, rate: float, **own) -> float:
     """Mean feature spread over the last five of some steps of SGD, each with all slices."""
     torch.manual_seed(seed)
-    plugin, unet = find("methods", method), find("backbones", "unet")
-    settings = plugin.Settings(hidden=64, projection=32, views=VIEWS, **own)
-    task = plugin.build(settings, unet.build(unet.Settings(width=4), 1, 0)).train()
+    settings = {"hidden": 64, "projection": 32, "views": VIEWS.model_dump(), **own}
+    task = build(method, settings, width=4).train()
     optimiser = make_optimiser(TrainingSettings(optimiser="sgd", learning_rate=rate), task)
     images, numbers, spreads = textures(slices), torch.arange(slices), []
     for number in range(steps):
-        step = task.step(Batch(images, torch.ones(slices), SampleRng(seed, number, numbers), done=number / steps))
+        step = task.step(
+            Batch(
+                images,
+                torch.ones(slices, 3),
+                SampleRng(seed, number, numbers),
+                progress=number / steps,
+            )
+        )
         step.loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-        spreads.append(float(step.parts["feature_spread"]))
+        spreads.append(float(step.logged["feature_spread"]))
     return sum(spreads[-5:]) / 5
 
 
@@ -59,6 +66,8 @@ def final_spread(method: str, seed: int, steps: int, slices: int, rate: float, *
     [("byol", "predictor", 30, 24, 0.05), ("simsiam", "stop_gradient", 60, 48, 0.1)],
 )
 def test_without_its_safeguard_it_collapses(method, safeguard, steps, slices, rate, seed):
-    intact, bare = (final_spread(method, seed, steps, slices, rate, **{safeguard: on}) for on in (True, False))
+    intact, bare = (
+        final_spread(method, seed, steps, slices, rate, **{safeguard: on}) for on in (True, False)
+    )
     assert intact > 0.3
     assert bare < 0.5 * intact

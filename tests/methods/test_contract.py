@@ -13,11 +13,12 @@ from statistics import mean, variance
 import pytest
 import torch
 
+from fakes.networks import method as method_on_unet
+from fakes.networks import unet
 from fakes.toy_store import write_toy_store
-from macl.config import validate
 from macl.engine import trainer as training
 from macl.models.transfer import transplant
-from macl.plugins import find, names
+from macl.plugins import names
 from macl.stages.pretrain import pretrain
 from macl.tasks.segmentation import Segmenter
 from macl.utils import checkpoint
@@ -40,9 +41,18 @@ SMALL = {
     "wcl": HEADS,
 }
 # Gentle views and three times the recipes' rate, so that a hundred steps of a narrow network show whether it learns.
-VIEWS = {"rotation_degrees": 10, "scale": [0.9, 1.1], "elastic_alpha": [0, 0], "interpolation": "bilinear"}
+VIEWS = {
+    "rotation_degrees": 10,
+    "scale": [0.9, 1.1],
+    "elastic_alpha": [0, 0],
+    "interpolation": "bilinear",
+}
 WHERE = {"macl": "views", "dira": "spatial"}
-RATES = {"macl": 0.01, "simsiam": 0.05, "simtriplet": 0.05}  # SGD: the release's, and the recipes' own
+RATES = {
+    "macl": 0.01,
+    "simsiam": 0.05,
+    "simtriplet": 0.05,
+}  # SGD: the release's, and the recipes' own
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +77,16 @@ def overrides(method: str) -> list[str]:
 
 def read_log(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "slices_per_second"} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name != "slices_per_second"}
+        for line in lines
+    ]
 
 
 @pytest.fixture(
-    scope="module", params=itertools.product(names("methods"), SEEDS), ids=lambda both: f"{both[0]}-{both[1]}"
+    scope="module",
+    params=itertools.product(names("methods"), SEEDS),
+    ids=lambda both: f"{both[0]}-{both[1]}",
 )
 def trained(request, store, tmp_path_factory):
     """A method, a seed, and the folder of its run and of a copy of it as a kill would leave it after step 80."""
@@ -86,7 +101,14 @@ def trained(request, store, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._State, "save", save_and_copy)
-        pretrain(store, folder / "whole", method=method, overrides=overrides(method), device="cpu", seed=seed)
+        pretrain(
+            store,
+            folder / "whole",
+            method=method,
+            overrides=overrides(method),
+            device="cpu",
+            seed=seed,
+        )
     return method, seed, folder
 
 
@@ -116,44 +138,50 @@ def test_its_features_do_not_collapse(trained):
 
 def test_a_killed_run_ends_as_if_it_had_not_been(trained, store):
     method, seed, folder = trained
-    pretrain(store, folder / "killed", method=method, overrides=overrides(method), device="cpu", seed=seed, resume=True)
+    pretrain(
+        store,
+        folder / "killed",
+        method=method,
+        overrides=overrides(method),
+        device="cpu",
+        seed=seed,
+        resume=True,
+    )
     assert read_log(folder / "killed") == read_log(folder / "whole")
-    whole, resumed = (checkpoint.read(folder / run / "weights.safetensors").tensors for run in ("whole", "killed"))
+    whole, resumed = (
+        checkpoint.read(folder / run / "weights.safetensors").tensors for run in ("whole", "killed")
+    )
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def build(method: str, seed: int):
-    plugin = find("methods", method)
-    settings = validate(plugin.Settings, SMALL.get(method, {}))
-    unet = find("backbones", "unet")
-    blocks = plugin.decoder_blocks(settings)
+def build(name: str, seed: int):
     torch.manual_seed(seed)
-    return plugin.build(settings, unet.build(unet.Settings(width=WIDTH), 1, blocks)), blocks
+    task = method_on_unet(name, SMALL.get(name, {}), WIDTH)
+    return task, len(task.network.decoder.blocks)
 
 
 def test_its_weights_go_where_they_belong_in_a_segmenter(trained):
     method, seed, folder = trained
     source = checkpoint.read(folder / "whole" / "weights.safetensors").tensors
     task, blocks = build(method, seed)
-    unet = find("backbones", "unet")
-    segmenter = Segmenter(unet.build(unet.Settings(width=WIDTH), 1), classes=3)
+    segmenter = Segmenter(unet(WIDTH), classes=3)
     transfer = transplant("run", source, segmenter.named_state())
     outcome = {row.name: row.outcome for row in transfer.tensors}
-    handed_on = ["encoder."]
-    if "decoder." in task.handed_on():
-        handed_on += [f"decoder.blocks.{block}." for block in range(blocks)]
+    transferable = ["encoder."]
+    if "decoder." in task.transferable_prefixes:
+        transferable += [f"decoder.blocks.{block}." for block in range(blocks)]
     for name, what in outcome.items():
-        assert what == ("loaded" if name.startswith(tuple(handed_on)) else "fresh"), name
+        assert what == ("loaded" if name.startswith(tuple(transferable)) else "fresh"), name
     assert transfer.unused == ()
     state = segmenter.named_state()
     assert all(torch.equal(state[name], tensor) for name, tensor in source.items())
 
 
-def test_all_that_it_hands_on_was_trained(trained):
+def test_all_that_it_transfers_was_trained(trained):
     method, seed, folder = trained
     source = checkpoint.read(folder / "whole" / "weights.safetensors").tensors
-    fresh = build(method, seed)[0].backbone.state_dict()
+    fresh = build(method, seed)[0].network.state_dict()
     weights = {name: tensor for name, tensor in source.items() if tensor.ndim == 4}
     assert weights
     assert not [name for name, tensor in weights.items() if torch.equal(tensor, fresh[name])]

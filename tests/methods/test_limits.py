@@ -11,35 +11,30 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fakes.batches import batch, centres
+from fakes.networks import method
 from macl.config import AugmentationSettings
 from macl.data.batch import Batch
-from macl.data.rng import SampleRng
-from macl.plugins import find
 
 TIGHT = {"rtol": 1e-9, "atol": 0}
 FOLDER = os.environ.get("MACL_PARITY_DIR")
 FILES = sorted(Path(FOLDER).glob("*.safetensors")) if FOLDER else []
 
 
-def batch(positions: list[float]) -> Batch:
-    count = len(positions)
-    images = torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    rng = SampleRng(seed=5, step=3, samples=torch.arange(count))
-    return Batch(images, torch.tensor(positions), rng)
+def noise(heights: list[float]) -> Batch:
+    return batch(heights, dtype=torch.float64)
 
 
-def build(method: str, **settings):
+def build(name: str, **settings):
     torch.manual_seed(0)
-    plugin, unet = find("methods", method), find("backbones", "unet")
-    own = plugin.Settings(**settings)
-    return plugin.build(own, unet.build(unet.Settings(width=4), 1, plugin.decoder_blocks(own))).double()
+    return method(name, settings, width=4).double()
 
 
 def test_pcl_with_a_vanishing_threshold_is_simclr():
     pcl = build("pcl", threshold=1e-6, released_factor=True)
     simclr = build("simclr", released_factor=True, views=AugmentationSettings())
     simclr.load_state_dict(pcl.state_dict())
-    given = batch([0.1, 0.2, 0.35, 0.5, 0.7, 1.0])
+    given = noise([0.1, 0.2, 0.35, 0.5, 0.7, 1.0])
     torch.testing.assert_close(pcl.step(given).loss, simclr.step(given).loss, **TIGHT)
     assert not torch.equal(build("pcl", threshold=0.2).step(given).loss, simclr.step(given).loss)
 
@@ -47,19 +42,21 @@ def test_pcl_with_a_vanishing_threshold_is_simclr():
 def test_gcl_is_pcl_with_partitions_as_positions():
     positions = [0.1, 0.25, 0.3, 0.5, 0.55, 0.9, 1.0]
     gcl, pcl = build("gcl"), build("pcl", threshold=0.01)
-    pcl.backbone.encoder.load_state_dict(gcl.backbone.encoder.state_dict())
+    pcl.network.encoder.load_state_dict(gcl.network.encoder.state_dict())
     pcl.projector.load_state_dict(gcl.global_projector.state_dict())
-    given, parts = batch(positions), torch.tensor([0.0, 0.0, 0.25, 0.25, 0.5, 0.75, 0.75])
-    torch.testing.assert_close(gcl.step(given).loss, pcl.step(replace(given, positions=parts)).loss, **TIGHT)
+    given, parts = noise(positions), centres([0.0, 0.0, 0.25, 0.25, 0.5, 0.75, 0.75])
+    torch.testing.assert_close(
+        gcl.step(given).loss, pcl.step(replace(given, centres=parts)).loss, **TIGHT
+    )
 
 
 def test_macl_without_decoder_dense_and_regularisation_is_pcl():
     macl = build("macl", weight_dense=0, weight_regularisation=0, decoder_blocks=0)
     pcl = build("pcl", released_factor=True)
-    pcl.backbone.load_state_dict(macl.backbone.state_dict())
+    pcl.network.load_state_dict(macl.network.state_dict())
     for projector in (macl.auxiliary_global_projector, macl.dominant_global_projector):
         projector.load_state_dict(pcl.projector.state_dict())
-    given = batch([0.1, 0.15, 0.35, 0.4, 0.7, 1.0])
+    given = noise([0.1, 0.15, 0.35, 0.4, 0.7, 1.0])
     torch.testing.assert_close(macl.step(given).loss, pcl.step(given).loss, **TIGHT)
 
 
@@ -69,9 +66,12 @@ def test_the_released_values_of_three_methods(path):
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         sizes = {name: ast.literal_eval(value) for name, value in file.metadata().items()}
-    positions, own = tensors["positions"], {"temperature": sizes["temperature"], "released_factor": True}
+    positions, own = (
+        tensors["positions"][:, None],
+        {"temperature": sizes["temperature"], "released_factor": True},
+    )
     z1, z2 = tensors["z"].chunk(2)
-    in_parts = tensors["partition"] / tensors["partition"].max()
+    in_parts = (tensors["partition"] / tensors["partition"].max())[:, None]
     ours = {
         "simclr": build("simclr", **own).losses(z1, z2).loss,
         "pcl": build("pcl", threshold=sizes["threshold"], **own).losses(z1, z2, positions).loss,

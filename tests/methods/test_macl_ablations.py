@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fakes.batches import batch as noise
+from fakes.networks import method
 from fakes.toy_store import write_toy_store
 from macl import cli
 from macl.config import IntensitySettings
 from macl.data.batch import Batch
-from macl.data.rng import SampleRng
 from macl.plugins import find
 from macl.utils import checkpoint
 from macl.workflows.grid import Start, read_grid
@@ -22,22 +23,18 @@ GRID = read_grid(ROOT / "benchmarks" / "ablations.toml")
 
 
 def batch(side: int = 64, count: int = 3) -> Batch:
-    images = torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(1))
-    rng = SampleRng(seed=5, step=3, samples=torch.arange(count))
-    return Batch(images, torch.linspace(0.1, 1, count), rng)
+    return noise(count, side=side)
 
 
 def build(**settings):
     torch.manual_seed(0)
-    plugin, unet = find("methods", "macl"), find("backbones", "unet")
-    own = plugin.Settings(**settings)
-    return plugin.build(own, unet.build(unet.Settings(width=2), 1, own.decoder_blocks))
+    return method("macl", settings, width=2)
 
 
 def learning(task) -> set[str]:
     """Parts of the task that a step gives a gradient."""
     names = [name for name, parameter in task.named_parameters() if parameter.grad is not None]
-    return {".".join(name.split(".")[: 2 if name.startswith("backbone") else 1]) for name in names}
+    return {".".join(name.split(".")[: 2 if name.startswith("network") else 1]) for name in names}
 
 
 def passes(task, given: Batch) -> int:
@@ -48,7 +45,7 @@ def passes(task, given: Batch) -> int:
         nonlocal count
         count += 1
 
-    handle = task.backbone.encoder.register_forward_hook(hook)
+    handle = task.network.encoder.register_forward_hook(hook)
     task.step(given)
     handle.remove()
     return count
@@ -58,7 +55,11 @@ def passes(task, given: Batch) -> int:
 def test_any_number_of_decoder_blocks(blocks):
     task, side = build(decoder_blocks=blocks), 16 * 2**blocks
     outputs = task(*(batch(side, 2).images for _ in range(4)))
-    assert outputs.dominant_dense.shape == outputs.auxiliary_dense.shape == (2, 32 // 2**blocks, side // 16, side // 16)
+    assert (
+        outputs.dominant_dense.shape
+        == outputs.auxiliary_dense.shape
+        == (2, 32 // 2**blocks, side // 16, side // 16)
+    )
     assert torch.isfinite(task.step(batch(side, 2)).loss)
 
 
@@ -67,8 +68,8 @@ def test_what_weighs_nothing_is_not_computed():
     assert passes(build(), given) == 4
     assert passes(build(weight_dense=0, weight_regularisation=0), given) == 2
     assert passes(build(weight_global=0), given) == 2
-    without = build(weight_dense=0).step(given).parts
-    whole = build().step(given).parts
+    without = build(weight_dense=0).step(given).logged
+    whole = build().step(given).logged
     assert without["loss_dense"] == 0
     assert without["loss_regularisation"] == whole["loss_regularisation"]
     assert without["loss_global"] == whole["loss_global"]
@@ -80,7 +81,7 @@ def test_an_encoder_that_follows_learns_nothing_by_itself():
     assert "auxiliary_encoder" not in learning(task)
     name, weight = next(iter(task.auxiliary_encoder.named_parameters()))
     before = weight.clone()
-    source = dict(task.backbone.encoder.named_parameters())[name]
+    source = dict(task.network.encoder.named_parameters())[name]
     with torch.no_grad():
         source.add_(1.0)
     task.step(batch())
@@ -90,7 +91,7 @@ def test_an_encoder_that_follows_learns_nothing_by_itself():
 def test_independent_encoders_both_learn():
     task = build(encoders="independent")
     task.step(batch()).loss.backward()
-    assert {"auxiliary_encoder", "backbone.encoder"} <= learning(task)
+    assert {"auxiliary_encoder", "network.encoder"} <= learning(task)
 
 
 def test_symmetric_branches_meet_at_the_same_size():
@@ -104,23 +105,28 @@ def test_symmetric_branches_meet_at_the_same_size():
 def test_two_stages():
     task = build(encoder_share=0.5)
     first = task.step(batch())
-    assert first.parts["loss_dense"] == 0
-    assert first.parts["loss_global"] > 0
+    assert first.logged["loss_dense"] == 0
+    assert first.logged["loss_global"] > 0
     first.loss.backward()
-    assert "backbone.encoder" in learning(task)
+    assert "network.encoder" in learning(task)
     task.zero_grad(set_to_none=True)
-    encoder = {name: tensor.clone() for name, tensor in task.backbone.encoder.state_dict().items()}
-    second = task.step(replace(batch(), done=0.5))
-    assert second.parts["loss_global"] == 0
-    assert second.parts["loss_dense"] > 0
+    encoder = {name: tensor.clone() for name, tensor in task.network.encoder.state_dict().items()}
+    second = task.step(replace(batch(), progress=0.5))
+    assert second.logged["loss_global"] == 0
+    assert second.logged["loss_dense"] > 0
     second.loss.backward()
-    assert learning(task) == {"backbone.decoder", "auxiliary_pixel_projector"}
-    assert all(torch.equal(encoder[name], tensor) for name, tensor in task.backbone.encoder.state_dict().items())
+    assert learning(task) == {"network.decoder", "auxiliary_pixel_projector"}
+    assert all(
+        torch.equal(encoder[name], tensor)
+        for name, tensor in task.network.encoder.state_dict().items()
+    )
 
 
 def test_augmentation_in_the_invariance_group_changes_its_losses_alone():
     changed = IntensitySettings(brightness=1, contrast=1)
-    plain, augmented = (build(invariance=own).step(batch()).parts for own in (IntensitySettings(), changed))
+    plain, augmented = (
+        build(invariance=own).step(batch()).logged for own in (IntensitySettings(), changed)
+    )
     assert plain["loss_global"] == augmented["loss_global"]
     assert plain["loss_regularisation"] != augmented["loss_regularisation"]
     assert plain["loss_dense"] != augmented["loss_dense"]
@@ -142,15 +148,31 @@ def given(settings: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.parametrize("start", GRID.start, ids=lambda start: start.name)
 def test_each_runs_from_the_command_line(start: Start, store, tmp_path, monkeypatch):
-    tiny = "training.epochs=2", "training.batch_size=2", "training.size=64", "backbone_settings.width=2"
-    words = ["pretrain", str(store), "--out", str(tmp_path / "run"), "--method", start.method, "--device", "cpu"]
+    tiny = (
+        "training.epochs=2",
+        "training.batch_size=2",
+        "training.size=64",
+        "backbone_settings.width=2",
+    )
+    words = [
+        "pretrain",
+        str(store),
+        "--out",
+        str(tmp_path / "run"),
+        "--method",
+        start.method,
+        "--device",
+        "cpu",
+    ]
     monkeypatch.setattr("sys.argv", ["macl", *words, *given((*start.set, *tiny))])
     with pytest.raises(SystemExit) as exited:
         cli.main()
     assert exited.value.code in (0, None)
     weights = checkpoint.read(tmp_path / "run" / "weights.safetensors")
     default = find("methods", "macl").Settings().model_dump(mode="json")
-    differing = {name for name, value in weights.about["method_settings"].items() if value != default[name]}
+    differing = {
+        name for name, value in weights.about["method_settings"].items() if value != default[name]
+    }
     assert differing == {setting.split("=")[0].split(".")[1] for setting in start.set}
 
 

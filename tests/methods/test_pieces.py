@@ -10,7 +10,14 @@ from torch import nn
 from macl.augmentation import STRONG_VIEWS, random_blocks, small_view, two_views, view
 from macl.config import AugmentationSettings, SpatialSettings
 from macl.data.rng import SampleRng
-from macl.models.heads import Prototypes, Queue, momentum_copy, rising_momentum, siamese_projector, update_momentum_copy
+from macl.models.heads import (
+    Prototypes,
+    Queue,
+    momentum_copy,
+    rising_momentum,
+    siamese_projector,
+    update_momentum_copy,
+)
 
 STILL = AugmentationSettings(
     spatial=SpatialSettings(mirror=0, deform=0, elastic_alpha=(0, 0), interpolation="bilinear")
@@ -55,13 +62,15 @@ def test_prototypes_give_cosines():
     prototypes, features = Prototypes(4, 3), torch.randn(5, 4)
     with torch.no_grad():
         prototypes.weight.mul_(7.0)
-    slow = torch.stack([F.cosine_similarity(features, weight[None]) for weight in prototypes.weight], 1)
+    slow = torch.stack(
+        [F.cosine_similarity(features, weight[None]) for weight in prototypes.weight], 1
+    )
     torch.testing.assert_close(prototypes(features), slow)
     assert not prototypes(features, learning=False).requires_grad
 
 
 def test_a_normed_projector_ends_centred():
-    out = siamese_projector(3, 8)(torch.randn(16, 3, 2, 2))
+    out = siamese_projector(2, 3, 8)(torch.randn(16, 3, 2, 2))
     torch.testing.assert_close(out.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
 
@@ -76,8 +85,10 @@ def test_two_views_of_one_recipe_differ_and_repeat():
 def test_a_small_view_is_a_window_at_the_slices_resolution():
     """On a ramp along both axes, a window shows the same slope, and all of it lies in the slice."""
     ramp = torch.arange(64.0)
-    images = torch.stack((ramp.expand(64, 64), ramp[:, None].expand(64, 64)))[None].expand(4, -1, -1, -1)
-    window = small_view(images, rng(4), STILL, 0.5, 16)
+    images = torch.stack((ramp.expand(64, 64), ramp[:, None].expand(64, 64)))[None].expand(
+        4, -1, -1, -1
+    )
+    window = small_view(images, rng(4), STILL, 0.5, (16, 16))
     assert window.shape == (4, 2, 32, 32)
     torch.testing.assert_close(window[:, 0].diff(dim=2), torch.ones(4, 32, 31), atol=1e-3, rtol=0)
     torch.testing.assert_close(window[:, 1].diff(dim=1), torch.ones(4, 31, 32), atol=1e-3, rtol=0)
@@ -89,7 +100,7 @@ def test_a_small_view_is_a_window_at_the_slices_resolution():
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.75])
 def test_blocks_cover_their_share_of_every_slice(share):
-    covered = random_blocks(rng(6), 64, 64, 16, share)
+    covered = random_blocks(rng(6), (64, 64), 16, share)
     blocks = covered.reshape(6, 4, 16, 4, 16).float().mean((2, 4))
     assert set(blocks.unique().tolist()) <= {0.0, 1.0}
     assert (blocks.sum((1, 2)) == round(share * 16)).all()
@@ -97,4 +108,4 @@ def test_blocks_cover_their_share_of_every_slice(share):
 
 
 def test_blocks_fit_sides_that_are_no_multiple():
-    assert random_blocks(rng(2), 40, 24, 16, 0.5).shape == (2, 1, 40, 24)
+    assert random_blocks(rng(2), (40, 24), 16, 0.5).shape == (2, 1, 40, 24)

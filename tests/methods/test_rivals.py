@@ -8,28 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from macl.data.batch import Batch
-from macl.data.rng import SampleRng
+from fakes.batches import batch
+from fakes.networks import method
 from macl.losses import sinkhorn
-from macl.plugins import find
 
 
-def batch(count: int = 4, done: float = 0.0) -> Batch:
-    random = torch.Generator().manual_seed(1)
-    images, neighbours = (torch.randn(count, 1, 32, 32, generator=random) for _ in range(2))
-    rng = SampleRng(seed=5, step=3, samples=torch.arange(count))
-    return Batch(images, torch.linspace(0.1, 1, count), rng, neighbours=neighbours, done=done)
-
-
-def build(method: str, **settings):
+def build(name: str, **settings):
     torch.manual_seed(0)
-    plugin, unet = find("methods", method), find("backbones", "unet")
-    own = plugin.Settings(**settings)
-    return plugin.build(own, unet.build(unet.Settings(width=2), 1, plugin.decoder_blocks(own))).train()
+    return method(name, settings, width=2).train()
 
 
 def has_gradient(module: torch.nn.Module) -> bool:
-    return any(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+    return any(
+        parameter.grad is not None and parameter.grad.any() for parameter in module.parameters()
+    )
 
 
 # ---------------------------------------------------------------- momentum
@@ -39,11 +31,15 @@ def has_gradient(module: torch.nn.Module) -> bool:
 def test_twins_never_learn_by_gradient(method):
     small = {"queue": 8} if method in ("moco", "dira") else {"hidden": 16, "projection": 8}
     task = build(method, **small, **({"prototypes": 16} if method == "desd" else {}))
-    task.step(batch(done=0.9)).loss.backward()
-    twins = [module for name, module in task.named_children() if name.startswith(("key_", "target_", "teacher_"))]
+    task.step(batch(progress=0.9)).loss.backward()
+    twins = [
+        module
+        for name, module in task.named_children()
+        if name.startswith(("key_", "target_", "teacher_"))
+    ]
     assert len(twins) == 2
     assert not any(has_gradient(twin) for twin in twins)
-    assert has_gradient(task.backbone.encoder)
+    assert has_gradient(task.network.encoder)
 
 
 def test_moco_queues_its_keys_in_order():
@@ -71,7 +67,8 @@ def test_desd_teaches_every_depth():
     step.loss.backward()
     assert len(task.heads) == 4
     torch.testing.assert_close(
-        step.loss.detach(), sum(step.parts[f"loss_{name}"] for name in ("deepest", "sub_encoders")) / 4
+        step.loss.detach(),
+        sum(step.logged[f"loss_{name}"] for name in ("deepest", "sub_encoders")) / 4,
     )
     assert all(has_gradient(head) for head in task.heads)
 
@@ -108,7 +105,10 @@ def test_swav_codes_with_a_queue_are_those_of_the_whole():
 
 def test_swav_predicts_each_code_from_all_other_views():
     task = build("swav", hidden=16, projection=8, prototypes=4, queue=0)
-    scores, codes = [torch.randn(3, 4) for _ in range(3)], [torch.randn(3, 4).softmax(1) for _ in range(2)]
+    scores, codes = (
+        [torch.randn(3, 4) for _ in range(3)],
+        [torch.randn(3, 4).softmax(1) for _ in range(2)],
+    )
     pairs = [(0, 1), (0, 2), (1, 0), (1, 2)]
     slow = [-(codes[c] * (scores[s] / 0.1).log_softmax(1)).sum(1).mean() for c, s in pairs]
     torch.testing.assert_close(task.swapped(scores, codes), torch.stack(slow).mean())
@@ -116,9 +116,9 @@ def test_swav_predicts_each_code_from_all_other_views():
 
 def test_swav_prototypes_stand_still_at_first():
     task = build("swav", hidden=16, projection=8, prototypes=4, queue=0, small_crops=0)
-    task.step(batch(done=0.0)).loss.backward()
+    task.step(batch(progress=0.0)).loss.backward()
     assert task.prototypes.weight.grad is None
-    task.step(batch(done=0.5)).loss.backward()
+    task.step(batch(progress=0.5)).loss.backward()
     assert has_gradient(task.prototypes)
 
 
@@ -127,19 +127,22 @@ def test_swav_prototypes_stand_still_at_first():
 
 def test_gcl_trains_the_encoder_then_the_decoder_on_it():
     task = build("gcl")
-    first = task.step(batch(done=0.0))
+    first = task.step(batch(progress=0.0))
     first.loss.backward()
-    assert has_gradient(task.backbone.encoder)
-    assert not has_gradient(task.backbone.decoder)
+    assert has_gradient(task.network.encoder)
+    assert not has_gradient(task.network.decoder)
     task.zero_grad(set_to_none=True)
-    before = {name: tensor.clone() for name, tensor in task.backbone.encoder.state_dict().items()}
-    second = task.step(batch(done=0.5))
+    before = {name: tensor.clone() for name, tensor in task.network.encoder.state_dict().items()}
+    second = task.step(batch(progress=0.5))
     second.loss.backward()
-    assert not has_gradient(task.backbone.encoder)
-    assert has_gradient(task.backbone.decoder)
+    assert not has_gradient(task.network.encoder)
+    assert has_gradient(task.network.decoder)
     assert has_gradient(task.local_projector)
-    assert all(torch.equal(before[name], tensor) for name, tensor in task.backbone.encoder.state_dict().items())
-    assert (first.parts["loss_local"], second.parts["loss_global"]) == (0, 0)
+    assert all(
+        torch.equal(before[name], tensor)
+        for name, tensor in task.network.encoder.state_dict().items()
+    )
+    assert (first.logged["loss_local"], second.logged["loss_global"]) == (0, 0)
 
 
 def test_gcl_regions_lie_at_the_same_places_in_both_renderings():
@@ -154,7 +157,7 @@ def test_gcl_regions_lie_at_the_same_places_in_both_renderings():
 
 def test_gcl_original_form_leaves_the_same_part_out():
     task = build("gcl", original_form=True)
-    z1, z2, positions = torch.randn(3, 8), torch.randn(3, 8), torch.tensor([0.1, 0.2, 0.9])
+    z1, z2, positions = torch.randn(3, 8), torch.randn(3, 8), torch.tensor([[0.1], [0.2], [0.9]])
     unit = F.normalize(torch.cat((z1, z2)), dim=1)
     scores = (unit @ unit.T / 0.1).exp()
     part = torch.tensor([0, 0, 1, 0, 0, 1])
@@ -188,14 +191,19 @@ def test_dira_adversary_is_of_least_squares():
     on_restored, on_true = task.discriminator(restored), task.discriminator(true)
     deceiving, discriminator = task.adversarial(restored, true)
     torch.testing.assert_close(deceiving, F.mse_loss(on_restored, torch.ones_like(on_restored)))
-    halves = F.mse_loss(on_true, torch.ones_like(on_true)) + F.mse_loss(on_restored, torch.zeros_like(on_restored))
+    halves = F.mse_loss(on_true, torch.ones_like(on_true)) + F.mse_loss(
+        on_restored, torch.zeros_like(on_restored)
+    )
     torch.testing.assert_close(discriminator, halves / 2)
 
 
 def test_dira_joins_its_parts_one_after_another():
     task = build("dira", queue=8, discriminator_width=2, restoration_from=0.2)
     names = ("loss_discriminative", "loss_restorative", "loss_discriminator")
-    taking_part = [[bool(task.step(batch(done=done)).parts[name]) for name in names] for done in (0.0, 0.3, 0.5)]
+    taking_part = [
+        [bool(task.step(batch(progress=done)).logged[name]) for name in names]
+        for done in (0.0, 0.3, 0.5)
+    ]
     assert taking_part == [[True, False, False], [True, True, False], [True, True, True]]
 
 
@@ -203,10 +211,10 @@ def test_masked_counts_covered_pixels_alone():
     task = build("masked").eval()
     images, covered = torch.randn(2, 1, 32, 32), torch.zeros(2, 1, 32, 32, dtype=torch.bool)
     covered[:, :, :16] = True
-    features = task.backbone.encode(images.masked_fill(covered, 0.0))
+    features = task.network.encode(images.masked_fill(covered, 0.0))
     changed = images.clone()
     changed[:, :, 16:] += 5.0
     ours = task.losses(features, images, covered).loss
     assert ours == task.losses(features, changed, covered).loss
-    restored = task.to_pixels(task.backbone.decode(features))
+    restored = task.to_pixels(task.network.decode(features)[-1])
     torch.testing.assert_close(ours, F.mse_loss(restored[:, :, :16], images[:, :, :16]))

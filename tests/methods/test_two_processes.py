@@ -33,7 +33,9 @@ def scales(values: dict[str, Tensor]) -> dict[str, float]:
     groups: dict[str, float] = {}
     for name, value in values.items():
         group = " ".join(name.split()[:2])
-        groups[group] = max(groups.get(group, 0.0), value.abs().max().item() if value.numel() else 0.0)
+        groups[group] = max(
+            groups.get(group, 0.0), value.abs().max().item() if value.numel() else 0.0
+        )
     return {name: groups[" ".join(name.split()[:2])] for name in values}
 
 
@@ -72,7 +74,9 @@ def test_ungathered_each_process_has_the_loss_of_its_half(folder: Path) -> None:
 def test_statistics_of_a_share_alone_are_not_kept_in_silence(folder: Path) -> None:
     for rank in range(COUNT):
         said = (folder / f"differing-{rank}.txt").read_text()
-        assert said.startswith("The processes of this run have come to hold different values of running_mean: ")
+        assert said.startswith(
+            "The processes of this run have come to hold different values of running_mean: "
+        )
 
 
 def test_norms_keep_their_names_and_what_they_do_alone() -> None:
@@ -88,7 +92,9 @@ def test_norms_keep_their_names_and_what_they_do_alone() -> None:
         parameters = list(module.parameters())
         collectives.synchronise_batch_norms(module, torch.device("cpu"))
         assert type(module[0]) is collectives.SyncBatchNormCPU
-        assert all(ours is before for ours, before in zip(module.parameters(), parameters, strict=True))
+        assert all(
+            ours is before for ours, before in zip(module.parameters(), parameters, strict=True)
+        )
         for training in (True, False):
             plain.train(training)
             module.train(training)

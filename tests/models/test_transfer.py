@@ -12,7 +12,9 @@ from macl.tasks.segmentation import Segmenter
 from macl.utils.errors import MaclError
 
 
-def backbone(channels: int = 1, blocks: int | None = None, width: int = 4, seed: int = 0) -> unet.UNet:
+def backbone(
+    channels: int = 1, blocks: int | None = None, width: int = 4, seed: int = 0
+) -> unet.UNet:
     torch.manual_seed(seed)
     network = unet.PLUGIN.build(unet.Settings(width=width), channels, blocks)
     for name, tensor in network.state_dict().items():
@@ -56,7 +58,9 @@ def test_what_transfer_json_says() -> None:
         "from": "encoder.levels.0.0.weight", "why": "4 → 1 input channels",
     }  # fmt: skip
     assert rows["encoder.centre.0.weight"]["outcome"] == "refused"
-    assert rows["encoder.centre.0.weight"]["why"] == "shape [5, 5, 3, 3] does not fit [64, 32, 3, 3]"
+    assert (
+        rows["encoder.centre.0.weight"]["why"] == "shape [5, 5, 3, 3] does not fit [64, 32, 3, 3]"
+    )
     assert rows["head.weight"] == {
         "name": "head.weight", "shape": [3, 4, 1, 1], "outcome": "fresh", "from": None, "why": "not in the source",
     }  # fmt: skip
@@ -65,15 +69,24 @@ def test_what_transfer_json_says() -> None:
     assert sum(about["counts"].values()) == len(rows)
     assert about["counts"]["adapted"] == about["counts"]["refused"] == 1
     assert about["elements"]["refused"] == 64 * 32 * 9
-    assert sum(about["elements"].values()) == sum(tensor.numel() for tensor in segmenter().named_state().values())
+    assert sum(about["elements"].values()) == sum(
+        tensor.numel() for tensor in segmenter().named_state().values()
+    )
 
 
 def test_the_table_names_parts_and_outcomes() -> None:
-    table = into(segmenter(), {**backbone(blocks=2).state_dict(), "projector.weight": torch.ones(3)}).table()
+    table = into(
+        segmenter(), {**backbone(blocks=2).state_dict(), "projector.weight": torch.ones(3)}
+    ).table()
     lines = [line.split() for line in table.splitlines()]
     assert lines[0] == ["Weights", "from", "run", "(abc):"]
     outcomes = {line[0]: line[1] for line in lines[1:] if line[0] != "not"}
-    assert outcomes["encoder.levels.0"] == outcomes["encoder.centre"] == outcomes["decoder.blocks.1"] == "loaded"
+    assert (
+        outcomes["encoder.levels.0"]
+        == outcomes["encoder.centre"]
+        == outcomes["decoder.blocks.1"]
+        == "loaded"
+    )
     assert outcomes["decoder.blocks.2"] == outcomes["head.weight"] == "fresh"
     assert "projector.weight" in table
 
@@ -82,7 +95,10 @@ def test_the_table_names_parts_and_outcomes() -> None:
 def test_repeating_the_scan_gives_the_same_maps(before: int, after: int) -> None:
     source, target = backbone(before).double().eval(), segmenter(after).double().eval()
     transfer = into(target, source.state_dict())
-    assert {row.outcome for row in transfer.tensors if row.name.startswith("encoder")} == {"loaded", "adapted"}
+    assert {row.outcome for row in transfer.tensors if row.name.startswith("encoder")} == {
+        "loaded",
+        "adapted",
+    }
     scan = torch.randn(2, 1, 32, 32, dtype=torch.float64)
     for ours, theirs in zip(
         target.backbone.encode(scan.expand(-1, after, -1, -1)),
@@ -105,7 +121,9 @@ def test_other_channels_are_refused_and_stay_fresh(before: int, after: int) -> N
 def test_another_width_is_refused_with_the_setting_to_change() -> None:
     transfer = into(segmenter(width=4), backbone(width=8).state_dict())
     assert not any(row.outcome == "adapted" for row in transfer.tensors)
-    with pytest.raises(MaclError, match=r"Nothing of run \(abc\) fits.*does not fit.*backbone_settings\.width"):
+    with pytest.raises(
+        MaclError, match=r"Nothing of run \(abc\) fits.*does not fit.*backbone_settings\.width"
+    ):
         check(transfer, encoder_only=True)
 
 

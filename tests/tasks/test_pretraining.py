@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from macl.methods.macl import PLUGIN, Settings
-from macl.models import unet
+from fakes.networks import method
 from macl.tasks.pretraining import CollapseWatch
 
 
 def watch(steps: int, capsys: pytest.CaptureFixture[str], values: dict[int, float]) -> str:
     """What is said where loss_global is logged with these values, by step, in a run of MACL with 16 slices a batch."""
-    settings = Settings()
-    backbone = unet.PLUGIN.build(unet.Settings(width=2), 1, PLUGIN.decoder_blocks(settings))
-    look = CollapseWatch(PLUGIN.build(settings, backbone), 16, steps)
+    look = CollapseWatch(method("macl", {}, width=2), 16, steps)
     for step, value in values.items():
         look(step, {"loss": 9.0, "loss_global": value, "feature_spread": 0.02})
     return capsys.readouterr().err

@@ -15,7 +15,13 @@ from macl.data.rng import SampleRng
 from macl.losses import soft_dice
 from macl.models import unet
 from macl.records import runs
-from macl.tasks.segmentation import SegmentationTask, build_segmenter, load_segmenter, mirror_axes, segmenter_weights
+from macl.tasks.segmentation import (
+    SegmentationTask,
+    build_segmenter,
+    load_segmenter,
+    mirror_axes,
+    segmenter_weights,
+)
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
 
@@ -38,7 +44,12 @@ def batch(slices: int = 2, side: int = 32, step: int = 0) -> Batch:
         labels[number][distance < 10] = 1
         labels[number][distance < 5] = 2
     noise = torch.randn(slices, 1, side, side, generator=torch.Generator().manual_seed(2))
-    return Batch(labels[:, None] - 0.5 + 0.1 * noise, torch.ones(slices), SampleRng(0, step, torch.arange(slices)), labels)
+    return Batch(
+        labels[:, None] - 0.5 + 0.1 * noise,
+        torch.ones(slices),
+        SampleRng(0, step, torch.arange(slices)),
+        labels,
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,14 +77,23 @@ def test_a_mirrored_row_and_a_half_turn_are_a_mirrored_column() -> None:
     assert mirror_axes(FinetuneSettings(augmentation=STILL), classes, "axial") == ("row",)
     always = AugmentationSettings(
         spatial=SpatialSettings(
-            mirror=1.0, deform=1.0, rotation_degrees=180.0, scale=(1.0, 1.0), elastic_alpha=(0.0, 0.0)
+            mirror=1.0,
+            deform=1.0,
+            rotation_degrees=180.0,
+            scale=(1.0, 1.0),
+            elastic_alpha=(0.0, 0.0),
         )
     )
-    left, right = torch.zeros(64, 33, 33, dtype=torch.long), torch.zeros(64, 33, 33, dtype=torch.long)
+    left, right = (
+        torch.zeros(64, 33, 33, dtype=torch.long),
+        torch.zeros(64, 33, 33, dtype=torch.long),
+    )
     left[:, 4:9, 4:12], right[:, 4:9, 21:29] = 1, 1
     swapped = 0.0
     for step in range(20):
-        both = Batch(torch.zeros(64, 1, 33, 33), torch.ones(64), SampleRng(0, step, torch.arange(64)), left)
+        both = Batch(
+            torch.zeros(64, 1, 33, 33), torch.ones(64), SampleRng(0, step, torch.arange(64)), left
+        )
         moved = task(("row",), augmentation=always).augment(both)[1]
         swapped = max(swapped, ((moved * right).sum((1, 2)) / right.sum((1, 2))).max().item())
     assert swapped > 0.8, "the left class on the right class's place"
@@ -96,7 +116,9 @@ def test_augmentation_mirrors_the_axes_it_may(axes: tuple[str, ...]) -> None:
 
 
 def test_intensity_changes_leave_the_labels() -> None:
-    changes = AugmentationSettings(spatial=STILL.spatial, intensity=IntensitySettings(brightness=1, noise=1))
+    changes = AugmentationSettings(
+        spatial=STILL.spatial, intensity=IntensitySettings(brightness=1, noise=1)
+    )
     images, labels = task(augmentation=changes).augment(batch())
     assert torch.equal(labels, batch().labels)
     assert not torch.allclose(images, batch().images, atol=0.01)
@@ -109,9 +131,11 @@ def test_the_loss_is_what_the_settings_say(loss: str) -> None:
     one.segmenter.train()
     logits = one.segmenter(one.augment(batch())[0])
     cross_entropy, dice = F.cross_entropy(logits, batch().labels), soft_dice(logits, batch().labels)
-    torch.testing.assert_close(step.loss, cross_entropy + (dice if loss == "cross_entropy_dice" else 0))
-    torch.testing.assert_close(step.parts["loss_cross_entropy"], cross_entropy.detach())
-    assert ("loss_dice" in step.parts) == (loss == "cross_entropy_dice")
+    torch.testing.assert_close(
+        step.loss, cross_entropy + (dice if loss == "cross_entropy_dice" else 0)
+    )
+    torch.testing.assert_close(step.logged["loss_cross_entropy"], cross_entropy.detach())
+    assert ("loss_dice" in step.logged) == (loss == "cross_entropy_dice")
 
 
 def test_a_tiny_batch_is_learned_by_heart() -> None:
@@ -144,7 +168,9 @@ def write_run(folder: Path, one: SegmentationTask, **changes: Any) -> Path:
         "prepared": {}, "channels": ("image",), "classes": ("background", "ring", "disc"),
     }  # fmt: skip
     runs.write_record(folder, runs.RunRecord(**(values | changes)))
-    checkpoint.write(folder / runs.WEIGHTS, segmenter_weights(one.state_dict()), {"kind": "finetune"})
+    checkpoint.write(
+        folder / runs.WEIGHTS, segmenter_weights(one.state_dict()), {"kind": "finetune"}
+    )
     return folder
 
 
@@ -154,7 +180,10 @@ def test_a_segmenter_comes_back_from_disk(tmp_path: Path) -> None:
     loaded = load_segmenter(write_run(tmp_path, one), unet.PLUGIN, torch.device("cpu"))
     assert not loaded.training
     images = batch().images
-    assert all(torch.equal(loaded.named_state()[name], own) for name, own in one.segmenter.named_state().items())
+    assert all(
+        torch.equal(loaded.named_state()[name], own)
+        for name, own in one.segmenter.named_state().items()
+    )
     torch.testing.assert_close(loaded(images), one.segmenter.eval()(images))
 
 
@@ -165,9 +194,13 @@ def test_runs_that_cannot_segment(tmp_path: Path) -> None:
     with pytest.raises(MaclError, match="is not finished"):
         load_segmenter(write_run(tmp_path / "b", task(), finished=False), unet.PLUGIN, device)
     with pytest.raises(MaclError, match="does not fit the settings"):
-        load_segmenter(write_run(tmp_path / "c", task(), classes=("background", "ring")), unet.PLUGIN, device)
+        load_segmenter(
+            write_run(tmp_path / "c", task(), classes=("background", "ring")), unet.PLUGIN, device
+        )
     with pytest.raises(MaclError, match="does not fit the settings"):
-        load_segmenter(write_run(tmp_path / "d", task(), channels=("t1", "t2")), unet.PLUGIN, device)
+        load_segmenter(
+            write_run(tmp_path / "d", task(), channels=("t1", "t2")), unet.PLUGIN, device
+        )
     run = write_run(tmp_path / "e", task())
     (run / runs.WEIGHTS).unlink()
     with pytest.raises(MaclError, match="There is no"):

@@ -23,7 +23,9 @@ class ContrastSettings(PluginSettings):
     """Settings of a contrast between two views."""
 
     temperature: float = Field(default=0.1, gt=0, description="τ")
-    released_factor: bool = Field(default=False, description="multiply by τ / 0.07, as the released code does")
+    released_factor: bool = Field(
+        default=False, description="multiply by τ / 0.07, as the released code does"
+    )
     projection: int = Field(default=128, gt=0, description="channels of the projections")
     views: AugmentationSettings = AugmentationSettings()
 
@@ -33,7 +35,9 @@ class TwoViewContrast(Method):
 
     settings: ContrastSettings
     quantities = {
-        "loss_contrast": Quantity("Contrastive loss", "Each projection against its positives.", "nats"),
+        "loss_contrast": Quantity(
+            "Contrastive loss", "Each projection against its positives.", "nats"
+        ),
         "positives_per_anchor": POSITIVES_PER_ANCHOR,
         "feature_spread": FEATURE_SPREAD,
     }
@@ -55,7 +59,9 @@ class TwoViewContrast(Method):
     def losses(self, z1: Tensor, z2: Tensor, positions: Tensor) -> StepOutput:
         """The contrast of both views' projections (B, D) of patches at the given positions (B, axes)."""
         anchors, positives = torch.cat((z1, z2)), self.positives(positions)
-        contrast = contrastive(anchors, pairs_of_both_branches(positives), self.settings.temperature)
+        contrast = contrastive(
+            anchors, pairs_of_both_branches(positives), self.settings.temperature
+        )
         loss = self.factor * contrast
         logged = {
             "loss_contrast": loss.detach(),

@@ -22,7 +22,12 @@ from macl.config import AugmentationSettings, PluginSettings
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput
 from macl.losses import negative_cosine, spread
-from macl.models.heads import mlp_with_batch_norm, momentum_copy, rising_momentum, update_momentum_copy
+from macl.models.heads import (
+    mlp_with_batch_norm,
+    momentum_copy,
+    rising_momentum,
+    update_momentum_copy,
+)
 from macl.models.layers import global_average_pool
 from macl.models.network import Network
 from macl.tasks.pretraining import FEATURE_SPREAD, Method
@@ -32,7 +37,9 @@ class Settings(PluginSettings):
     """Settings of BYOL."""
 
     momentum: float = Field(default=0.996, ge=0, le=1, description="τ at the start; 1 at the end")
-    hidden: int = Field(default=4096, gt=0, description="hidden channels of projector and predictor")
+    hidden: int = Field(
+        default=4096, gt=0, description="hidden channels of projector and predictor"
+    )
     projection: int = Field(default=256, gt=0, description="channels of projections")
     predictor: bool = Field(default=True, description="false: an ablation that collapses")
     views: AugmentationSettings = STRONG_VIEWS
@@ -44,15 +51,25 @@ class Byol(Method):
     Settings = Settings
     settings: Settings
     quantities = {
-        "loss_prediction": Quantity("Prediction loss", "2 − 2·cos between each prediction and the target of the other view; both views added."),
+        "loss_prediction": Quantity(
+            "Prediction loss",
+            "2 − 2·cos between each prediction and the target of the other view; both views added.",
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 
     def __init__(self, settings: Settings, network: Network) -> None:
         super().__init__(settings, network)
         hidden, channels = settings.hidden, settings.projection
-        self.projector = nn.Sequential(*global_average_pool(network.dims), *mlp_with_batch_norm((network.channels[-1], hidden, channels)))
-        self.predictor = mlp_with_batch_norm((channels, hidden, channels)) if settings.predictor else nn.Identity()
+        self.projector = nn.Sequential(
+            *global_average_pool(network.dims),
+            *mlp_with_batch_norm((network.channels[-1], hidden, channels)),
+        )
+        self.predictor = (
+            mlp_with_batch_norm((channels, hidden, channels))
+            if settings.predictor
+            else nn.Identity()
+        )
         self.target_encoder = momentum_copy(network.encoder)
         self.target_projector = momentum_copy(self.projector)
 
@@ -75,12 +92,13 @@ class Byol(Method):
         first = 2.0 + 2.0 * negative_cosine(self.predictor(z1), self.target(v2))
         second = 2.0 + 2.0 * negative_cosine(self.predictor(z2), self.target(v1))
         loss = first + second
-        return StepOutput(loss, {"loss_prediction": loss.detach(), "feature_spread": spread(torch.cat((z1, z2)))})
+        return StepOutput(
+            loss, {"loss_prediction": loss.detach(), "feature_spread": spread(torch.cat((z1, z2)))}
+        )
 
     def uniform_loss(self, batch_size: int) -> None:
         """The loss is least where all features are equal, so it shows nothing."""
         return None
-
 
 
 PLUGIN = Byol

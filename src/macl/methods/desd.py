@@ -28,7 +28,13 @@ from macl.data.batch import Batch
 from macl.distributed import collectives
 from macl.engine.task import Quantity, StepOutput
 from macl.losses import centred_codes, cross_entropy_with_codes, spread
-from macl.models.heads import Prototypes, mlp_with_batch_norm, momentum_copy, rising_momentum, update_momentum_copy
+from macl.models.heads import (
+    Prototypes,
+    mlp_with_batch_norm,
+    momentum_copy,
+    rising_momentum,
+    update_momentum_copy,
+)
 from macl.models.layers import global_average_pool, spatial_mean
 from macl.models.network import Network
 from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
@@ -37,13 +43,21 @@ from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
 class Settings(PluginSettings):
     """Settings of DeSD."""
 
-    sub_encoders: int = Field(default=3, ge=0, le=4, description="levels above the bottleneck that are distilled too")
+    sub_encoders: int = Field(
+        default=3, ge=0, le=4, description="levels above the bottleneck that are distilled too"
+    )
     prototypes: int = Field(default=60000, gt=1, description="K")
-    momentum: float = Field(default=0.996, ge=0, le=1, description="of the teacher at the start; 1 at the end")
+    momentum: float = Field(
+        default=0.996, ge=0, le=1, description="of the teacher at the start; 1 at the end"
+    )
     centre_momentum: float = Field(default=0.9, ge=0, le=1)
     student_temperature: float = Field(default=0.1, gt=0)
-    teacher_temperature: tuple[float, float] = Field(default=(0.04, 0.07), description="at the start, after warming")
-    warming: float = Field(default=0.07, ge=0, le=1, description="share of the run in which the teacher's rises")
+    teacher_temperature: tuple[float, float] = Field(
+        default=(0.04, 0.07), description="at the start, after warming"
+    )
+    warming: float = Field(
+        default=0.07, ge=0, le=1, description="share of the run in which the teacher's rises"
+    )
     hidden: int = Field(default=2048, gt=0, description="hidden channels of the heads")
     projection: int = Field(default=256, gt=0, description="channels compared with the prototypes")
     views: AugmentationSettings = STRONG_VIEWS
@@ -55,8 +69,14 @@ class Desd(Method):
     Settings = Settings
     settings: Settings
     quantities = {
-        "loss_deepest": Quantity("Distillation loss", "Cross-entropy of the whole encoder with the teacher.", "nats"),
-        "loss_sub_encoders": Quantity("Distillation loss of the sub-encoders", "The same, of the shallower levels, added up.", "nats"),
+        "loss_deepest": Quantity(
+            "Distillation loss", "Cross-entropy of the whole encoder with the teacher.", "nats"
+        ),
+        "loss_sub_encoders": Quantity(
+            "Distillation loss of the sub-encoders",
+            "The same, of the shallower levels, added up.",
+            "nats",
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 
@@ -72,20 +92,31 @@ class Desd(Method):
 
     def _head(self, channels: int) -> nn.Sequential:
         settings = self.settings
-        layers = mlp_with_batch_norm((channels, settings.hidden, settings.hidden, settings.projection))
-        return nn.Sequential(*global_average_pool(self.network.dims), *layers, Prototypes(settings.projection, settings.prototypes))
+        layers = mlp_with_batch_norm(
+            (channels, settings.hidden, settings.hidden, settings.projection)
+        )
+        return nn.Sequential(
+            *global_average_pool(self.network.dims),
+            *layers,
+            Prototypes(settings.projection, settings.prototypes),
+        )
 
     def student(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """(B, C, *patch) → scores (B, K) at each depth, and the pooled bottleneck (B, 16F)."""
         features = self.network.encode(images)[-len(self.heads) :]
-        return [head(maps) for head, maps in zip(self.heads, features, strict=True)], spatial_mean(features[-1])
+        return [head(maps) for head, maps in zip(self.heads, features, strict=True)], spatial_mean(
+            features[-1]
+        )
 
     @torch.no_grad()
     def teacher(self, views: tuple[Tensor, Tensor], temperature: float) -> list[Tensor]:
         """Views (B, C, *patch) → codes (B, K), before the centre moves towards their scores."""
         scores = [self.teacher_head(self.teacher_encoder(images)[-1]).float() for images in views]
         codes = [centred_codes(score, self.centre, temperature) for score in scores]
-        self.centre.lerp_(collectives.all_reduce_mean(torch.cat(scores).mean(0)), 1.0 - self.settings.centre_momentum)
+        self.centre.lerp_(
+            collectives.all_reduce_mean(torch.cat(scores).mean(0)),
+            1.0 - self.settings.centre_momentum,
+        )
         return codes
 
     def step(self, batch: Batch) -> StepOutput:
@@ -112,12 +143,15 @@ class Desd(Method):
 
     def _teacher_temperature(self, done: float) -> float:
         start, end = self.settings.teacher_temperature
-        return end if done >= self.settings.warming else start + (end - start) * done / self.settings.warming
+        return (
+            end
+            if done >= self.settings.warming
+            else start + (end - start) * done / self.settings.warming
+        )
 
     def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln K, where every prototype gets the same; the other collapse, onto one prototype, shows as 0."""
         return UniformLoss("loss_deepest", math.log(self.settings.prototypes))
-
 
 
 PLUGIN = Desd

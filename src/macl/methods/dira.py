@@ -51,16 +51,26 @@ class Settings(PluginSettings):
     weight_discriminative: float = Field(default=1.0, ge=0, description="λ_dis")
     weight_restorative: float = Field(default=10.0, ge=0, description="λ_res")
     weight_adversarial: float = Field(default=0.001, ge=0, description="λ_adv")
-    restoration_from: float = Field(default=0.0, ge=0, le=1, description="share of the run before restoration joins")
-    adversary_from: float = Field(default=0.4, ge=0, le=1, description="share of the run before the adversary joins")
-    queue: int = Field(default=65536, gt=0, description="K, keys remembered; best well below the number of slices")
+    restoration_from: float = Field(
+        default=0.0, ge=0, le=1, description="share of the run before restoration joins"
+    )
+    adversary_from: float = Field(
+        default=0.4, ge=0, le=1, description="share of the run before the adversary joins"
+    )
+    queue: int = Field(
+        default=65536, gt=0, description="K, keys remembered; best well below the number of slices"
+    )
     momentum: float = Field(default=0.999, ge=0, le=1, description="m")
     temperature: float = Field(default=0.2, gt=0, description="τ")
     projection: int = Field(default=128, gt=0, description="channels of queries and keys")
     discriminator_width: int = Field(default=64, gt=0, description="channels of its first layer")
-    covered: float = Field(default=0.1, ge=0, lt=1, description="share of blocks covered in the distorted view")
+    covered: float = Field(
+        default=0.1, ge=0, lt=1, description="share of blocks covered in the distorted view"
+    )
     block: int = Field(default=16, gt=0, description="side of a covered block in pixels")
-    transfer_decoder: bool = Field(default=True, description="false: the encoder alone, as MACL's authors compared it")
+    transfer_decoder: bool = Field(
+        default=True, description="false: the encoder alone, as MACL's authors compared it"
+    )
     spatial: SpatialSettings = SpatialSettings()
     intensity: IntensitySettings = STRONG_VIEWS.intensity
 
@@ -71,19 +81,30 @@ class Dira(Method):
     Settings = Settings
     settings: Settings
     quantities = {
-        "loss_discriminative": Quantity("Discriminative loss", "InfoNCE of queries against their keys and the queue.", "nats"),
+        "loss_discriminative": Quantity(
+            "Discriminative loss", "InfoNCE of queries against their keys and the queue.", "nats"
+        ),
         "loss_restorative": Quantity("Restorative loss", "Mean square error of the restored view."),
-        "loss_adversarial": Quantity("Adversarial loss", "How far the discriminator is from taking restored views for real."),
-        "loss_discriminator": Quantity("Discriminator loss", "Of the discriminator itself, on real and restored views."),
+        "loss_adversarial": Quantity(
+            "Adversarial loss", "How far the discriminator is from taking restored views for real."
+        ),
+        "loss_discriminator": Quantity(
+            "Discriminator loss", "Of the discriminator itself, on real and restored views."
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 
     def __init__(self, settings: Settings, network: Network) -> None:
         super().__init__(settings, network)
         bottleneck, channels = network.channels[-1], image_channels(network.encoder)
-        self.projector = nn.Sequential(*global_average_pool(network.dims), *mlp_with_batch_norm((bottleneck, bottleneck, settings.projection)))
+        self.projector = nn.Sequential(
+            *global_average_pool(network.dims),
+            *mlp_with_batch_norm((bottleneck, bottleneck, settings.projection)),
+        )
         self.to_pixels = conv(network.dims, network.channels[0], channels, 1)
-        self.discriminator = patch_discriminator(network.dims, channels, settings.discriminator_width)
+        self.discriminator = patch_discriminator(
+            network.dims, channels, settings.discriminator_width
+        )
         self.key_encoder = momentum_copy(network.encoder)
         self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(settings.queue, settings.projection)
@@ -113,10 +134,16 @@ class Dira(Method):
 
     def adversarial(self, restored: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
         """The network's loss, which moves `restored` alone, and the discriminator's, which moves the discriminator alone."""
-        fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        fixed = {
+            name: parameter.detach() for name, parameter in self.discriminator.named_parameters()
+        }
         deceived = torch.func.functional_call(self.discriminator, fixed, (restored,)).float()
-        on_true, on_restored = (self.discriminator(images).float() for images in (true, restored.detach()))
-        return (deceived - 1).square().mean(), 0.5 * ((on_true - 1).square().mean() + on_restored.square().mean())
+        on_true, on_restored = (
+            self.discriminator(images).float() for images in (true, restored.detach())
+        )
+        return (deceived - 1).square().mean(), 0.5 * (
+            (on_true - 1).square().mean() + on_restored.square().mean()
+        )
 
     def step(self, batch: Batch) -> StepOutput:
         """Follow, contrast; then restore, then deceive, each from its share of the run on."""
@@ -127,7 +154,9 @@ class Dira(Method):
         other = spatial_view(batch.images, batch.rng, "v2", settings.spatial)
         features = self.network.encode(self.distorted(true, batch, "v1"))
         queries, keys = self.projector(features[-1]), self.keys(self.distorted(other, batch, "v2"))
-        discriminative = contrastive_with_queue(queries, keys, self.queue.keys.clone(), settings.temperature)
+        discriminative = contrastive_with_queue(
+            queries, keys, self.queue.keys.clone(), settings.temperature
+        )
         self.queue.push(keys)
         restorative = deceiving = discriminator = batch.images.new_zeros(())
         if batch.progress >= settings.restoration_from:
@@ -153,7 +182,6 @@ class Dira(Method):
     def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln(K + 1)."""
         return UniformLoss("loss_discriminative", math.log(self.settings.queue + 1))
-
 
 
 PLUGIN = Dira

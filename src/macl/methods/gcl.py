@@ -44,11 +44,17 @@ class Settings(PluginSettings):
     """Settings of GCL."""
 
     partitions: int = Field(default=4, gt=0, description="S, parts of a volume")
-    original_form: bool = Field(default=False, description="leave other positives out of the denominator (the paper)")
+    original_form: bool = Field(
+        default=False, description="leave other positives out of the denominator (the paper)"
+    )
     temperature: float = Field(default=0.1, gt=0, description="τ")
-    released_factor: bool = Field(default=False, description="multiply stage 1 by τ / 0.07, as MACL's release does")
+    released_factor: bool = Field(
+        default=False, description="multiply stage 1 by τ / 0.07, as MACL's release does"
+    )
     projection: int = Field(default=128, gt=0, description="channels of g1's and g2's outputs")
-    encoder_share: float = Field(default=0.5, ge=0, le=1, description="share of the run that is stage 1")
+    encoder_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of the run that is stage 1"
+    )
     decoder_blocks: int = Field(default=3, ge=1, description="l, blocks trained in stage 2")
     regions: int = Field(default=13, gt=1, description="regions of a slice, drawn anew each step")
     region_side: int = Field(default=3, gt=0, description="places of the map along a region's side")
@@ -72,8 +78,12 @@ class Gcl(Method):
     Settings = Settings
     settings: Settings
     quantities = {
-        "loss_global": Quantity("Global loss", "Stage 1: patches of the same part of the volume attract.", "nats"),
-        "loss_local": Quantity("Local loss", "Stage 2: the same region in two renderings attracts.", "nats"),
+        "loss_global": Quantity(
+            "Global loss", "Stage 1: patches of the same part of the volume attract.", "nats"
+        ),
+        "loss_local": Quantity(
+            "Local loss", "Stage 2: the same region in two renderings attracts.", "nats"
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 
@@ -82,7 +92,9 @@ class Gcl(Method):
         bottleneck = network.channels[-1]
         dense = network.decoder_channels[settings.decoder_blocks]
         self.transferable_prefixes = ("encoder.", "decoder.")
-        self.global_projector = global_projector(network.dims, bottleneck, network.hidden_channels, settings.projection)
+        self.global_projector = global_projector(
+            network.dims, bottleneck, network.hidden_channels, settings.projection
+        )
         self.local_projector = region_projector(network.dims, dense, settings.projection)
 
     @classmethod
@@ -97,7 +109,9 @@ class Gcl(Method):
     def global_loss(self, z1: Tensor, z2: Tensor, positions: Tensor) -> Tensor:
         """Stage 1's loss of both views' projections (B, D) of slices at the given positions (B, axes)."""
         form = contrastive_per_pair if self.settings.original_form else contrastive
-        positives = pairs_of_both_branches(positives_by_partition(positions, self.settings.partitions))
+        positives = pairs_of_both_branches(
+            positives_by_partition(positions, self.settings.partitions)
+        )
         return self._factor() * form(torch.cat((z1, z2)), positives, self.settings.temperature)
 
     def local_loss(self, first: Tensor, second: Tensor) -> Tensor:
@@ -118,11 +132,15 @@ class Gcl(Method):
         none = batch.images.new_zeros(())
         if batch.progress < self.settings.encoder_share:
             v1, v2 = two_views(batch.images, batch.rng, self.settings.views)
-            z1, z2, positions = (batch.gathered(rows) for rows in (self(v1), self(v2), batch.positions))
+            z1, z2, positions = (
+                batch.gathered(rows) for rows in (self(v1), self(v2), batch.positions)
+            )
             loss, features = self.global_loss(z1, z2, positions), torch.cat((z1, z2))
             parts = {"loss_global": loss.detach(), "loss_local": none}
         else:
-            first, second = (self._regions(self._frozen_maps(batch, name), batch.rng) for name in ("r1", "r2"))
+            first, second = (
+                self._regions(self._frozen_maps(batch, name), batch.rng) for name in ("r1", "r2")
+            )
             loss, features = self.local_loss(first, second), first.flatten(0, 1)
             parts = {"loss_global": none, "loss_local": loss.detach()}
         return StepOutput(loss, {**parts, "feature_spread": spread(features)})
@@ -133,7 +151,9 @@ class Gcl(Method):
         shared = spatial_view(batch.images, batch.rng, "geometry", self.settings.views.spatial)
         with torch.no_grad():
             intensity = self.settings.local_intensity
-            features = self.network.encode(change_intensity(shared, batch.rng.within(name), intensity))
+            features = self.network.encode(
+                change_intensity(shared, batch.rng.within(name), intensity)
+            )
         return self.local_projector(self.network.decode(features)[-1])
 
     def uniform_loss(self, batch_size: int) -> UniformLoss | None:
@@ -141,7 +161,6 @@ class Gcl(Method):
         if self.settings.original_form:
             return None
         return UniformLoss("loss_global", self._factor() * math.log(2 * batch_size - 1))
-
 
     def _factor(self) -> float:
         return released_factor(self.settings.temperature, self.settings.released_factor)

@@ -52,30 +52,44 @@ class Settings(PluginSettings):
     """Settings of MACL; the defaults are the paper's."""
 
     decoder_blocks: int = Field(
-        default=2, ge=0, description="N; the dominant branch is downsampled by what these blocks enlarge, 2^N in 2D"
+        default=2,
+        ge=0,
+        description="N; the dominant branch is downsampled by what these blocks enlarge, 2^N in 2D",
     )
     threshold: float | tuple[float, float, float] = Field(
-        default=0.1, description="t: patches nearer than this in position are positives; one number, or z, y, x in 3D"
+        default=0.1,
+        description="t: patches nearer than this in position are positives; one number, or z, y, x in 3D",
     )
     temperature: float = Field(default=0.1, gt=0, description="τ")
     weight_global: float = Field(default=1.0, ge=0, description="λ1, of L_g")
     weight_dense: float = Field(default=0.5, ge=0, description="λ2, of L_d")
     weight_regularisation: float = Field(default=1.0, ge=0, description="λ3, of L_ER")
     # The release multiplies L_g and L_d by τ / 0.07, a left-over of its ancestor; the λ's were tuned with it.
-    released_factor: bool = Field(default=True, description="multiply L_g and L_d by τ / 0.07, as the release does")
+    released_factor: bool = Field(
+        default=True, description="multiply L_g and L_d by τ / 0.07, as the release does"
+    )
     projection: int = Field(default=128, gt=0, description="channels of the global projections")
     views: SpatialSettings = SpatialSettings()
     # The paper's ablations.
     encoders: Literal["shared", "ema", "independent"] = Field(
-        default="shared", description="the auxiliary branch's encoder: the same, one that follows, or one of its own"
+        default="shared",
+        description="the auxiliary branch's encoder: the same, one that follows, or one of its own",
     )
-    encoder_momentum: float = Field(default=0.99, ge=0, le=1, description="of the encoder that follows")
-    symmetric: bool = Field(default=False, description="the auxiliary branch too is downsampled and decoded")
+    encoder_momentum: float = Field(
+        default=0.99, ge=0, le=1, description="of the encoder that follows"
+    )
+    symmetric: bool = Field(
+        default=False, description="the auxiliary branch too is downsampled and decoded"
+    )
     encoder_share: float = Field(
-        default=1.0, gt=0, le=1, description="below 1: two stages, L_g and L_ER, then L_d on a frozen encoder"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="below 1: two stages, L_g and L_ER, then L_d on a frozen encoder",
     )
     invariance: IntensitySettings = Field(
-        default=IntensitySettings(), description="changes of I1 and I2; the paper found none to be best"
+        default=IntensitySettings(),
+        description="changes of I1 and I2; the paper found none to be best",
     )
 
 
@@ -103,7 +117,9 @@ class Outputs:
         """With the maps and projections that L_d and L_g compare them with; L_ER takes each slice by itself."""
         names = ("auxiliary_dense", "dominant_dense", "auxiliary_global", "dominant_global")
         made = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: batch.gathered(rows) for name, rows in made.items() if rows is not None})
+        return replace(
+            self, **{name: batch.gathered(rows) for name, rows in made.items() if rows is not None}
+        )
 
 
 def _down(maps: Tensor, factors: Sequence[int]) -> Tensor:
@@ -157,7 +173,9 @@ class Macl(Method):
             nn.Identity() if settings.symmetric else double_convolution(dims, bottleneck, dense)
         )
         self.auxiliary_pixel_projector.apply(initialise_convolutions)
-        self.auxiliary_global_projector = global_projector(dims, auxiliary, hidden, settings.projection)
+        self.auxiliary_global_projector = global_projector(
+            dims, auxiliary, hidden, settings.projection
+        )
         self.dominant_global_projector = global_projector(dims, dense, hidden, settings.projection)
         if settings.encoders == "ema":
             self.auxiliary_encoder = momentum_copy(network.encoder)
@@ -182,10 +200,17 @@ class Macl(Method):
         with torch.set_grad_enabled(torch.is_grad_enabled() and settings.encoders != "ema"):
             shared = settings.encoders == "shared"
             features = self.network.encode(images) if shared else self.auxiliary_encoder(images)
-        return features[-1], self.network.decode(features)[-1] if settings.symmetric else features[-1]
+        return features[-1], self.network.decode(features)[-1] if settings.symmetric else features[
+            -1
+        ]
 
     def forward(
-        self, i1: Tensor | None, i2: Tensor | None, v1: Tensor | None, v2: Tensor | None, dense: bool = True
+        self,
+        i1: Tensor | None,
+        i2: Tensor | None,
+        v1: Tensor | None,
+        v2: Tensor | None,
+        dense: bool = True,
     ) -> Outputs:
         """Four views (B, C, *patch) through both branches; i1 and v1 feed the auxiliary, i2 and v2 the dominant one."""
         factors, found = self.down_factors, {}
@@ -198,16 +223,24 @@ class Macl(Method):
                 found["dominant_dense"] = self.network.decode(dominant)[-1]
         if v1 is not None and v2 is not None:
             found["auxiliary_global"] = self.auxiliary_global_projector(self._auxiliary(v1)[1])
-            found["dominant_global"] = self.dominant_global_projector(self.network(_down(v2, factors)))
+            found["dominant_global"] = self.dominant_global_projector(
+                self.network(_down(v2, factors))
+            )
         return Outputs(**found)
 
     def weights(self, done: float) -> tuple[float, float, float]:
         """λ1, λ2, λ3 after this share of the run."""
         settings = self.settings
-        by_image, by_pixel, by_feature = settings.weight_global, settings.weight_dense, settings.weight_regularisation
+        by_image, by_pixel, by_feature = (
+            settings.weight_global,
+            settings.weight_dense,
+            settings.weight_regularisation,
+        )
         if settings.encoder_share == 1:
             return by_image, by_pixel, by_feature
-        return (by_image, 0.0, by_feature) if done < settings.encoder_share else (0.0, by_pixel, 0.0)
+        return (
+            (by_image, 0.0, by_feature) if done < settings.encoder_share else (0.0, by_pixel, 0.0)
+        )
 
     def losses(self, outputs: Outputs, positions: Tensor, done: float = 0.0) -> StepOutput:
         """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for patches at the given positions (B, axes); what was not made is 0."""
@@ -225,7 +258,9 @@ class Macl(Method):
             loss_dense = self.factor * dense_contrastive(*maps, positives, settings.temperature)
         if outputs.dominant_global is not None and outputs.auxiliary_global is not None:
             anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
-            loss_global = self.factor * contrastive(anchors, pairs_of_both_branches(positives), settings.temperature)
+            loss_global = self.factor * contrastive(
+                anchors, pairs_of_both_branches(positives), settings.temperature
+            )
             distance = spread(anchors)
         by_image, by_pixel, by_feature = self.weights(done)
         parts = {
@@ -245,7 +280,9 @@ class Macl(Method):
         i1 = i2 = v1 = v2 = None
         by_image, by_pixel, by_feature = self.weights(batch.progress)
         if settings.encoders == "ema":
-            update_momentum_copy(self.auxiliary_encoder, self.network.encoder, settings.encoder_momentum)
+            update_momentum_copy(
+                self.auxiliary_encoder, self.network.encoder, settings.encoder_momentum
+            )
         if batch.progress >= settings.encoder_share:
             self.network.encoder.requires_grad_(False).eval()
         if by_image:

@@ -57,20 +57,26 @@ class Masked(Method):
         """The error of what is restored from `features` on the covered (B, 1, S, S) pixels of `images` (B, C, *patch)."""
         restored = self.to_pixels(self.network.decode(features)[-1]).float()
         error = (restored - images).square().mean(1, keepdim=True)
-        loss = collectives.all_reduce_sum((error * covered).sum()) / collectives.all_reduce_sum(covered.sum())
-        return StepOutput(loss, {"loss_covered": loss.detach(), "feature_spread": spread(spatial_mean(features[-1]))})
+        loss = collectives.all_reduce_sum((error * covered).sum()) / collectives.all_reduce_sum(
+            covered.sum()
+        )
+        return StepOutput(
+            loss,
+            {"loss_covered": loss.detach(), "feature_spread": spread(spatial_mean(features[-1]))},
+        )
 
     def step(self, batch: Batch) -> StepOutput:
         """Cover, restore, compare."""
         images = view(batch.images, batch.rng, self.settings.views)
-        covered = random_blocks(batch.rng, images.shape[2:], self.settings.block, self.settings.covered)
+        covered = random_blocks(
+            batch.rng, images.shape[2:], self.settings.block, self.settings.covered
+        )
         features = self.network.encode(images.masked_fill(covered, 0.0))
         return self.losses(features, images, covered)
 
     def uniform_loss(self, batch_size: int) -> None:
         """Features that are all equal would restore the mean; what that costs depends on the scans."""
         return None
-
 
 
 PLUGIN = Masked

@@ -33,7 +33,9 @@ from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
 class Settings(PluginSettings):
     """Settings of MoCo v2."""
 
-    queue: int = Field(default=65536, gt=0, description="K, keys remembered; best well below the number of slices")
+    queue: int = Field(
+        default=65536, gt=0, description="K, keys remembered; best well below the number of slices"
+    )
     momentum: float = Field(default=0.999, ge=0, le=1, description="m")
     temperature: float = Field(default=0.2, gt=0, description="τ")
     projection: int = Field(default=128, gt=0, description="channels of queries and keys")
@@ -46,14 +48,19 @@ class Moco(Method):
     Settings = Settings
     settings: Settings
     quantities = {
-        "loss_contrast": Quantity("Contrastive loss", "InfoNCE of queries against their keys and the queue.", "nats"),
+        "loss_contrast": Quantity(
+            "Contrastive loss", "InfoNCE of queries against their keys and the queue.", "nats"
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 
     def __init__(self, settings: Settings, network: Network) -> None:
         super().__init__(settings, network)
         bottleneck = network.channels[-1]
-        self.projector = nn.Sequential(*global_average_pool(network.dims), *mlp_with_batch_norm((bottleneck, bottleneck, settings.projection)))
+        self.projector = nn.Sequential(
+            *global_average_pool(network.dims),
+            *mlp_with_batch_norm((bottleneck, bottleneck, settings.projection)),
+        )
         self.key_encoder = momentum_copy(network.encoder)
         self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(settings.queue, settings.projection)
@@ -65,7 +72,9 @@ class Moco(Method):
     @torch.no_grad()
     def keys(self, images: Tensor) -> Tensor:
         """(B, C, *patch) → (B, D), unit vectors."""
-        return nn.functional.normalize(self.key_projector(self.key_encoder(images)[-1]).float(), dim=1)
+        return nn.functional.normalize(
+            self.key_projector(self.key_encoder(images)[-1]).float(), dim=1
+        )
 
     def step(self, batch: Batch) -> StepOutput:
         """Follow, compare, remember."""
@@ -74,14 +83,15 @@ class Moco(Method):
         v1, v2 = two_views(batch.images, batch.rng, self.settings.views)
         queries, keys = self.queries(v1), self.keys(v2)
         # The loss keeps what it read for its gradient, so the queue it read must not change under it.
-        loss = contrastive_with_queue(queries, keys, self.queue.keys.clone(), self.settings.temperature)
+        loss = contrastive_with_queue(
+            queries, keys, self.queue.keys.clone(), self.settings.temperature
+        )
         self.queue.push(keys)
         return StepOutput(loss, {"loss_contrast": loss.detach(), "feature_spread": spread(queries)})
 
     def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln(K + 1)."""
         return UniformLoss("loss_contrast", math.log(self.settings.queue + 1))
-
 
 
 PLUGIN = Moco

@@ -24,7 +24,8 @@ class Settings(ContrastSettings):
     """Settings of PCL."""
 
     threshold: float | tuple[float, float, float] = Field(
-        default=0.1, description="t: patches nearer than this in position are positives; one number, or z, y, x in 3D"
+        default=0.1,
+        description="t: patches nearer than this in position are positives; one number, or z, y, x in 3D",
     )
 
 

@@ -35,7 +35,9 @@ class SimSiam(Siamese):
     Settings = Settings
     settings: Settings
     quantities = {
-        "loss_similarity": Quantity("Similarity loss", "−cos between predictions and projections of the other view."),
+        "loss_similarity": Quantity(
+            "Similarity loss", "−cos between predictions and projections of the other view."
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 

@@ -36,7 +36,9 @@ class SimTriplet(Siamese):
     needs_neighbours = True
     quantities = {
         "loss_views": Quantity("Loss of the views", "−cos between the two views of a patch."),
-        "loss_neighbours": Quantity("Loss of the neighbours", "−cos between a patch and its neighbour."),
+        "loss_neighbours": Quantity(
+            "Loss of the neighbours", "−cos between a patch and its neighbour."
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 
@@ -57,7 +59,10 @@ class SimTriplet(Siamese):
         """Two views of the patch and one of its neighbour."""
         assert batch.neighbours is not None
         sources = {"v1": batch.images, "v2": batch.images, "v3": batch.neighbours}
-        views = (view(images, batch.rng.within(name), self.settings.views) for name, images in sources.items())
+        views = (
+            view(images, batch.rng.within(name), self.settings.views)
+            for name, images in sources.items()
+        )
         return self.losses(*(self(images) for images in views))
 
 

@@ -41,9 +41,15 @@ class Settings(PluginSettings):
     sharpness: float = Field(default=0.05, gt=0, description="ε of the codes")
     rounds: int = Field(default=3, gt=0, description="iterations of Sinkhorn")
     small_crops: int = Field(default=6, ge=0)
-    small_share: float = Field(default=0.43, gt=0, le=1, description="side of a small crop; the paper's 96 of 224")
-    queue: int = Field(default=3840, ge=0, description="earlier projections of each view that codes are made with")
-    queue_from: float = Field(default=0.075, ge=0, le=1, description="share of the run without queue")
+    small_share: float = Field(
+        default=0.43, gt=0, le=1, description="side of a small crop; the paper's 96 of 224"
+    )
+    queue: int = Field(
+        default=3840, ge=0, description="earlier projections of each view that codes are made with"
+    )
+    queue_from: float = Field(
+        default=0.075, ge=0, le=1, description="share of the run without queue"
+    )
     frozen_until: float = Field(
         default=0.005, ge=0, le=1, description="share of the run with prototypes standing still"
     )
@@ -58,7 +64,9 @@ class Swav(Method):
     Settings = Settings
     settings: Settings
     quantities = {
-        "loss_swapped": Quantity("Swapped prediction", "Cross-entropy of each view with the code of the other.", "nats"),
+        "loss_swapped": Quantity(
+            "Swapped prediction", "Cross-entropy of each view with the code of the other.", "nats"
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 
@@ -68,7 +76,9 @@ class Swav(Method):
         self.projector = nn.Sequential(*global_average_pool(network.dims), *layers)
         self.prototypes = Prototypes(settings.projection, settings.prototypes)
         count = 2 if settings.queue else 0
-        self.queues = nn.ModuleList(Queue(settings.queue, settings.projection) for _ in range(count))
+        self.queues = nn.ModuleList(
+            Queue(settings.queue, settings.projection) for _ in range(count)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, *patch) → projections (B, D)."""
@@ -107,21 +117,31 @@ class Swav(Method):
         settings, multiple = self.settings, total_stride(self.network.strides)
         large = two_views(batch.images, batch.rng, settings.views)
         small = [
-            small_view(batch.images, batch.rng.within(f"s{number}"), settings.views, settings.small_share, multiple)
+            small_view(
+                batch.images,
+                batch.rng.within(f"s{number}"),
+                settings.views,
+                settings.small_share,
+                multiple,
+            )
             for number in range(settings.small_crops)
         ]
         projections = [self(images) for images in (*large, *small)]
         learning = batch.progress >= settings.frozen_until
         scores = [self.prototypes(z, learning) for z in projections]
         with_queue = batch.progress >= settings.queue_from
-        codes = [self.codes(number, z.detach(), with_queue) for number, z in enumerate(projections[:2])]
+        codes = [
+            self.codes(number, z.detach(), with_queue) for number, z in enumerate(projections[:2])
+        ]
         loss = self.swapped(scores, codes)
-        return StepOutput(loss, {"loss_swapped": loss.detach(), "feature_spread": spread(torch.cat(projections[:2]))})
+        return StepOutput(
+            loss,
+            {"loss_swapped": loss.detach(), "feature_spread": spread(torch.cat(projections[:2]))},
+        )
 
     def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln K: Sinkhorn gives equal features equal shares of every prototype."""
         return UniformLoss("loss_swapped", math.log(self.settings.prototypes))
-
 
 
 PLUGIN = Swav

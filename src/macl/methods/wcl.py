@@ -49,7 +49,9 @@ class Wcl(Method):
     settings: Settings
     quantities = {
         "loss_instance": Quantity("Instance loss", "NT-Xent of the two views.", "nats"),
-        "loss_weak": Quantity("Weakly supervised loss", "Contrast in which patches of one component attract.", "nats"),
+        "loss_weak": Quantity(
+            "Weakly supervised loss", "Contrast in which patches of one component attract.", "nats"
+        ),
         "positives_per_anchor": POSITIVES_PER_ANCHOR,
         "feature_spread": FEATURE_SPREAD,
     }
@@ -92,7 +94,6 @@ class Wcl(Method):
     def uniform_loss(self, batch_size: int) -> UniformLoss:
         """ln(2B − 1)."""
         return UniformLoss("loss_instance", math.log(2 * batch_size - 1))
-
 
 
 PLUGIN = Wcl

@@ -19,7 +19,9 @@ M = TypeVar("M")
 Function = TypeVar("Function", bound=Callable)
 
 
-def global_projector(dims: int, in_channels: int, hidden_channels: int, out_channels: int) -> nn.Sequential:
+def global_projector(
+    dims: int, in_channels: int, hidden_channels: int, out_channels: int
+) -> nn.Sequential:
     """Average-pool and a two-layer perceptron: (B, in, *size) → (B, out)."""
     return nn.Sequential(
         *global_average_pool(dims),
@@ -33,7 +35,11 @@ def mlp_with_batch_norm(channels: tuple[int, ...]) -> nn.Sequential:
     """Linear layers of these widths with BatchNorm and ReLU between them: (B, first) → (B, last)."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(channels[:-1]):
-        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Linear(before, after, bias=False),
+            nn.BatchNorm1d(after),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers, nn.Linear(channels[-2], channels[-1]))
 
 
@@ -46,7 +52,9 @@ def region_projector(dims: int, in_channels: int, out_channels: int) -> nn.Seque
 def siamese_projector(dims: int, in_channels: int, channels: int) -> nn.Sequential:
     """Average-pool and three layers, each with BatchNorm, the last without scale and shift: (B, in, *size) → (B, out)."""
     layers = mlp_with_batch_norm((in_channels, channels, channels, channels))
-    return nn.Sequential(*global_average_pool(dims), *layers, nn.BatchNorm1d(channels, affine=False))
+    return nn.Sequential(
+        *global_average_pool(dims), *layers, nn.BatchNorm1d(channels, affine=False)
+    )
 
 
 DISCRIMINATOR_STRIDE = 16
@@ -58,10 +66,17 @@ def patch_discriminator(dims: int, in_channels: int, width: int) -> nn.Sequentia
 
     Its norm keeps no running statistics, so that judging an image leaves no trace.
     """
-    layers: list[nn.Module] = [conv(dims, in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+    layers: list[nn.Module] = [
+        conv(dims, in_channels, width, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+    ]
     for level in range(2):
         before, after = width * 2**level, width * 2 ** (level + 1)
-        layers += [conv(dims, before, after, 4, stride=2, padding=1), nn.GroupNorm(1, after), nn.LeakyReLU(0.2)]
+        layers += [
+            conv(dims, before, after, 4, stride=2, padding=1),
+            nn.GroupNorm(1, after),
+            nn.LeakyReLU(0.2),
+        ]
     return nn.Sequential(*layers, conv(dims, width * 4, 1, 4, stride=2, padding=1))
 
 

@@ -24,10 +24,14 @@ def conv(
     padding: int | Sequence[int] = 0, bias: bool = True,
 ) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:  # fmt: skip
     """A convolution over `dims` axes."""
-    return _CONVOLUTIONS[dims](in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias)  # pyright: ignore
+    return _CONVOLUTIONS[dims](
+        in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias
+    )  # pyright: ignore
 
 
-def transposed_conv(dims: int, in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Module:
+def transposed_conv(
+    dims: int, in_channels: int, out_channels: int, stride: Sequence[int]
+) -> nn.Module:
     """A transposed convolution whose kernel is its stride, so that every input voxel becomes a block of its own."""
     return _TRANSPOSED[dims](in_channels, out_channels, tuple(stride), stride=tuple(stride))  # pyright: ignore
 
@@ -81,4 +85,6 @@ def double_convolution(dims: int, in_channels: int, out_channels: int) -> nn.Seq
 def image_channels(encoder: nn.Module) -> int:
     """How many channels the images of an encoder have: those its first convolution takes."""
     kinds = tuple(_CONVOLUTIONS.values())
-    return next(cast(int, module.in_channels) for module in encoder.modules() if isinstance(module, kinds))
+    return next(
+        cast(int, module.in_channels) for module in encoder.modules() if isinstance(module, kinds)
+    )

@@ -40,7 +40,9 @@ class Network(nn.Module, ABC):
     decoder: nn.Module
 
     @classmethod
-    def complete(cls, settings: Any, patch: Sequence[int], spacing_mm: Sequence[float] | None) -> Any:
+    def complete(
+        cls, settings: Any, patch: Sequence[int], spacing_mm: Sequence[float] | None
+    ) -> Any:
         """Its settings with whatever they leave open chosen for a patch (voxels) and its spacing (None: unknown)."""
         return settings
 
@@ -75,7 +77,11 @@ def total_stride(strides: Strides) -> tuple[int, ...]:
 def decoder_stride(strides: Strides, blocks: int) -> tuple[int, ...]:
     """How much the deepest `blocks` decoder blocks enlarge the bottleneck, per axis."""
     deepest: Sequence[tuple[int, ...]] = strides[len(strides) - blocks :]
-    return tuple(math.prod(axis) for axis in zip(*deepest, strict=True)) if blocks else (1,) * len(strides[0])
+    return (
+        tuple(math.prod(axis) for axis in zip(*deepest, strict=True))
+        if blocks
+        else (1,) * len(strides[0])
+    )
 
 
 SMALLEST_SIDE = 4
@@ -83,7 +89,9 @@ SMALLEST_SIDE = 4
 MOST_POOLINGS = 5
 
 
-def choose_strides(patch: Sequence[int], spacing_mm: Sequence[float] | None) -> tuple[tuple[int, ...], ...]:
+def choose_strides(
+    patch: Sequence[int], spacing_mm: Sequence[float] | None
+) -> tuple[tuple[int, ...], ...]:
     """The poolings that nnU-Net would choose for a patch: halve the finest axes until sides fall below 8.
 
     An axis is halved while its side is at least 8 and its spacing less than twice the finest one's; at most five times.
@@ -97,7 +105,9 @@ def choose_strides(patch: Sequence[int], spacing_mm: Sequence[float] | None) -> 
     while True:
         large = [axis for axis, side in enumerate(sides) if side >= 2 * SMALLEST_SIDE]
         finest = min((spacing[axis] for axis in large), default=0.0)
-        halved = [axis for axis in large if spacing[axis] < 2 * finest and counts[axis] < MOST_POOLINGS]
+        halved = [
+            axis for axis in large if spacing[axis] < 2 * finest and counts[axis] < MOST_POOLINGS
+        ]
         if not halved or (len(halved) == 1 and sides[halved[0]] < 3 * SMALLEST_SIDE):
             return tuple(strides)
         strides.append(tuple(2 if axis in halved else 1 for axis in range(len(patch))))

@@ -36,7 +36,9 @@ class Transfer:
 
     def about(self) -> dict[str, Any]:
         """As it stands in `transfer.json`."""
-        rows = [{**asdict(row), "shape": list(row.shape), "from": row.source} for row in self.tensors]
+        rows = [
+            {**asdict(row), "shape": list(row.shape), "from": row.source} for row in self.tensors
+        ]
         for row in rows:
             del row["source"]
         elements: Counter[str] = Counter()
@@ -60,16 +62,21 @@ class Transfer:
             key = (_part(row.name), row.outcome, row.why)
             parts[key] = parts.get(key, 0) + 1
         lines = [
-            f"  {part:<18} {outcome:<8} {count:>3} tensors  {why}" for (part, outcome, why), count in parts.items()
+            f"  {part:<18} {outcome:<8} {count:>3} tensors  {why}"
+            for (part, outcome, why), count in parts.items()
         ]
         if self.unused:
-            lines.append(f"  not used           {len(self.unused):>12} tensors  {listed(self.unused)}")
+            lines.append(
+                f"  not used           {len(self.unused):>12} tensors  {listed(self.unused)}"
+            )
         return "\n".join((f"Weights from {self.init}:", *lines))
 
 
 def _part(name: str) -> str:
     pieces = name.split(".")
-    return ".".join(pieces[: 3 if pieces[0] in ("encoder", "decoder") and pieces[1] != "centre" else 2])
+    return ".".join(
+        pieces[: 3 if pieces[0] in ("encoder", "decoder") and pieces[1] != "centre" else 2]
+    )
 
 
 def transplant(init: str, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Transfer:
@@ -102,11 +109,17 @@ def _place(name: str, target: Tensor, source: Tensor | None) -> Transferred:
         why = f"shape {list(source.shape)} does not fit {list(shape)}"
         return Transferred(name, shape, "refused", name, why)
     target.copy_(adapted)
-    return Transferred(name, shape, "adapted", name, f"{source.shape[1]} → {shape[1]} input channels")
+    return Transferred(
+        name, shape, "adapted", name, f"{source.shape[1]} → {shape[1]} input channels"
+    )
 
 
 def _adapt_channels(source: Tensor, target: Tensor) -> Tensor | None:
-    if source.ndim != 4 or source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
+    if (
+        source.ndim != 4
+        or source.shape[0] != target.shape[0]
+        or source.shape[2:] != target.shape[2:]
+    ):
         return None
     before, after = source.shape[1], target.shape[1]
     if before == 1:
@@ -121,10 +134,15 @@ def check(transfer: Transfer, encoder_only: bool) -> None:
         MaclError: no tensor of the encoder was taken, or none of the decoder and `encoder_only` is not said.
     """
     # A BatchNorm's counter has no shape and fits between any two networks.
-    taken = {row.name.split(".")[0] for row in transfer.tensors if row.shape and row.outcome in ("loaded", "adapted")}
+    taken = {
+        row.name.split(".")[0]
+        for row in transfer.tensors
+        if row.shape and row.outcome in ("loaded", "adapted")
+    }
     if "encoder" not in taken:
         refused = next(
-            (f"{row.name}: {row.why}" for row in transfer.tensors if row.outcome == "refused"), "no name fits"
+            (f"{row.name}: {row.why}" for row in transfer.tensors if row.outcome == "refused"),
+            "no name fits",
         )
         raise MaclError(
             f"Nothing of {transfer.init} fits the segmenter's encoder ({refused}): "

@@ -9,7 +9,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.config import PluginSettings
-from macl.models.layers import conv, double_convolution, initialise_convolutions, max_pool, transposed_conv
+from macl.models.layers import (
+    conv,
+    double_convolution,
+    initialise_convolutions,
+    max_pool,
+    transposed_conv,
+)
 from macl.models.network import Network, Strides, choose_strides
 from macl.utils.errors import MaclError
 
@@ -37,7 +43,8 @@ class Encoder(nn.Module):
         dims = len(strides[0])
         before = (in_channels, *channels[:-2])
         self.levels = nn.ModuleList(
-            double_convolution(dims, wide, wider) for wide, wider in zip(before, channels[:-1], strict=True)
+            double_convolution(dims, wide, wider)
+            for wide, wider in zip(before, channels[:-1], strict=True)
         )
         self.centre = nn.Sequential(
             conv(dims, channels[-2], channels[-1], 3, padding=1),
@@ -92,12 +99,19 @@ class UNet(Network):
     supported_dims = (2, 3)
 
     def __init__(
-        self, settings: Settings, in_channels: int, *, dims: int = 2, decoder_blocks: int | None = None
+        self,
+        settings: Settings,
+        in_channels: int,
+        *,
+        dims: int = 2,
+        decoder_blocks: int | None = None,
     ) -> None:
         super().__init__()
         self.dims = dims
         chosen = settings.strides or PAPER_STRIDES
-        poolings = tuple((stride,) * dims if isinstance(stride, int) else stride for stride in chosen)
+        poolings = tuple(
+            (stride,) * dims if isinstance(stride, int) else stride for stride in chosen
+        )
         self.strides = ((1,) * dims, *poolings)
         self.channels = tuple(settings.width * 2**level for level in range(len(self.strides)))
         self.encoder = Encoder(in_channels, self.channels, self.strides)
@@ -106,13 +120,19 @@ class UNet(Network):
         self.apply(initialise_convolutions)
 
     @classmethod
-    def complete(cls, settings: Settings, patch: Sequence[int], spacing_mm: Sequence[float] | None) -> Settings:
+    def complete(
+        cls, settings: Settings, patch: Sequence[int], spacing_mm: Sequence[float] | None
+    ) -> Settings:
         """Settings whose strides are chosen."""
         if settings.strides is None:
             strides = PAPER_STRIDES if len(patch) == 2 else choose_strides(patch, spacing_mm)
             return settings.model_copy(update={"strides": strides})
-        if any(not isinstance(stride, int) and len(stride) != len(patch) for stride in settings.strides):
-            raise MaclError(f"backbone_settings.strides name other axes than the patch's {len(patch)}: {settings.strides}.")
+        if any(
+            not isinstance(stride, int) and len(stride) != len(patch) for stride in settings.strides
+        ):
+            raise MaclError(
+                f"backbone_settings.strides name other axes than the patch's {len(patch)}: {settings.strides}."
+            )
         return settings
 
     def encode(self, images: Tensor) -> list[Tensor]:

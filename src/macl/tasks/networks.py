@@ -34,8 +34,12 @@ def resolve_network(
     dims = len(patch)
     if dims not in network.supported_dims:
         known = " and ".join(f"{count}D" for count in network.supported_dims)
-        raise MaclError(f"The backbone {network.__name__} exists in {known} only: choose another, or another dims.")
-    chosen = network.complete(plugin_settings(network, values, "backbone_settings"), patch, spacing_mm)
+        raise MaclError(
+            f"The backbone {network.__name__} exists in {known} only: choose another, or another dims."
+        )
+    chosen = network.complete(
+        plugin_settings(network, values, "backbone_settings"), patch, spacing_mm
+    )
     with torch.device("meta"):
         strides = network(chosen, 1, dims=dims).strides
     return chosen, strides
@@ -52,7 +56,9 @@ def fitted_patch(patch: Sequence[int], multiple: Sequence[int], why: str) -> tup
     """The patch, with every side rounded up to its multiple; a change is said."""
     fitted = tuple(math.ceil(side / of) * of for side, of in zip(patch, multiple, strict=True))
     if fitted != tuple(patch):
-        say(f"Patches of {by(patch)} are padded to {by(fitted)}: {why} takes multiples of {by(multiple)}.")
+        say(
+            f"Patches of {by(patch)} are padded to {by(fitted)}: {why} takes multiples of {by(multiple)}."
+        )
     return fitted
 
 

@@ -24,7 +24,8 @@ FEATURE_SPREAD = Quantity(
     "How far the normalised features lie apart: 0 means collapsed to one point, 1 spread evenly over the sphere.",
 )
 POSITIVES_PER_ANCHOR = Quantity(
-    "Positives per anchor", "Features that each feature is drawn to, its twin included. At 1 there is only the twin."
+    "Positives per anchor",
+    "Features that each feature is drawn to, its twin included. At 1 there is only the twin.",
 )
 
 
@@ -73,7 +74,10 @@ class Method(Task):
 
 
 def resolve_pretraining(
-    settings: PretrainSettings, method: type[Method], network: type[Network], spacing_mm: tuple[float, ...] | None = None
+    settings: PretrainSettings,
+    method: type[Method],
+    network: type[Network],
+    spacing_mm: tuple[float, ...] | None = None,
 ) -> PretrainSettings:
     """Settings with the plug-ins' own filled in as typed objects, and a patch that the network can take.
 
@@ -86,7 +90,9 @@ def resolve_pretraining(
         MaclError: a setting of the method or the network does not fit.
     """
     own = plugin_settings(method, settings.method_settings, "method_settings")
-    chosen, strides = resolve_network(network, settings.backbone_settings, settings.patch, spacing_mm)
+    chosen, strides = resolve_network(
+        network, settings.backbone_settings, settings.patch, spacing_mm
+    )
     blocks = method.trained_decoder_blocks(own)
     if blocks is not None and blocks >= len(strides):
         raise MaclError(
@@ -94,33 +100,49 @@ def resolve_pretraining(
             "it, or give the network more poolings (backbone_settings.strides)."
         )
     patch = fitted_patch(settings.patch, method.patch_multiple(own, strides), settings.method)
-    return settings.with_patch(patch).model_copy(update={"method_settings": own, "backbone_settings": chosen})
+    return settings.with_patch(patch).model_copy(
+        update={"method_settings": own, "backbone_settings": chosen}
+    )
 
 
 def build_method(
-    settings: PretrainSettings, method: type[Method], network: type[Network], channels: int, seed: int
+    settings: PretrainSettings,
+    method: type[Method],
+    network: type[Network],
+    channels: int,
+    seed: int,
 ) -> Method:
     """The method on a network with as many decoder blocks as it trains, with weights drawn from the seed."""
     own = settings.method_settings
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         blocks = method.trained_decoder_blocks(own)
-        built = network(settings.backbone_settings, channels, dims=settings.dims, decoder_blocks=blocks)
+        built = network(
+            settings.backbone_settings, channels, dims=settings.dims, decoder_blocks=blocks
+        )
         return method(own, built)
 
 
 def transferable_tensors(task: Method, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of a task's tensors those that fine-tuning takes over, under the network's names."""
     prefixes = tuple(f"network.{prefix}" for prefix in task.transferable_prefixes)
-    return {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith(prefixes)}
+    return {
+        name.removeprefix("network."): value
+        for name, value in tensors.items()
+        if name.startswith(prefixes)
+    }
 
 
-def describe_weights(settings: PretrainSettings, task: Method, channels: tuple[str, ...]) -> dict[str, Any]:
+def describe_weights(
+    settings: PretrainSettings, task: Method, channels: tuple[str, ...]
+) -> dict[str, Any]:
     """What the header of `weights.safetensors` says; `settings` are resolved."""
     dumped = settings.model_dump(mode="json")
     named = ("method", "method_settings", "backbone", "backbone_settings", "dims")
     blocks = task.trained_decoder_blocks(settings.method_settings)
-    return {"kind": "pretrain", "decoder_blocks": blocks, "channels": list(channels)} | {name: dumped[name] for name in named}
+    return {"kind": "pretrain", "decoder_blocks": blocks, "channels": list(channels)} | {
+        name: dumped[name] for name in named
+    }
 
 
 class CollapseWatch:

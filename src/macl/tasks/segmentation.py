@@ -33,7 +33,9 @@ class Segmenter(nn.Module):
     def __init__(self, network: Network, classes: int) -> None:
         super().__init__()
         self.network = network
-        self.head = conv(network.dims, network.channels[0], classes, 1).apply(initialise_convolutions)
+        self.head = conv(network.dims, network.channels[0], classes, 1).apply(
+            initialise_convolutions
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, *patch), sides multiples of the total stride → logits (B, K, *patch)."""
@@ -53,11 +55,15 @@ class SegmentationTask(Task):
     """Augment, segment, compare."""
 
     quantities = {
-        "loss_cross_entropy": Quantity("Cross-entropy", "Of the predicted classes, per voxel.", "nats"),
+        "loss_cross_entropy": Quantity(
+            "Cross-entropy", "Of the predicted classes, per voxel.", "nats"
+        ),
         "loss_dice": Quantity("Soft Dice loss", "1 − soft Dice of the batch."),
     }
 
-    def __init__(self, segmenter: Segmenter, settings: FinetuneSettings, mirror_axes: tuple[Axis, ...]) -> None:
+    def __init__(
+        self, segmenter: Segmenter, settings: FinetuneSettings, mirror_axes: tuple[Axis, ...]
+    ) -> None:
         super().__init__()
         self.segmenter, self.settings, self.mirror_axes = segmenter, settings, mirror_axes
 
@@ -83,10 +89,14 @@ class SegmentationTask(Task):
         patch = batch.images.shape[2:]
         grid = sampling_grid(batch.rng, "view", settings.spatial, patch, self.mirror_axes)
         images = resample(batch.images, grid, settings.spatial.interpolation)
-        return change_intensity(images, batch.rng, settings.intensity), resample_labels(batch.labels, grid)
+        return change_intensity(images, batch.rng, settings.intensity), resample_labels(
+            batch.labels, grid
+        )
 
 
-def mirror_axes(settings: FinetuneSettings, classes: tuple[str, ...], plane: str) -> tuple[Axis, ...]:
+def mirror_axes(
+    settings: FinetuneSettings, classes: tuple[str, ...], plane: str
+) -> tuple[Axis, ...]:
     """The axes that may be mirrored: as set, or both, but not one that would swap a left and a right class.
 
     In axial and coronal slices left and right lie along the columns; in sagittal ones they lie across the slices. Where
@@ -114,12 +124,16 @@ def resolve_finetuning(
     Raises:
         MaclError: a setting of the network does not fit.
     """
-    chosen, strides = resolve_network(network, settings.backbone_settings, settings.patch, spacing_mm)
+    chosen, strides = resolve_network(
+        network, settings.backbone_settings, settings.patch, spacing_mm
+    )
     patch = fitted_patch(settings.patch, total_stride(strides), "the network")
     return settings.with_patch(patch).model_copy(update={"backbone_settings": chosen})
 
 
-def build_segmenter(settings: FinetuneSettings, network: type[Network], channels: int, classes: int) -> Segmenter:
+def build_segmenter(
+    settings: FinetuneSettings, network: type[Network], channels: int, classes: int
+) -> Segmenter:
     """A segmenter with fresh weights."""
     chosen = plugin_settings(network, settings.backbone_settings, "backbone_settings")
     return Segmenter(network(chosen, channels, dims=settings.dims), classes)
@@ -142,7 +156,9 @@ def load_segmenter(run: Path, network: type[Network], device: torch.device) -> S
     segmenter = build_segmenter(settings, network, len(record.channels), len(record.classes))
     saved = checkpoint.read(run / WEIGHTS)
     own = segmenter.named_state()
-    if set(saved.tensors) != set(own) or any(saved.tensors[name].shape != own[name].shape for name in own):
+    if set(saved.tensors) != set(own) or any(
+        saved.tensors[name].shape != own[name].shape for name in own
+    ):
         raise MaclError(f"{run / WEIGHTS} does not fit the settings in {run}: train again.")
     with torch.no_grad():
         for name, tensor in own.items():
@@ -154,9 +170,13 @@ def load_segmenter(run: Path, network: type[Network], device: torch.device) -> S
 def require_segmenter(run: Path, record: RunRecord) -> None:
     """MaclError unless the run is a finished fine-tuning run."""
     if record.kind != "finetune":
-        raise MaclError(f"{run} is a pre-training run, which has no classes: fine-tune it and name that run.")
+        raise MaclError(
+            f"{run} is a pre-training run, which has no classes: fine-tune it and name that run."
+        )
     if not record.finished:
-        raise MaclError(f"{run} is not finished: go on with `macl finetune … --out {run} --resume`.")
+        raise MaclError(
+            f"{run} is not finished: go on with `macl finetune … --out {run} --resume`."
+        )
 
 
 def segmenter_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,11 +13,20 @@ from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError
 
 _AUTHORS_PLACES = (
-    (r"share_encoder\.contr_([1-4])_1\.([01])\.", lambda m: f"encoder.levels.{int(m[1]) - 1}.{m[2]}."),
-    (r"share_encoder\.contr_([1-4])_2\.([01])\.", lambda m: f"encoder.levels.{int(m[1]) - 1}.{int(m[2]) + 3}."),
+    (
+        r"share_encoder\.contr_([1-4])_1\.([01])\.",
+        lambda m: f"encoder.levels.{int(m[1]) - 1}.{m[2]}.",
+    ),
+    (
+        r"share_encoder\.contr_([1-4])_2\.([01])\.",
+        lambda m: f"encoder.levels.{int(m[1]) - 1}.{int(m[2]) + 3}.",
+    ),
     (r"share_encoder\.center\.([02])\.", lambda m: f"encoder.centre.{m[1]}."),
     (r"online_decoder\.upscale([2-5])\.", lambda m: f"decoder.blocks.{5 - int(m[1])}.up."),
-    (r"online_decoder\.expand_([1-4])_1\.([01])\.", lambda m: f"decoder.blocks.{4 - int(m[1])}.convolutions.{m[2]}."),
+    (
+        r"online_decoder\.expand_([1-4])_1\.([01])\.",
+        lambda m: f"decoder.blocks.{4 - int(m[1])}.convolutions.{m[2]}.",
+    ),
     (
         r"online_decoder\.expand_([1-4])_2\.([01])\.",
         lambda m: f"decoder.blocks.{4 - int(m[1])}.convolutions.{int(m[2]) + 3}.",
@@ -62,8 +71,16 @@ def read_authors(path: Path, decoder_blocks: int) -> Checkpoint:
     for key in ("state_dict", "model", "net"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    named = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    named = (
+        {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
     tensors = from_authors_names(named, decoder_blocks)
     if not tensors:
-        raise MaclError(f"{path} holds no tensor of the released MACL network (share_encoder.…, online_decoder.…).")
-    return Checkpoint(tensors, {"method": "macl", "decoder_blocks": decoder_blocks, "authors_file": path.name})
+        raise MaclError(
+            f"{path} holds no tensor of the released MACL network (share_encoder.…, online_decoder.…)."
+        )
+    return Checkpoint(
+        tensors, {"method": "macl", "decoder_blocks": decoder_blocks, "authors_file": path.name}
+    )
