@@ -70,7 +70,7 @@ def write_finetuned(
     for number, case in enumerate(TEST_CASES):
         stored = store.case(case)
         mask = np.roll(store.read(case, "label"), shift * (number + 1) // 2, axis=2)
-        write_volume(path / runs.PREDICTIONS / f"{case}.nii.gz", to_scan(mask, stored.slicing), stored.geometry)
+        write_volume(path / runs.PREDICTIONS / f"{case}.nii.gz", to_scan(mask, stored.orientation), stored.geometry)
     evaluate(path / runs.PREDICTIONS, store.path, path / runs.CASES)
 
 
@@ -91,7 +91,7 @@ def write_unscored(
     (path / runs.TRANSFER).write_text(json.dumps(_transfer(init)))
 
 
-def _record(store: Store, kind: runs.Kind, settings: dict, cases: tuple[str, ...], steps: int) -> RunRecord:
+def _record(store: Store, kind: runs.RunKind, settings: dict, cases: tuple[str, ...], steps: int) -> RunRecord:
     return RunRecord(
         kind=kind, finished=steps > 0, settings=settings, recipe="default", seed=0, device="cpu",
         versions=runs.versions(), **runs.about_store(store, store.path), cases=cases, people=cases, patients=cases,

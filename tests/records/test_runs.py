@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from macl.config import PrepareSettings
 from macl.records import runs
+from macl.utils import checkpoint
 from macl.utils.errors import MaclError
+from macl.utils.ranks import Rank
 
 
 def record(**changes: Any) -> runs.RunRecord:
@@ -44,7 +47,9 @@ def test_resuming_what_has_not_begun_begins_it(tmp_path: Path) -> None:
 
 
 def test_resuming_returns_what_the_earlier_run_knew(tmp_path: Path) -> None:
-    earlier = record(finished=True, steps=40, seconds=12.5, device="cuda:0", store="elsewhere/a.store")
+    earlier = record(
+        finished=True, steps=40, seconds=12.5, device="cuda:0", store="elsewhere/a.store"
+    )
     runs.write_record(tmp_path, earlier)
     assert runs.open_run(tmp_path, record(), resume=True) == earlier
 
@@ -53,13 +58,18 @@ def test_resuming_returns_what_the_earlier_run_knew(tmp_path: Path) -> None:
     ("changes", "names"),
     [
         ({"seed": 1}, "seed"),
-        ({"settings": {"training": {"epochs": 3, "learning_rate": 0.1}}}, r"settings\.training\.epochs"),
+        (
+            {"settings": {"training": {"epochs": 3, "learning_rate": 0.1}}},
+            r"settings\.training\.epochs",
+        ),
         ({"store_checksum": "def"}, "store_checksum"),
         ({"patients": ("a",)}, "patients"),
         ({"kind": "finetune"}, "kind"),
     ],
 )
-def test_a_run_is_not_resumed_as_another(tmp_path: Path, changes: dict[str, Any], names: str) -> None:
+def test_a_run_is_not_resumed_as_another(
+    tmp_path: Path, changes: dict[str, Any], names: str
+) -> None:
     runs.write_record(tmp_path, record())
     with pytest.raises(MaclError, match=rf"other settings \({names}\)"):
         runs.open_run(tmp_path, record(**changes), resume=True)
@@ -95,6 +105,34 @@ def test_what_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": "macl-run", "version": 2}')
     with pytest.raises(MaclError, match="not a record of this version"):
         runs.read_record(tmp_path)
+
+
+def test_a_finished_run_has_weights_and_no_state(tmp_path: Path) -> None:
+    opened = runs.open_run(tmp_path / "a", record(), resume=False)
+    (tmp_path / "a" / runs.STATE).write_bytes(b"state")
+    weights = {"encoder.weight": torch.ones(2, 3)}
+    about = {"kind": "pretrain"}
+    done = runs.finish_run(tmp_path / "a", opened, weights, about, steps=40, seconds=1.23456)
+    assert done == record(finished=True, steps=40, seconds=1.235)
+    assert runs.read_record(tmp_path / "a") == done
+    assert not (tmp_path / "a" / runs.STATE).exists()
+    saved = checkpoint.read(tmp_path / "a" / runs.WEIGHTS)
+    assert saved.about == about
+    torch.testing.assert_close(dict(saved.tensors), weights)
+
+
+def test_only_rank_0_finishes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = runs.open_run(tmp_path / "a", record(), resume=False)
+    monkeypatch.setattr(runs, "this_rank", lambda: Rank(index=1, world_size=2))
+    done = runs.finish_run(tmp_path / "a", opened, {}, {}, steps=40, seconds=1.0)
+    assert done == record(finished=True, steps=40, seconds=1.0)
+    assert [item.name for item in (tmp_path / "a").iterdir()] == [runs.RECORD]
+
+
+def test_a_better_description_of_the_log_does_not_stop_a_resume(tmp_path: Path) -> None:
+    runs.write_record(tmp_path, record())
+    quantities = {"loss_dense": runs.LoggedQuantity(label="Dense loss", unit="nats")}
+    assert runs.open_run(tmp_path, record(quantities=quantities), resume=True) == record()
 
 
 def test_a_log_ends_before_a_line_cut_off(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""A run on disk: what `run.json` says, where its files lie, and the guard of its folder.
+"""A run on disk: its files, its record `run.json`, and how it starts, resumes and finishes.
 
-A run's folder holds `run.json` (this record), `log.jsonl` (one line a step), `weights.safetensors`, while it goes on
-`state.safetensors` (everything an exact resume needs), for fine-tuning `transfer.json`, and, once the later stages were
-pointed there, `predictions/`, `cases.csv` and `report.html`.
+A run's folder holds `run.json` (this record), `log.jsonl` (one line a step), and, once finished,
+`weights.safetensors`. Until then it holds `state.safetensors`, everything an exact resume needs.
+Fine-tuning also writes `transfer.json`; later stages may add `predictions/`, `cases.csv` and
+`report.html`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +22,10 @@ from macl.config import PrepareSettings, Settings, validate
 from macl.data.store import Store
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import ASIDE, clear_unfinished, read_json, write_text
+from macl.utils.ranks import this_rank
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -30,7 +35,15 @@ TRANSFER = "transfer.json"
 PREDICTIONS = "predictions"
 CASES = "cases.csv"
 
-Kind = Literal["pretrain", "finetune"]
+RunKind = Literal["pretrain", "finetune"]
+
+
+class LoggedQuantity(Settings):
+    """What a value in the log is, for people who read the report."""
+
+    label: str = Field(description="its name on a page, such as 'Dense loss'")
+    description: str = Field(default="", description="what it tells, in a sentence or two")
+    unit: str = Field(default="", description="such as 'nats'; empty for a plain number")
 
 
 class RunRecord(Settings):
@@ -38,7 +51,7 @@ class RunRecord(Settings):
 
     format: Literal["macl-run"] = "macl-run"
     version: Literal[1] = 1
-    kind: Kind
+    kind: RunKind
     finished: bool = False
     settings: dict[str, Any] = Field(description="resolved PretrainSettings or FinetuneSettings")
     recipe: str = ""
@@ -55,19 +68,34 @@ class RunRecord(Settings):
     label_values: tuple[int, ...] = ()
     split: dict[str, Any] | None = Field(default=None, description="the split file's contents")
     labels: str | None = Field(default=None, description="the label budget's name")
-    people: tuple[str, ...] = Field(default=(), description="groups of the split whose scans were trained on")
-    patients: tuple[str, ...] = Field(default=(), description="patients whose scans were trained on")
+    people: tuple[str, ...] = Field(
+        default=(), description="people of the split whose scans were trained on"
+    )
+    patients: tuple[str, ...] = Field(
+        default=(), description="patients whose scans were trained on"
+    )
     cases: tuple[str, ...] = Field(default=(), description="cases that were trained on")
     validation_cases: tuple[str, ...] = ()
     test_cases: tuple[str, ...] = Field(
-        default=(), description="cases of the split's test people; nothing here saw them"
+        default=(), description="cases of the split's test people, never trained on"
     )
-    init: str | None = Field(default=None, description="fine-tuning: 'scratch', or the run or file it started from")
-    init_patients: tuple[str, ...] = Field(default=(), description="patients seen in the pre-training it started from")
+    init: str | None = Field(
+        default=None, description="fine-tuning: 'scratch', or the run or file it started from"
+    )
+    init_patients: tuple[str, ...] = Field(
+        default=(), description="fine-tuning: patients seen in the pre-training it started from"
+    )
     overlap_allowed: bool = False
-    mirror_axes: tuple[Literal["row", "column"], ...] = ()
-    steps: int = 0
-    seconds: float = Field(default=0.0, description="spent in the loop, over all resumptions")
+    mirror_axes: tuple[Literal["slice", "row", "column"], ...] = ()
+    quantities: dict[str, LoggedQuantity] = Field(
+        default_factory=dict, description="what the task's values in the log are, by name"
+    )
+    steps: int = Field(default=0, description="of the whole run; 0 until it is finished")
+    seconds: float = Field(default=0.0, description="training time, over all resumptions")
+
+
+NOT_COMPARED = {"finished", "device", "versions", "store", "quantities", "steps", "seconds"}
+"""Fields that may differ when a run is resumed."""
 
 
 def versions() -> dict[str, str]:
@@ -80,12 +108,12 @@ def versions() -> dict[str, str]:
 
 
 def about_store(store: Store, folder: Path) -> dict[str, Any]:
-    """What a record says of the store it was trained on, as fields of `RunRecord`."""
+    """The fields of a `RunRecord` that describe the store it is trained on."""
     index = store.index
     return {
-        "store": str(folder), "store_checksum": store.checksum, "reader": index.reader, "modality": index.modality,
-        "prepared": index.prepared, "channels": index.channels, "classes": index.classes,
-        "label_values": index.label_values,
+        "store": str(folder), "store_checksum": store.checksum,
+        "reader": index.reader, "modality": index.modality, "prepared": index.prepared,
+        "channels": index.channels, "classes": index.classes, "label_values": index.label_values,
     }  # fmt: skip
 
 
@@ -95,14 +123,16 @@ def patients_of(store: Store, cases: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_record(run: Path) -> RunRecord:
-    """The record of the run in a folder.
+    """Read the record of the run in a folder.
 
     Raises:
-        MaclError: there is no run there, or it was written by another version.
+        MaclError: there is no run there, or another version wrote it.
     """
     if not (run / RECORD).is_file():
         what = "is not a run" if run.exists() else "does not exist"
-        raise MaclError(f"{run} {what}: name a folder that `macl pretrain` or `macl finetune` has written.")
+        raise MaclError(
+            f"{run} {what}: name a folder that `macl pretrain` or `macl finetune` has written."
+        )
     raw = read_json(run / RECORD, "a run's record")
     if raw.get("format") != "macl-run" or raw.get("version") != 1:
         raise MaclError(f"{run / RECORD} is not a record of this version of macl: train again.")
@@ -115,45 +145,89 @@ def write_record(run: Path, record: RunRecord) -> None:
 
 
 def open_run(run: Path, record: RunRecord, resume: bool) -> RunRecord:
-    """Start a run in a folder, or go on with the one that is there.
+    """Start a run in a folder, or resume the one that is there.
 
     Returns:
-        The record to go on with: `record`, or the earlier run's own where it is resumed.
+        `record` for a new run; the earlier record where a run is resumed.
 
     Raises:
-        MaclError: the folder holds something else, a run that is not to be resumed, or one with other settings.
+        MaclError: the folder holds something else, a run but `resume` is False, or a run with other
+            settings.
     """
-    if not run.exists() or (run.is_dir() and all(item.name.startswith(ASIDE) for item in run.iterdir())):
+    if not run.exists() or (
+        run.is_dir() and all(item.name.startswith(ASIDE) for item in run.iterdir())
+    ):
         run.mkdir(parents=True, exist_ok=True)
         clear_unfinished(run)
         write_record(run, record)
         return record
     if not (run / RECORD).is_file():
-        raise MaclError(f"--out {run} already holds something that is not a run: choose another folder.")
+        raise MaclError(
+            f"--out {run} already holds something that is not a run: choose another folder."
+        )
     earlier = read_record(run)
     if not resume:
-        raise MaclError(f"--out {run} already holds a run: add --resume to go on with it, or choose another folder.")
-    free = {"finished", "device", "versions", "store", "steps", "seconds"}
-    before, now = earlier.model_dump(exclude=free), record.model_dump(exclude=free)
-    changed = sorted(_leaves(before).items() ^ _leaves(now).items())
+        raise MaclError(
+            f"--out {run} already holds a run: add --resume to continue it, or choose another "
+            "folder."
+        )
+    before, now = (_leaves(each.model_dump(exclude=NOT_COMPARED)) for each in (earlier, record))
+    changed = sorted(before.items() ^ now.items())
     if changed:
         names = listed(sorted({name for name, _ in changed}))
         raise MaclError(
-            f"The run in {run} was started with other settings ({names}): "
-            "resume with the same ones, or choose another --out."
+            f"The run in {run} was started with other settings ({names}): resume it with the same "
+            "ones, or choose another --out."
         )
     clear_unfinished(run)
     return earlier
 
 
+def finish_run(
+    run: Path,
+    record: RunRecord,
+    weights: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    *,
+    steps: int,
+    seconds: float,
+) -> RunRecord:
+    """Write the weights of a run and its final record, then delete its training state.
+
+    Call it in every process; only rank 0 writes.
+
+    Args:
+        run: the run's folder.
+        record: the record that `open_run` returned.
+        weights: tensors to keep, by name.
+        about: JSON-able description for the header of the weights file.
+        steps: steps of the whole run.
+        seconds: training time, over all resumptions.
+
+    Returns:
+        The record of the finished run.
+    """
+    from macl.utils import checkpoint
+
+    finished = record.model_copy(
+        update={"finished": True, "steps": steps, "seconds": round(seconds, 3)}
+    )
+    if this_rank().is_zero:
+        checkpoint.write(run / WEIGHTS, weights, about)
+        write_record(run, finished)
+        (run / STATE).unlink(missing_ok=True)
+    return finished
+
+
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(value, Mapping):
-        return {k: v for name, part in value.items() for k, v in _leaves(part, f"{prefix}{name}.").items()}
+        leaves = (_leaves(part, f"{prefix}{name}.") for name, part in value.items())
+        return {name: text for group in leaves for name, text in group.items()}
     return {prefix.rstrip("."): json.dumps(value)}
 
 
 def read_log(run: Path) -> Iterator[dict[str, Any]]:
-    """The log's lines in order; a last line cut off by a kill is passed over."""
+    """The log's lines in order, without a last line that a kill cut off."""
     if not (run / LOG).is_file():
         return
     with (run / LOG).open(encoding="utf-8") as lines:
