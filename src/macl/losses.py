@@ -1,7 +1,7 @@
 """Losses as pure functions: tensors in, scalar out; which pairs attract is an argument.
 
-Symbols as in the MACL paper (arXiv 2309.11876): B slices a batch, so A = 2B anchors; D channels; K keys or prototypes;
-τ temperature. Losses are in float32 or wider, whatever the features are in.
+Symbols as in the MACL paper (arXiv 2309.11876): B slices a batch, so A = 2B anchors; D channels; K
+keys or prototypes; τ temperature. Losses are in float32 or wider, whatever the features are in.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ ROUNDING = 1e-6
 
 
 def positives_by_position(positions: Tensor, threshold: float | Sequence[float]) -> Tensor:
-    """(B, axes) positions p → (B, B) bool: |p_i − p_j| < t on every axis, and every patch with itself (PCL; MACL §3.2).
+    """(B, axes) positions p → (B, B) bool: |p_i − p_j| < t on every axis, and every patch with
+    itself (PCL; MACL §3.2).
 
     Args:
         positions: of the patches' centres, as shares of their volumes' extents.
         threshold: t, one for all axes or one for each.
     """
-    # Slices exactly t apart, as neighbours among ten at t = 0.1, are no positives, however their float32 is rounded.
+    # Slices exactly t apart, as neighbours among ten at t = 0.1, are no positives, however their
+    # float32 is rounded.
     limits = (
         [threshold] * positions.shape[1] if isinstance(threshold, int | float) else list(threshold)
     )
@@ -45,26 +47,31 @@ def positives_by_position(positions: Tensor, threshold: float | Sequence[float])
 
 
 def positives_by_partition(positions: Tensor, partitions: int) -> Tensor:
-    """(B, axes) positions p in (0, 1] → (B, B) bool: both in the same of `partitions` equal parts along z (GCL)."""
+    """(B, axes) positions p in (0, 1] → (B, B) bool: both in the same of `partitions` equal parts
+    along z (GCL)."""
     # The smallest float above k/S must not fall into part k + 1 where k/S itself was meant.
     part = (positions[:, 0] * partitions - 1e-4).floor().clamp(0, partitions - 1)
     return part[:, None] == part[None, :]
 
 
 def pairs_of_both_branches(positives: Tensor) -> Tensor:
-    """(B, B) pairs of slices → (2B, 2B) pairs of anchors, for anchors stacked branch after branch."""
+    """(B, B) pairs of slices → (2B, 2B) pairs of anchors, for anchors stacked branch after
+    branch."""
     return positives.repeat(2, 2)
 
 
 def contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE with any positives (MACL eqs. 9 and 10; form of supervised contrastive learning, Khosla et al. 2020).
+    """InfoNCE with any positives (MACL eqs. 9 and 10; form of supervised contrastive learning,
+    Khosla et al. 2020).
 
-    For every anchor, minus the mean over its positives of log(exp(sim/τ) / Σ_{k≠i} exp(sim/τ)), sim the cosine; then
-    the mean over anchors, and over positions where there are any.
+    For every anchor, minus the mean over its positives of log(exp(sim/τ) / Σ_{k≠i} exp(sim/τ)), sim
+    the cosine; then the mean over anchors, and over positions where there are any.
 
     Args:
-        anchors: (A, D), or (P, A, D) where each of P positions is contrasted by itself; normalised here.
-        positives: (A, A) bool; the diagonal does not count. An anchor without positives is left out of the mean.
+        anchors: (A, D), or (P, A, D) where each of P positions is contrasted by itself; normalised
+            here.
+        positives: (A, A) bool; the diagonal does not count. An anchor without positives is left out
+            of the mean.
         temperature: τ.
 
     Returns:
@@ -87,9 +94,11 @@ def contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> Tenso
 
 
 def contrastive_per_pair(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE in which a positive pair meets negatives only: other positives are left out of its denominator (GCL).
+    """InfoNCE in which a positive pair meets negatives only: other positives are left out of its
+    denominator (GCL).
 
-    −log( e^s_ij / (e^s_ij + Σ_{k negative} e^s_ik) ), s = sim/τ, averaged over all ordered positive pairs (i, j).
+    −log( e^s_ij / (e^s_ij + Σ_{k negative} e^s_ik) ), s = sim/τ, averaged over all ordered positive
+    pairs (i, j).
 
     Args:
         anchors: (A, D), normalised here.
@@ -103,7 +112,8 @@ def contrastive_per_pair(anchors: Tensor, positives: Tensor, temperature: float)
     similarity = _products(unit, unit) / temperature
     itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     negatives = similarity.masked_fill(positives | itself, -torch.inf)
-    # Rows without negatives are refilled first: the gradient of a logsumexp over nothing would be NaN.
+    # Rows without negatives are refilled first: the gradient of a logsumexp over nothing would be
+    # NaN.
     some = torch.isfinite(negatives).any(-1, keepdim=True)
     against = torch.where(some, negatives, 0.0).logsumexp(-1, keepdim=True)
     loss = torch.where(some, F.softplus(against - similarity), 0.0)
@@ -114,7 +124,8 @@ def contrastive_per_pair(anchors: Tensor, positives: Tensor, temperature: float)
 def contrastive_with_queue(
     queries: Tensor, keys: Tensor, queue: Tensor, temperature: float
 ) -> Tensor:
-    """InfoNCE of queries (B, D) with their own keys (B, D) against a queue of other keys (K, D) (MoCo, eq. 1)."""
+    """InfoNCE of queries (B, D) with their own keys (B, D) against a queue of other keys (K, D)
+    (MoCo, eq. 1)."""
     unit, own, others = _unit(queries), _unit(keys), _unit(queue)
     positive = (unit * own).sum(-1, keepdim=True)
     logits = torch.cat((positive, _products(unit, others.to(unit.dtype))), dim=1) / temperature
@@ -122,13 +133,15 @@ def contrastive_with_queue(
 
 
 def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
-    """−cos of (B, D) predictions with their targets, mean over the batch (SimSiam, eq. 1); −1 where they agree."""
+    """−cos of (B, D) predictions with their targets, mean over the batch (SimSiam, eq. 1); −1 where
+    they agree."""
     return -(_unit(predictions) * _unit(targets)).sum(-1).mean()
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, sharpness: float, rounds: int) -> Tensor:
-    """Codes that use every prototype equally (SwAV, § 3.1; Cuturi 2013): (B, K) scores → (B, K), rows summing to 1.
+    """Codes that use every prototype equally (SwAV, § 3.1; Cuturi 2013): (B, K) scores → (B, K),
+    rows summing to 1.
 
     Args:
         scores: cosines with the prototypes.
@@ -144,19 +157,22 @@ def sinkhorn(scores: Tensor, sharpness: float, rounds: int) -> Tensor:
 
 
 def cross_entropy_with_codes(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """−Σ_k q_k log softmax(scores/τ)_k, mean over the batch; scores and codes (B, K) (SwAV, eq. 2; DINO, eq. 2)."""
+    """−Σ_k q_k log softmax(scores/τ)_k, mean over the batch; scores and codes (B, K) (SwAV, eq. 2;
+    DINO, eq. 2)."""
     return -(codes * (_wide(scores) / temperature).log_softmax(-1)).sum(-1).mean()
 
 
 @torch.no_grad()
 def centred_codes(scores: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """softmax((scores − c)/τ): a teacher's scores (B, K), centred by c (K,) and sharpened by τ (DINO)."""
+    """softmax((scores − c)/τ): a teacher's scores (B, K), centred by c (K,) and sharpened by τ
+    (DINO)."""
     return ((_wide(scores) - centre) / temperature).softmax(-1)
 
 
 @torch.no_grad()
 def same_component(features: Tensor) -> Tensor:
-    """(B, D) features → (B, B) bool: which are joined in the graph that links each with its nearest by cosine (WCL)."""
+    """(B, D) features → (B, B) bool: which are joined in the graph that links each with its nearest
+    by cosine (WCL)."""
     count = len(features)
     itself = torch.eye(count, dtype=torch.bool, device=features.device)
     unit = _unit(features)
@@ -172,7 +188,8 @@ def same_component(features: Tensor) -> Tensor:
 def dense_contrastive(
     first: Tensor, second: Tensor, positives: Tensor, temperature: float
 ) -> Tensor:
-    """`contrastive` at each position of two maps by itself, then the mean over positions (MACL eq. 10).
+    """`contrastive` at each position of two maps by itself, then the mean over positions (MACL eq.
+    10).
 
     Args:
         first, second: (B, D, h, w), one map of each branch.
@@ -180,7 +197,8 @@ def dense_contrastive(
         temperature: τ.
     """
     anchors = torch.cat((first, second)).flatten(2).permute(2, 0, 1)
-    # Maps with channels last are right as they lie; others are turned over once instead of at every step below.
+    # Maps with channels last are right as they lie; others are turned over once instead of at every
+    # step below.
     anchors = anchors if anchors.stride(-1) == 1 else anchors.contiguous()
     return contrastive(anchors, pairs_of_both_branches(positives), temperature)
 
@@ -200,14 +218,15 @@ def _products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def spread(features: Tensor) -> Tensor:
-    """How far normalised features (B, D) of all processes lie apart: 0 where all are equal, 1 where they fill the sphere
-    evenly."""
+    """How far normalised features (B, D) of all processes lie apart: 0 where all are equal, 1 where
+    they fill the sphere evenly."""
     unit = _unit(features.detach())
     return (1.0 - collectives.all_reduce_mean(unit.mean(0)).square().sum()).clamp(min=0).sqrt()
 
 
 def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 − soft Dice over the whole batch, mean over the classes but background (Drozdzal et al. 2016).
+    """1 − soft Dice over the whole batch, mean over the classes but background (Drozdzal et al.
+    2016).
 
     Where processes share the batch, overlaps and volumes are added up over all of them.
 

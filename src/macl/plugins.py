@@ -1,7 +1,8 @@
 """Plug-ins by name: the folder is the catalogue.
 
-`find("methods", "macl")` imports `macl/methods/macl.py` and returns its `PLUGIN`, a class: a `Method`, a `Network` or a
-`Reader`. A module without a `PLUGIN`, such as one whose name begins with an underscore, is no plug-in.
+`find("methods", "macl")` imports `macl/methods/macl.py` and returns its `PLUGIN`, a class: a
+`Method`, a `Network` or a `Reader`. A module without a `PLUGIN`, such as one whose name begins with
+an underscore, is no plug-in.
 """
 
 from __future__ import annotations

@@ -49,7 +49,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "macl-regularisation-alone": ("macl", {"weight_global": 0, "weight_dense": 0}),
     "gcl-original": ("gcl", {"original_form": True}),
     "swav-no-queue": ("swav", {**SMALL["swav"], "queue": 0}),
+    "macl-volumes": ("macl", {"decoder_blocks": 1}),
+    "pcl-volumes": ("pcl", {}),
 }
+FINETUNING = ("finetune", "finetune-volumes")
 DONE = (0.0, 0.3, 0.9)
 """Before, between and after the changes of every schedule."""
 
@@ -68,27 +71,30 @@ def in_float64(task: nn.Module) -> nn.Module:
 
 def build(variant: str) -> nn.Module:
     torch.manual_seed(0)
-    if variant == "finetune":
-        segmenter = Segmenter(unet(WIDTH), classes=3)
+    network: dict[str, Any] = {}
+    if variant.endswith("-volumes"):
+        network = {"dims": 3, "strides": ((1, 2, 2), (2, 2, 2))}
+    if variant in FINETUNING:
+        segmenter = Segmenter(unet(WIDTH, **network), classes=3)
         return in_float64(SegmentationTask(segmenter, FinetuneSettings(), ("row", "column")))
     name, own = VARIANTS[variant]
-    return in_float64(method(name, own, WIDTH))
+    return in_float64(method(name, own, WIDTH, **network))
 
 
 def without_norms(task: nn.Module) -> nn.Module:
     """Every BatchNorm in eval mode, and there to stay."""
     for module in task.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             module.eval()
     return task
 
 
-def whole_batch(step: int, **changes: Any) -> Batch:
-    """SIZE random slices; the even ones, which one of two processes gets, have fewer pixels of one class."""
+def whole_batch(step: int, patch: tuple[int, ...] = (SIDE, SIDE), **changes: Any) -> Batch:
+    """SIZE random patches; the even ones, which one of two processes gets, show less of one class."""
     random = torch.Generator().manual_seed(step)
-    images, neighbours = (torch.randn(SIZE, 1, SIDE, SIDE, generator=random) for _ in range(2))
+    images, neighbours = (torch.randn(SIZE, 1, *patch, generator=random) for _ in range(2))
     heights = torch.rand(SIZE, generator=random)
-    labels = torch.randint(3, (SIZE, SIDE, SIDE), generator=random)
+    labels = torch.randint(3, (SIZE, *patch), generator=random)
     labels[::2][labels[::2] == 2] = 1
     rng = SampleRng(0, step, torch.arange(SIZE))
     return Batch(
@@ -117,8 +123,11 @@ def train(
     """Three steps of plain gradient descent; every loss, part, gradient and buffer on the way."""
     task, found, here = build(variant), {}, this_rank()
     step_of_task = step_of(task)
+    patch = (4, 16, 16) if variant.endswith("-volumes") else (SIDE, SIDE)
     for number in range(len(DONE)):
-        step = step_of_task(half(whole_batch(number, **changes), here.index, here.world_size))
+        step = step_of_task(
+            half(whole_batch(number, patch, **changes), here.index, here.world_size)
+        )
         step.loss.backward()
         values = {"loss": step.loss.detach(), **step.logged}
         found |= {
@@ -143,7 +152,7 @@ def train_together(folder: Path) -> None:
     torch.set_num_threads(1)
     with process_group():
         fabric = make_distributed_fabric("cpu", "32-true")
-        for variant in ("finetune", *VARIANTS):
+        for variant in (*FINETUNING, *VARIANTS):
             found = train(variant, lambda task: shared(fabric, task))
             save_file(found, folder / f"{variant}-{fabric.global_rank}.safetensors")
         found = train(

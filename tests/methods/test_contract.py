@@ -78,7 +78,7 @@ def overrides(method: str) -> list[str]:
 def read_log(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if name != "slices_per_second"}
+        {name: value for name, value in line.items() if name != "patches_per_second"}
         for line in lines
     ]
 
@@ -92,7 +92,7 @@ def trained(request, store, tmp_path_factory):
     """A method, a seed, and the folder of its run and of a copy of it as a kill would leave it after step 80."""
     method, seed = request.param
     folder = tmp_path_factory.mktemp(method)
-    save = training._State.save
+    save = training._TrainingState.save
 
     def save_and_copy(state, path: Path) -> None:
         save(state, path)
@@ -100,7 +100,7 @@ def trained(request, store, tmp_path_factory):
             shutil.copytree(path.parent, folder / "killed")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._State, "save", save_and_copy)
+        patch.setattr(training._TrainingState, "save", save_and_copy)
         pretrain(
             store,
             folder / "whole",

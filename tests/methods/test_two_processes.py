@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fakes.processes import COUNT, run_in_two
-from fakes.shared_steps import VARIANTS, half, train, train_together, without_norms
+from fakes.shared_steps import FINETUNING, VARIANTS, half, train, train_together, without_norms
 from macl.data.batch import Batch
 from macl.distributed import collectives
 from macl.engine.task import StepOutput
@@ -39,7 +39,7 @@ def scales(values: dict[str, Tensor]) -> dict[str, float]:
     return {name: groups[" ".join(name.split()[:2])] for name in values}
 
 
-@pytest.mark.parametrize("variant", ["finetune", *VARIANTS])
+@pytest.mark.parametrize("variant", [*FINETUNING, *VARIANTS])
 def test_two_processes_take_the_steps_of_one(folder: Path, variant: str) -> None:
     alone = train(variant, lambda task: task.step)
     scale = scales(alone)
@@ -75,7 +75,7 @@ def test_statistics_of_a_share_alone_are_not_kept_in_silence(folder: Path) -> No
     for rank in range(COUNT):
         said = (folder / f"differing-{rank}.txt").read_text()
         assert said.startswith(
-            "The processes of this run have come to hold different values of running_mean: "
+            "The processes of this run hold different values of running_mean: "
         )
 
 

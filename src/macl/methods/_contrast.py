@@ -1,4 +1,5 @@
-"""What SimCLR and PCL share: two views, one encoder, one contrast. They differ in who is a positive of whom."""
+"""What SimCLR and PCL share: two views, one encoder, one contrast. They differ in who is a positive
+of whom."""
 
 from __future__ import annotations
 
@@ -33,7 +34,6 @@ class ContrastSettings(PluginSettings):
 class TwoViewContrast(Method):
     """An encoder and a projector, contrasted between two views of every patch."""
 
-    settings: ContrastSettings
     quantities = {
         "loss_contrast": Quantity(
             "Contrastive loss", "Each projection against its positives.", "nats"
@@ -50,14 +50,16 @@ class TwoViewContrast(Method):
 
     @abstractmethod
     def positives(self, positions: Tensor) -> Tensor:
-        """(B, B) bool: which patches at these positions (B, axes) attract; every patch attracts itself."""
+        """(B, B) bool: which patches at these positions (B, axes) attract; every patch attracts
+        itself."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, *patch) → projections (B, D)."""
         return self.projector(self.network.encode(images)[-1])
 
     def losses(self, z1: Tensor, z2: Tensor, positions: Tensor) -> StepOutput:
-        """The contrast of both views' projections (B, D) of patches at the given positions (B, axes)."""
+        """The contrast of both views' projections (B, D) of patches at the given positions (B,
+        axes)."""
         anchors, positives = torch.cat((z1, z2)), self.positives(positions)
         contrast = contrastive(
             anchors, pairs_of_both_branches(positives), self.settings.temperature

@@ -1,14 +1,15 @@
 """BYOL: bootstrap your own latent (Grill et al. 2020, arXiv 2006.07733).
 
-An online network predicts the projection that a slowly following target network makes of another view; there are no
-negatives, and what keeps the features apart is the predictor together with the target's slowness:
+An online network predicts the projection that a slowly moving target network makes of another view.
+There are no negatives; the predictor and the slow target together keep the features apart:
 
     t(x)  ── e ── projector ── predictor ── q ╮
-    t'(x) ── e' ─ projector' ────────────── z'┴ 2 − 2·cos (eq. 2), and once more with the views exchanged
+    t'(x) ── e' ─ projector' ────────────── z'┴ 2 − 2·cos (eq. 2), and once more with views swapped
 
-The target moves by ξ ← τ·ξ + (1 − τ)·θ, τ rising along a cosine from 0.996 to 1 over the run: the released code's start for
-1,000 epochs, which takes 0.99 for 100 and 300. Its heads are as wide. The target moves at the start of a step instead of at the
-end of the one before, which is the same.
+The target moves by ξ ← τ·ξ + (1 − τ)·θ, with τ rising along a cosine from 0.996 to 1 over the run.
+0.996 is the released code's start for 1,000 epochs; it uses 0.99 for 100 and 300. Head widths are
+the released ones. We move the target at the start of a step rather than at the end of the one
+before, which amounts to the same.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Settings(PluginSettings):
 
 
 class Byol(Method):
-    """An encoder, a projector and a predictor; the first two with a momentum twin."""
+    """An encoder, a projector and a predictor; the first two with a momentum copy."""
 
     Settings = Settings
     settings: Settings
@@ -83,7 +84,7 @@ class Byol(Method):
         return self.target_projector(self.target_encoder(images)[-1])
 
     def step(self, batch: Batch) -> StepOutput:
-        """Follow, then predict each view's target from the other view."""
+        """Move the target, then predict each view's target from the other view."""
         momentum = rising_momentum(self.settings.momentum, batch.progress)
         update_momentum_copy(self.target_encoder, self.network.encoder, momentum)
         update_momentum_copy(self.target_projector, self.projector, momentum)

@@ -1,17 +1,19 @@
 """DeSD: self-supervised learning with deep self-distillation (Ye et al. 2022, MICCAI).
 
-DINO's distillation (Caron et al. 2021, arXiv 2104.14294) at several depths: not only the whole encoder of the student but
-its first levels alone, each with a head of its own, must predict what the teacher's whole encoder says of another view:
+DINO's distillation (Caron et al. 2021, arXiv 2104.14294) at several depths. Not only the student's
+whole encoder but also its first levels alone, each with a head of its own, predict what the
+teacher's whole encoder says of another view:
 
     t(x)  ── e (student) ┬─ levels … ── heads ── p      ╮
-                         ╰─ bottleneck ─ head ── p      ┼ −q · log p, mean over depths, views in turn
+                         ╰─ bottleneck ─ head ── p      ┼ −q · log p, mean over depths, in turn
     t'(x) ── e' (teacher) ─ bottleneck ─ head' ─ q      ╯
 
-The teacher follows the student with a momentum that rises from 0.996 to 1; its scores are centred by a running mean and
-sharpened by a low temperature, which together keep it from a constant answer. Temperatures, their warm-up (20 of 300
-epochs), momenta, K, the heads' widths and the equal weights of the depths are those of the released code and its command.
-Scores are cosines with prototypes, which is its weight-normed last layer with its length fixed to 1. Its heads have GELU
-where these have ReLU, and its last layers stand still for the first epoch, which is left out.
+The teacher follows the student with a momentum that rises from 0.996 to 1. Centring its scores by a
+running mean and sharpening them by a low temperature keep it from a constant answer. Temperatures
+and their warm-up (20 of 300 epochs), momenta, K, head widths and the equal weights of the depths
+are those of the released code and its command. Scores are cosines with prototypes, which is the
+released weight-normed last layer with its length fixed to 1. Two things differ: the released heads
+use GELU where these use ReLU, and freeze their last layers for the first epoch, which is left out.
 """
 
 from __future__ import annotations
@@ -150,7 +152,8 @@ class Desd(Method):
         )
 
     def uniform_loss(self, batch_size: int) -> UniformLoss:
-        """ln K, where every prototype gets the same; the other collapse, onto one prototype, shows as 0."""
+        """ln K, where every prototype gets the same; the other collapse, onto one prototype, shows
+        as 0."""
         return UniformLoss("loss_deepest", math.log(self.settings.prototypes))
 
 

@@ -1,7 +1,8 @@
-"""DiRA: discriminative, restorative and adversarial learning (Haghighi et al. 2022, arXiv 2204.10437).
+"""DiRA: discriminative, restorative and adversarial learning (Haghighi et al. 2022, arXiv
+2204.10437).
 
-MoCo v2's contrast on the encoder, restoration of the undistorted view by the decoder, and a discriminator that tells restored
-from true views, all in one network:
+One network learns from three tasks: MoCo v2's contrast on the encoder, restoring the undistorted
+view with the decoder, and fooling a discriminator that tells restored views from true ones:
 
     t(x)  ── distort ── e ┬─ projector ── q ──────────── contrast with k and the queue        L_dis
       │                   ╰─ d ── 1×1 convolution ── x̂ ── (x̂ − t(x))²                          L_res
@@ -10,12 +11,13 @@ from true views, all in one network:
 
     L = λ_dis·L_dis + λ_res·L_res + λ_adv·L_adv
 
-Followed is the released code: its weights, MoCo v2's queue, momentum and τ, least squares as the adversary's losses, a
-discriminator that judges patches, both views distorted, and training in two parts, of which the first is without adversary;
-when the second begins is this file's choice. Changed are: one optimiser trains both sides, where the discriminator's loss sees a
-restored view without gradient and the network's sees the discriminator with its weights held fixed; distortion is of intensity
-and by covered blocks, without shuffled ones; the view is restored in its own geometry, where the released code mirrors it
-after the target was taken.
+From the released code: the weights, MoCo v2's queue, momentum and τ, least squares as adversarial
+losses, a discriminator that judges regions, distortion of both views, and a first part of training
+without the
+adversary. Our own: when the adversary joins; one optimiser for both sides, where the
+discriminator's loss sees the restored view without gradient and the network's loss sees a fixed
+discriminator; distortion by intensity and covered blocks, without shuffled ones; restoration in the
+view's own geometry, where the released code mirrors the view after it took the target.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class Settings(PluginSettings):
         default=0.4, ge=0, le=1, description="share of the run before the adversary joins"
     )
     queue: int = Field(
-        default=65536, gt=0, description="K, keys remembered; best well below the number of slices"
+        default=65536, gt=0, description="K, keys remembered; best well below the number of patches"
     )
     momentum: float = Field(default=0.999, ge=0, le=1, description="m")
     temperature: float = Field(default=0.2, gt=0, description="τ")
@@ -67,7 +69,7 @@ class Settings(PluginSettings):
     covered: float = Field(
         default=0.1, ge=0, lt=1, description="share of blocks covered in the distorted view"
     )
-    block: int = Field(default=16, gt=0, description="side of a covered block in pixels")
+    block: int = Field(default=16, gt=0, description="side of a covered block in voxels")
     transfer_decoder: bool = Field(
         default=True, description="false: the encoder alone, as MACL's authors compared it"
     )
@@ -76,7 +78,7 @@ class Settings(PluginSettings):
 
 
 class Dira(Method):
-    """A whole U-Net with a projector, their momentum twins, a queue and a discriminator."""
+    """A whole U-Net with a projector, their momentum copies, a queue and a discriminator."""
 
     Settings = Settings
     settings: Settings
@@ -133,7 +135,8 @@ class Dira(Method):
         return change_intensity(images, rng, self.settings.intensity).masked_fill(covered, 0.0)
 
     def adversarial(self, restored: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's loss, which moves `restored` alone, and the discriminator's, which moves the discriminator alone."""
+        """The network's loss, which moves `restored` alone, and the discriminator's, which moves
+        the discriminator alone."""
         fixed = {
             name: parameter.detach() for name, parameter in self.discriminator.named_parameters()
         }
@@ -146,7 +149,7 @@ class Dira(Method):
         )
 
     def step(self, batch: Batch) -> StepOutput:
-        """Follow, contrast; then restore, then deceive, each from its share of the run on."""
+        """Contrast; then also restore, then also deceive, each from its share of the run on."""
         settings = self.settings
         update_momentum_copy(self.key_encoder, self.network.encoder, settings.momentum)
         update_momentum_copy(self.key_projector, self.projector, settings.momentum)

@@ -1,17 +1,20 @@
 """GCL: contrastive learning of global and local features (Chaitanya et al. 2020, arXiv 2006.10511).
 
-Volumes of one organ are cut into S parts along their axis; slices of the same part, of any patient, are positives. First
-the encoder e is trained so, with a projector g1; then it is frozen, and decoder blocks d are trained so that a region of
-a slice looks alike in two renderings of its intensity and unlike other regions of the slice:
+Volumes of one organ are cut into S parts along their axis; patches of the same part, of any
+patient, are positives. Stage 1 trains the encoder e this way, with a projector g1. Stage 2 freezes
+it and trains decoder blocks d, so that a region looks alike in two renderings of its intensity and
+unlike other regions of the same patch:
 
     stage 1   x ── t(x), t'(x) ── e ── pool, g1 ── z ── contrast, positives: same part of the volume
-    stage 2   x ── two intensities ── e (frozen) ── d ── g2 ── regions ── contrast, positives: same region
+    stage 2   x ── two intensities ── e (frozen) ── d ── g2 ── contrast, positives: same region
 
-Stage 1 is by default in the form of PCL's and MACL's comparisons (each positive against all other anchors); the paper's own
-form, where other positives are left out of the denominator, is `original_form`. Stage 2 is the paper's strategy "random"
-within a slice. S, τ, the 13 regions of 3×3 places and the three decoder blocks are those of the released commands, where a
-region meets five other regions of each rendering, and here all. Its views of stage 1 are crops in other brightness and
-contrast, where these are MACL's. The paper trains the stages in two runs; here the first `encoder_share` of one run is stage 1.
+Stage 1 uses PCL's and MACL's form by default (each positive against all other anchors);
+`original_form` is the paper's, which leaves other positives out of the denominator. Stage 2 is the
+paper's strategy "random" within a slice. S, τ, the 13 regions of 3×3 positions and the three
+decoder blocks come from the released commands; there a region meets five others of each rendering,
+here it meets all. The released views of stage 1 are crops with changed brightness and contrast;
+ours are MACL's. The paper trains the stages in two runs; here the first `encoder_share` of one run
+is stage 1.
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ class Settings(PluginSettings):
 
 
 def _tiles(maps: Tensor, side: int) -> Tensor:
-    """(B, D, *size) → (B, tiles, D·side^dims): the map cut into tiles; what is left over at the far end is dropped."""
+    """(B, D, *size) → (B, tiles, D·side^dims): the map cut into tiles; what is left over at the far
+    end is dropped."""
     dims = maps.ndim - 2
     for axis in range(2, 2 + dims):
         maps = maps.unfold(axis, side, side)
@@ -107,7 +111,8 @@ class Gcl(Method):
         return self.global_projector(self.network.encode(images)[-1])
 
     def global_loss(self, z1: Tensor, z2: Tensor, positions: Tensor) -> Tensor:
-        """Stage 1's loss of both views' projections (B, D) of slices at the given positions (B, axes)."""
+        """Stage 1's loss of both views' projections (B, D) of slices at the given positions (B,
+        axes)."""
         form = contrastive_per_pair if self.settings.original_form else contrastive
         positives = pairs_of_both_branches(
             positives_by_partition(positions, self.settings.partitions)
@@ -115,13 +120,15 @@ class Gcl(Method):
         return self._factor() * form(torch.cat((z1, z2)), positives, self.settings.temperature)
 
     def local_loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """Stage 2's loss of two renderings' regions (B, R, D): each against all others of its slice, in both."""
+        """Stage 2's loss of two renderings' regions (B, R, D): each against all others of its
+        slice, in both."""
         anchors = torch.cat((first, second), dim=1)
         same = torch.eye(first.shape[1], dtype=torch.bool, device=first.device)
         return contrastive(anchors, pairs_of_both_branches(same), self.settings.temperature)
 
     def _regions(self, maps: Tensor, rng: SampleRng) -> Tensor:
-        """(B, D, *size) → (B, regions, D·side^dims), of random tiles that are the same for both renderings."""
+        """(B, D, *size) → (B, regions, D·side^dims), of random tiles that are the same for both
+        renderings."""
         side = self.settings.region_side
         tiles = _tiles(maps, side)
         chosen = rng.uniform("regions", (tiles.shape[1],)).argsort(1)[:, : self.settings.regions]

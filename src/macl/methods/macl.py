@@ -1,15 +1,18 @@
 """MACL: multi-level asymmetric contrastive learning (Zeng et al., arXiv 2309.11876).
 
-Two branches share the encoder e. The dominant branch sees the slice downsampled by λ = 2^-N and runs e and N decoder
-blocks d; the auxiliary branch sees it at full size and runs e alone, so that both end at the same height and width:
+Two branches share the encoder e. The dominant branch sees the patch downsampled and runs e and N
+decoder blocks d; the auxiliary branch sees it at full size and runs e alone, so that both end at
+the same size:
 
-    auxiliary   I1 ── e ──────────── Ỹ ── pixel projector ── Z̃ˡ        V1 ── e ── projector ── Z̃ᵍ
-                                     │ L_ER                   │ L_d                             │ L_g
-    dominant    I2 ── down ── e ──── Y ── d ──────────────── Zˡ        V2 ── down ── e ── d ── projector ── Zᵍ
+    auxiliary  I1 ── e ───────── Ỹ ── pixel projector ── Z̃ˡ   V1 ── e ─────────── projector ── Z̃ᵍ
+                                 │ L_ER                  │ L_d                                 │ L_g
+    dominant   I2 ─ down ── e ── Y ── d ──────────────── Zˡ   V2 ─ down ─ e ─ d ── projector ── Zᵍ
 
-I1 = I2 is the slice, V1 and V2 are random spatial augmentations of it. The figure writes I1, V1 for the dominant branch;
-the naming here is the release's. Zᵍ comes from the decoder (eq. 4, figure and release; eq. 7 writes the encoder). There is no
-stop-gradient, and the four views pass through the network apart, so that BatchNorm sees each alone, as released.
+The downsampling is the stride of the N deepest levels, per axis: λ = 2^-N in the paper's 2D U-Net.
+I1 = I2 is the patch; V1 and V2 are random spatial augmentations of it. The figure gives I1, V1 to
+the dominant branch; the naming here is the release's. Zᵍ comes from the decoder (eq. 4, figure and
+release; eq. 7 writes the encoder). There is no stop-gradient, and the four views pass through the
+network separately, so that BatchNorm sees each alone, as released.
 """
 
 from __future__ import annotations
@@ -54,17 +57,18 @@ class Settings(PluginSettings):
     decoder_blocks: int = Field(
         default=2,
         ge=0,
-        description="N; the dominant branch is downsampled by what these blocks enlarge, 2^N in 2D",
+        description="N; the dominant branch is downsampled by what these blocks enlarge",
     )
     threshold: float | tuple[float, float, float] = Field(
         default=0.1,
-        description="t: patches nearer than this in position are positives; one number, or z, y, x in 3D",
+        description="t: patches nearer than this are positives; one number, or z, y, x in 3D",
     )
     temperature: float = Field(default=0.1, gt=0, description="τ")
     weight_global: float = Field(default=1.0, ge=0, description="λ1, of L_g")
     weight_dense: float = Field(default=0.5, ge=0, description="λ2, of L_d")
     weight_regularisation: float = Field(default=1.0, ge=0, description="λ3, of L_ER")
-    # The release multiplies L_g and L_d by τ / 0.07, a left-over of its ancestor; the λ's were tuned with it.
+    # The release multiplies L_g and L_d by τ / 0.07, a left-over of its ancestor; the λ's were
+    # tuned with it.
     released_factor: bool = Field(
         default=True, description="multiply L_g and L_d by τ / 0.07, as the release does"
     )
@@ -114,7 +118,8 @@ class Outputs:
     """Zᵍ (B, projection)"""
 
     def gathered(self, batch: Batch) -> Outputs:
-        """With the maps and projections that L_d and L_g compare them with; L_ER takes each slice by itself."""
+        """With the maps and projections that L_d and L_g compare them with; L_ER takes each slice
+        by itself."""
         names = ("auxiliary_dense", "dominant_dense", "auxiliary_global", "dominant_global")
         made = {name: getattr(self, name) for name in names}
         return replace(
@@ -189,12 +194,14 @@ class Macl(Method):
 
     @classmethod
     def patch_multiple(cls, settings: Settings, strides: Strides) -> tuple[int, ...]:
-        """Of what the encoder takes, and the dominant branch's image is smaller by the downsampling."""
+        """Of what the encoder takes, and the dominant branch's image is smaller by the
+        downsampling."""
         down = decoder_stride(strides, settings.decoder_blocks)
         return tuple(of * by for of, by in zip(total_stride(strides), down, strict=True))
 
     def _auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, *patch) → the branch's bottleneck and the maps it ends with, which are the same unless symmetric."""
+        """(B, C, *patch) → the branch's bottleneck and the maps it ends with, which are the same
+        unless symmetric."""
         settings = self.settings
         images = _down(images, self.down_factors) if settings.symmetric else images
         with torch.set_grad_enabled(torch.is_grad_enabled() and settings.encoders != "ema"):
@@ -212,7 +219,8 @@ class Macl(Method):
         v2: Tensor | None,
         dense: bool = True,
     ) -> Outputs:
-        """Four views (B, C, *patch) through both branches; i1 and v1 feed the auxiliary, i2 and v2 the dominant one."""
+        """Four views (B, C, *patch) through both branches; i1 and v1 feed the auxiliary, i2 and v2
+        the dominant one."""
         factors, found = self.down_factors, {}
         if i1 is not None and i2 is not None:
             found["auxiliary_bottleneck"], last = self._auxiliary(i1)
@@ -243,7 +251,8 @@ class Macl(Method):
         )
 
     def losses(self, outputs: Outputs, positions: Tensor, done: float = 0.0) -> StepOutput:
-        """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for patches at the given positions (B, axes); what was not made is 0."""
+        """L = λ1·L_g + λ2·L_d + λ3·L_ER (eq. 11) for patches at the given positions (B, axes); what
+        was not made is 0."""
         settings, none = self.settings, positions.new_zeros(())
         positives = positives_by_position(positions, settings.threshold)
         loss_global = loss_dense = loss_regularisation = distance = size = none
@@ -295,7 +304,8 @@ class Macl(Method):
         return self.losses(outputs, batch.gathered(batch.positions), batch.progress)
 
     def uniform_loss(self, batch_size: int) -> UniformLoss:
-        """The logged part that shows collapse, and its value where all features are equal: ln(2B − 1) · factor."""
+        """The logged part that shows collapse, and its value where all features are equal: ln(2B −
+        1) · factor."""
         return UniformLoss("loss_global", self.factor * math.log(2 * batch_size - 1))
 
 

@@ -1,12 +1,14 @@
-"""Masked reconstruction for a convolutional U-Net, in the spirit of MAE (He et al. 2022, arXiv 2111.06377).
+"""Masked reconstruction for a convolutional U-Net, in the spirit of MAE (He et al. 2022, arXiv
+2111.06377).
 
-Square blocks of the slice are covered, and the whole U-Net learns to fill them in from what is left:
+Blocks of the patch are covered, and the whole U-Net learns to fill them in from what is left:
 
-    x ── blocks covered ── e ── d ── 1×1 convolution ── x̂ ── mean square error on the covered pixels
+    x ── cover blocks ── e ── d ── 1×1 convolution ── x̂ ── mean square error on the covered voxels
 
-MAE gives its transformer the visible patches only; a convolution needs every pixel, so covered ones are set to 0, the mean
-of a normalised slice. As in MAE the covered share is 75 %, blocks have 16 pixels a side, and only covered pixels count. They
-are compared as they are: that every block is first brought to mean 0 and deviation 1, as by MAE's released command, is left out.
+MAE gives its transformer only the visible blocks; a convolution needs every voxel, so covered ones
+are set to 0, the mean of a normalised scan. As in MAE, 75 % is covered, blocks have a side of 16,
+and only covered voxels count. They are compared as they are; MAE's released command first
+normalises each block.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class Settings(PluginSettings):
     """Settings of masked reconstruction."""
 
     covered: float = Field(default=0.75, gt=0, lt=1, description="share of blocks that is covered")
-    block: int = Field(default=16, gt=0, description="side of a block in pixels")
+    block: int = Field(default=16, gt=0, description="side of a block in voxels")
     views: AugmentationSettings = AugmentationSettings()
 
 
@@ -54,7 +56,8 @@ class Masked(Method):
         return None
 
     def losses(self, features: list[Tensor], images: Tensor, covered: Tensor) -> StepOutput:
-        """The error of what is restored from `features` on the covered (B, 1, S, S) pixels of `images` (B, C, *patch)."""
+        """The error of what is restored from `features` on the covered (B, 1, S, S) pixels of
+        `images` (B, C, *patch)."""
         restored = self.to_pixels(self.network.decode(features)[-1]).float()
         error = (restored - images).square().mean(1, keepdim=True)
         loss = collectives.all_reduce_sum((error * covered).sum()) / collectives.all_reduce_sum(
@@ -75,7 +78,8 @@ class Masked(Method):
         return self.losses(features, images, covered)
 
     def uniform_loss(self, batch_size: int) -> None:
-        """Features that are all equal would restore the mean; what that costs depends on the scans."""
+        """Features that are all equal would restore the mean; what that costs depends on the
+        scans."""
         return None
 
 

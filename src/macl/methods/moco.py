@@ -1,14 +1,15 @@
-"""MoCo v2: momentum contrast (He et al. 2020, arXiv 1911.05722; Chen et al. 2020, arXiv 2003.04297).
+"""MoCo v2: momentum contrast (He et al. 2020, arXiv 1911.05722; Chen et al. 2020, arXiv
+2003.04297).
 
-A query finds its key, made from another view by an encoder that follows slowly, among a long queue of earlier keys (eq. 1);
-the key encoder moves by θ_k ← m·θ_k + (1 − m)·θ_q (eq. 2):
+A query must find its key, which a slowly moving encoder made from another view, in a long queue of
+earlier keys (eq. 1). The key encoder moves by θ_k ← m·θ_k + (1 − m)·θ_q (eq. 2):
 
     t(x)  ── e ── projector ── q ╮
     t'(x) ── e' ─ projector' ─ k ┴ contrast with the queue, then k joins the queue
 
-Version 2's projector, temperature and blur are taken; K, m and τ are those of the released code's command for it. Shuffled
-BatchNorm, a remedy for statistics of one GPU's share, does nothing where they are the whole batch's, as here, and is left out.
-The key encoder moves at the start of a step, as in the released code.
+Projector, temperature and blur are version 2's; K, m and τ come from the released command. Shuffled
+BatchNorm is left out: it mends statistics of one GPU's share, and ours are the whole batch's. The
+key encoder moves at the start of a step, as in the released code.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Settings(PluginSettings):
     """Settings of MoCo v2."""
 
     queue: int = Field(
-        default=65536, gt=0, description="K, keys remembered; best well below the number of slices"
+        default=65536, gt=0, description="K, keys remembered; best well below the number of patches"
     )
     momentum: float = Field(default=0.999, ge=0, le=1, description="m")
     temperature: float = Field(default=0.2, gt=0, description="τ")
@@ -43,7 +44,7 @@ class Settings(PluginSettings):
 
 
 class Moco(Method):
-    """An encoder and a projector, both with a momentum twin, and a queue."""
+    """An encoder and a projector, both with a momentum copy, and a queue."""
 
     Settings = Settings
     settings: Settings
@@ -77,12 +78,13 @@ class Moco(Method):
         )
 
     def step(self, batch: Batch) -> StepOutput:
-        """Follow, compare, remember."""
+        """Move the key encoder, contrast, and queue the keys."""
         update_momentum_copy(self.key_encoder, self.network.encoder, self.settings.momentum)
         update_momentum_copy(self.key_projector, self.projector, self.settings.momentum)
         v1, v2 = two_views(batch.images, batch.rng, self.settings.views)
         queries, keys = self.queries(v1), self.keys(v2)
-        # The loss keeps what it read for its gradient, so the queue it read must not change under it.
+        # The loss keeps what it read for its gradient, so the queue it read must not change under
+        # it.
         loss = contrastive_with_queue(
             queries, keys, self.queue.keys.clone(), self.settings.temperature
         )

@@ -1,14 +1,15 @@
 """PCL: positional contrastive learning (Zeng et al. 2021, arXiv 2106.09157).
 
-Slices at similar height show similar anatomy, so they are positives of each other, of whatever patients they are: those
-whose positions p = (index + 1) / slices differ by less than t. All else is as in SimCLR:
+Slices at similar height show similar anatomy, so they are positives of each other, whatever their
+patient: those whose positions p = (index + 1) / slices differ by less than t. The rest is SimCLR:
 
     x ── t(x)  ── e ── pool, projector ── z1 ╮
       ╰─ t'(x) ── e ── pool, projector ── z2 ┴ contrast, positives |p_i − p_j| < t
 
-Every anchor's mean over its positives, each against all other anchors, is the form of supervised contrastive learning
-(Khosla et al. 2020), which the released code uses; t and τ are those of its command. Its views change geometry alone, by
-mirrors, elastic deformation, rotation and scale, as here.
+The loss takes every anchor's mean over its positives, each against all other anchors: the form of
+supervised contrastive learning (Khosla et al. 2020), which the released code uses. t and τ come
+from its command. Its views change geometry alone, by mirrors, elastic deformation, rotation and
+scale, as here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Settings(ContrastSettings):
 
     threshold: float | tuple[float, float, float] = Field(
         default=0.1,
-        description="t: patches nearer than this in position are positives; one number, or z, y, x in 3D",
+        description="t: patches nearer than this are positives; one number, or z, y, x in 3D",
     )
 
 

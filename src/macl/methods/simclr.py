@@ -1,13 +1,15 @@
 """SimCLR: a simple framework for contrastive learning (Chen et al. 2020, arXiv 2002.05709).
 
-Two augmentations of a slice are positives of each other, the 2B − 2 others of the batch negatives (NT-Xent, eq. 1):
+Two augmentations of a patch are positives of each other, the 2B − 2 others of the batch negatives
+(NT-Xent, eq. 1):
 
     x ── t(x)  ── e ── pool, projector ── z1 ╮
       ╰─ t'(x) ── e ── pool, projector ── z2 ┴ NT-Xent
 
-Followed are the paper's loss and its two-layer projector; the projector is MACL's, so that their comparison is one of losses:
-its widths are, and it has no BatchNorm, which the released code has after both layers. The views pass through the encoder
-apart. Scans have no colour: its part is played by brightness, contrast and gamma.
+The loss and the two-layer projector are the paper's. The projector has MACL's widths and no
+BatchNorm, so that the comparison is one of losses; the released code has BatchNorm after both
+layers. The two views pass through the encoder separately. Scans have no colour: brightness,
+contrast and gamma stand in for it.
 """
 
 from __future__ import annotations

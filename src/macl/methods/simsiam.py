@@ -1,12 +1,13 @@
 """SimSiam: simple siamese representation learning (Chen & He 2021, arXiv 2011.10566).
 
-One encoder, two views; each view's prediction is drawn to the other's projection, through which no gradient flows. That
-stop-gradient alone keeps the features from becoming equal:
+One encoder, two views. Each view's prediction is drawn to the other's projection, through which no
+gradient flows; that stop-gradient alone keeps the features from becoming equal:
 
     t(x)  ── e ── projector ── z1 ── predictor ── p1 ╮
-    t'(x) ── e ── projector ── z2 (stop-gradient) ── ┴ −cos (eq. 1), and once more with the views exchanged (eq. 4)
+    t'(x) ── e ── projector ── z2 (stop-gradient) ── ┴ −cos (eq. 1), and with views swapped (eq. 4)
 
-Followed is the paper, and the released code, which has its widths: the projector's last BatchNorm has no scale and shift.
+Everything follows the paper and the released code, widths included: the projector's last BatchNorm
+has no scale and shift.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class SimSiam(Siamese):
         p1, p2 = self.predictor(z1), self.predictor(z2)
         t1, t2 = (z1.detach(), z2.detach()) if self.settings.stop_gradient else (z1, z2)
         loss = 0.5 * negative_cosine(p1, t2) + 0.5 * negative_cosine(p2, t1)
-        # The spread of predictions: BatchNorm keeps the projections of a small batch apart even where all else has
-        # collapsed.
+        # The spread of predictions: BatchNorm keeps the projections of a small batch apart even
+        # where all else has collapsed.
         logged = {"loss_similarity": loss.detach(), "feature_spread": spread(torch.cat((p1, p2)))}
         return StepOutput(loss, logged)
 

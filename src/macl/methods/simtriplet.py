@@ -7,8 +7,9 @@ A neighbour shows nearly the same anatomy, so its projection is a third target:
 
     L = ½ [D(p1, z2) + D(p2, z1)] + ½ [D(p1, z3) + D(p3, z1)],   D = −cos, no gradient through z
 
-In the paper, on microscopy, the neighbour is an adjacent patch of the plane; here it is the next slice of the volume. The loss
-is the released code's. Heads are SimSiam's; there the projector's last BatchNorm has a scale and a shift besides.
+In the paper, on microscopy, the neighbour is an adjacent patch of the plane; here it is the next
+patch of the volume. The loss is the released code's. Heads are SimSiam's; the released projector's
+last BatchNorm also has a scale and a shift.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
 """SwAV: contrasting cluster assignments between views (Caron et al. 2020, arXiv 2006.09882).
 
-Projections are compared with K prototypes; Sinkhorn's iterations turn one view's scores into a code that uses all
-prototypes equally, and the other views, small crops among them, must predict that code (eqs. 1 and 2):
+Projections are compared with K prototypes. Sinkhorn's iterations turn one view's scores into a code
+that uses all prototypes equally, and the other views, small crops among them, must predict that
+code (eqs. 1, 2):
 
-    t(x)  ── e ── projector ── z1 ── prototypes ── scores ── Sinkhorn ── code q1 ╮
-    t'(x) ── e ── projector ── z2 ── prototypes ── scores ── softmax ────────────┴ −q1 · log p2, and in turn
+    t(x)  ── e ── projector ── z1 ── prototypes ── scores ── Sinkhorn ── q1 ╮
+    t'(x) ── e ── projector ── z2 ── prototypes ── scores ── softmax ──────┴ −q1 · log p2, in turn
 
-With batches too small to share K prototypes evenly, codes are made together with a queue of earlier projections, as in the
-paper from some share of the run on. K, τ, ε, the rounds, the crops' numbers and sizes, the queue and its start (epoch 15 of 200)
-are those of the released command for batches of 256, as is that prototypes stand still at first (one epoch). They are normalised
-where they are used instead of overwritten before each step. Small crops show a window at the slice's own resolution.
+A batch too small to share K prototypes evenly makes its codes together with a queue of earlier
+projections, as the paper does from some share of the run on. K, τ, ε, the rounds, the number and
+size of crops, the queue and its start (epoch 15 of 200) come from the released command for batches
+of 256, as does freezing the prototypes at first (one epoch). Prototypes are normalised where they
+are used instead of being overwritten before each step. Small crops show a window at the scan's own
+resolution.
 """
 
 from __future__ import annotations
@@ -86,7 +89,8 @@ class Swav(Method):
 
     @torch.no_grad()
     def codes(self, number: int, projections: Tensor, with_queue: bool) -> Tensor:
-        """(B, D) projections of the view with this number → (B, K) codes, made with those of all processes.
+        """(B, D) projections of the view with this number → (B, K) codes, made with those of all
+        processes.
 
         The projections join the view's queue.
         """

@@ -1,16 +1,18 @@
 """WCL: weakly supervised contrastive learning (Zheng et al. 2021, arXiv 2110.04770).
 
-SimCLR with a second head, whose features say which slices of the batch are alike: each is linked with its nearest, and the
-connected components are weak labels. One view's labels supervise the other view's contrast:
+SimCLR with a second head that says which patches of the batch are alike: each patch is linked to
+its nearest neighbour, and the connected components are weak labels. One view's labels supervise the
+other's contrast:
 
     t(x)  ── e ┬─ g ── z1 ╮ NT-Xent          φ ── h1 ── components ── positives for h2
     t'(x) ── e ┴─ g ── z2 ┘                  φ ── h2 ── components ── positives for h1
 
     L = NT-Xent(z1, z2) + ½ [contrast(h1; labels of h2) + contrast(h2; labels of h1)]
 
-Followed is the released code: both heads have three layers, the first contrasts both views, the second one view at a time, both
-terms weigh the same and share τ. As there the paper's third term, multi-crop views of nearest neighbours, is missing. Its
-first ten epochs have gentler views, which is left out.
+This follows the released code: both heads have three layers, the first contrasts both views, the
+second one view at a time, and both terms share weight and τ. Like it, we leave out the paper's
+third term, multi-crop views of nearest neighbours; we also leave out its gentler views of the first
+ten epochs.
 """
 
 from __future__ import annotations

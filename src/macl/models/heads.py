@@ -1,4 +1,5 @@
-"""What stands on a network during pre-training: projectors, predictors, discriminators, momentum copies and queues."""
+"""What stands on a network during pre-training: projectors, predictors, discriminators, momentum
+copies and queues."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def global_projector(
 
 
 def mlp_with_batch_norm(channels: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers of these widths with BatchNorm and ReLU between them: (B, first) → (B, last)."""
+    """Linear layers of these widths with BatchNorm and ReLU between them: (B, first) → (B,
+    last)."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(channels[:-1]):
         layers += [
@@ -50,7 +52,8 @@ def region_projector(dims: int, in_channels: int, out_channels: int) -> nn.Seque
 
 
 def siamese_projector(dims: int, in_channels: int, channels: int) -> nn.Sequential:
-    """Average-pool and three layers, each with BatchNorm, the last without scale and shift: (B, in, *size) → (B, out)."""
+    """Average-pool and three layers, each with BatchNorm, the last without scale and shift: (B, in,
+    *size) → (B, out)."""
     layers = mlp_with_batch_norm((in_channels, channels, channels, channels))
     return nn.Sequential(
         *global_average_pool(dims), *layers, nn.BatchNorm1d(channels, affine=False)
@@ -62,7 +65,8 @@ DISCRIMINATOR_STRIDE = 16
 
 
 def patch_discriminator(dims: int, in_channels: int, width: int) -> nn.Sequential:
-    """Four strided convolutions: (B, in, *patch) → (B, 1, *(patch / 16)), a score for every region: is it real?
+    """Four strided convolutions: (B, in, *patch) → (B, 1, *(patch / 16)), a score for every region:
+    is it real?
 
     Its norm keeps no running statistics, so that judging an image leaves no trace.
     """
@@ -95,7 +99,8 @@ class Prototypes(nn.Module):
 
 
 class Queue(nn.Module):
-    """The last `size` keys (D channels each), oldest overwritten first; at the start random unit vectors (MoCo)."""
+    """The last `size` keys (D channels each), oldest overwritten first; at the start random unit
+    vectors (MoCo)."""
 
     keys: Tensor
     place: Tensor
@@ -124,14 +129,16 @@ def momentum_copy(module: M) -> M:
 
 
 def kept_uncompiled(function: Function) -> Function:
-    """Kept out of compiled steps, which would be compiled anew for every number that it is given."""
+    """Kept out of compiled steps, which would be compiled anew for every number that it is
+    given."""
     return cast(Function, torch.compiler.disable(function))
 
 
 @kept_uncompiled
 @torch.no_grad()
 def update_momentum_copy(twin: nn.Module, source: nn.Module, momentum: float) -> None:
-    """Move a twin's parameters θ' towards its source's θ: θ' ← m·θ' + (1 − m)·θ; running statistics stay each one's own."""
+    """Move a twin's parameters θ' towards its source's θ: θ' ← m·θ' + (1 − m)·θ; running statistics
+    stay each one's own."""
     own: list[Tensor] = list(twin.parameters())
     towards = [parameter.detach() for parameter in source.parameters()]
     torch._foreach_lerp_(own, towards, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]

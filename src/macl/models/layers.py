@@ -20,19 +20,23 @@ _MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def conv(
-    dims: int, in_channels: int, out_channels: int, kernel: int | Sequence[int], *, stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0, bias: bool = True,
-) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:  # fmt: skip
-    """A convolution over `dims` axes."""
-    return _CONVOLUTIONS[dims](
-        in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias
-    )  # pyright: ignore
+    dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    """A convolution over `dims` axes, with a bias."""
+    return _CONVOLUTIONS[dims](in_channels, out_channels, kernel, stride=stride, padding=padding)
 
 
 def transposed_conv(
     dims: int, in_channels: int, out_channels: int, stride: Sequence[int]
 ) -> nn.Module:
-    """A transposed convolution whose kernel is its stride, so that every input voxel becomes a block of its own."""
+    """A transposed convolution whose kernel is its stride, so that every input voxel becomes a
+    block of its own."""
     return _TRANSPOSED[dims](in_channels, out_channels, tuple(stride), stride=tuple(stride))  # pyright: ignore
 
 
@@ -63,7 +67,8 @@ def global_average_pool(dims: int) -> nn.Sequential:
 
 
 def initialise_convolutions(module: nn.Module) -> None:
-    """Kaiming-normal weights for LeakyReLU and zero biases, as the paper's network starts; for `nn.Module.apply`."""
+    """Kaiming-normal weights for LeakyReLU and zero biases, as the paper's network starts; for
+    `nn.Module.apply`."""
     if isinstance(module, (*_CONVOLUTIONS.values(), *_TRANSPOSED.values())):
         nn.init.kaiming_normal_(cast(Tensor, module.weight), a=NEGATIVE_SLOPE)
         if module.bias is not None:
@@ -71,7 +76,8 @@ def initialise_convolutions(module: nn.Module) -> None:
 
 
 def double_convolution(dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
-    """Two convolutions of kernel 3 with BatchNorm and LeakyReLU: (B, in, *size) → (B, out, *size)."""
+    """Two convolutions of kernel 3 with BatchNorm and LeakyReLU: (B, in, *size) → (B, out,
+    *size)."""
     return nn.Sequential(
         conv(dims, in_channels, out_channels, 3, padding=1),
         norm(dims, out_channels),

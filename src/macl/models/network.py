@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from macl.config import PluginSettings
 
 Strides = tuple[tuple[int, ...], ...]
-"""Per encoder level, finest first, its stride along each spatial axis against the level above; the first is all ones."""
+"""Per encoder level, finest first, its stride along each spatial axis against the level above; the
+first is all ones."""
 
 
 class Network(nn.Module, ABC):
     """An encoder and a decoder whose blocks can be used from the deepest up.
 
-    A network is built as `Network(settings, in_channels, dims=…, decoder_blocks=…)`: `dims` is 2 or 3, and
-    `decoder_blocks` says how many of the deepest decoder blocks it has, None meaning all of them.
+    A network is built as `Network(settings, in_channels, dims=…, decoder_blocks=…)`: `dims` is 2 or
+    3, and `decoder_blocks` says how many of the deepest decoder blocks it has, None meaning all of
+    them.
 
     Attributes:
         Settings: its settings.
@@ -43,7 +45,8 @@ class Network(nn.Module, ABC):
     def complete(
         cls, settings: Any, patch: Sequence[int], spacing_mm: Sequence[float] | None
     ) -> Any:
-        """Its settings with whatever they leave open chosen for a patch (voxels) and its spacing (None: unknown)."""
+        """Its settings with whatever they leave open chosen for a patch (voxels) and its spacing
+        (None: unknown)."""
         return settings
 
     @abstractmethod
@@ -52,7 +55,8 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, features: list[Tensor], blocks: int | None = None) -> list[Tensor]:
-        """Encoder maps → bottleneck, then the output of each of the deepest `blocks` decoder blocks (all it has)."""
+        """Encoder maps → bottleneck, then the output of each of the deepest `blocks` decoder blocks
+        (all it has)."""
 
     def forward(self, images: Tensor) -> Tensor:
         """The last map of `decode(encode(images))`."""
@@ -65,12 +69,14 @@ class Network(nn.Module, ABC):
 
     @property
     def hidden_channels(self) -> int:
-        """Hidden width of projectors that scale with the network: its middle level, 4F in the paper's U-Net."""
+        """Hidden width of projectors that scale with the network: its middle level, 4F in the
+        paper's U-Net."""
         return self.channels[len(self.channels) // 2]
 
 
 def total_stride(strides: Strides) -> tuple[int, ...]:
-    """How many voxels of the image one voxel of the bottleneck spans, per axis: its sides must be multiples of this."""
+    """How many voxels of the image one voxel of the bottleneck spans, per axis: its sides must be
+    multiples of this."""
     return tuple(map(math.prod, zip(*strides, strict=True)))
 
 
@@ -92,9 +98,11 @@ MOST_POOLINGS = 5
 def choose_strides(
     patch: Sequence[int], spacing_mm: Sequence[float] | None
 ) -> tuple[tuple[int, ...], ...]:
-    """The poolings that nnU-Net would choose for a patch: halve the finest axes until sides fall below 8.
+    """The poolings that nnU-Net would choose for a patch: halve the finest axes until sides fall
+    below 8.
 
-    An axis is halved while its side is at least 8 and its spacing less than twice the finest one's; at most five times.
+    An axis is halved while its side is at least 8 and its spacing less than twice the finest one's;
+    at most five times.
 
     Args:
         patch: sides in voxels.

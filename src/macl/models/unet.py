@@ -1,4 +1,5 @@
-"""The U-Net of the MACL paper: two 3×3 convolutions a level (Ronneberger et al. 2015, with BatchNorm), in 2D and 3D."""
+"""The U-Net of the MACL paper: two 3×3 convolutions a level (Ronneberger et al. 2015, with
+BatchNorm), in 2D and 3D."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Encoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Enlarges a map by a level's stride, halves the channels, and merges the encoder's map of that size."""
+    """Enlarges a map by a level's stride, halves the channels, and merges the encoder's map of that
+    size."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> None:
         super().__init__()
@@ -93,7 +95,8 @@ class Decoder(nn.Module):
 
 
 class UNet(Network):
-    """Encoder and decoder without a head; with all its decoder blocks the output has F channels at full size."""
+    """Encoder and decoder without a head; with all its decoder blocks the output has F channels at
+    full size."""
 
     Settings = Settings
     supported_dims = (2, 3)
@@ -131,7 +134,8 @@ class UNet(Network):
             not isinstance(stride, int) and len(stride) != len(patch) for stride in settings.strides
         ):
             raise MaclError(
-                f"backbone_settings.strides name other axes than the patch's {len(patch)}: {settings.strides}."
+                f"backbone_settings.strides {settings.strides} do not fit a patch of {len(patch)} "
+                "axes: give one number for each pooling, or one for each axis."
             )
         return settings
 

@@ -1,4 +1,5 @@
-"""Pre-training: the contract of a method, how its settings are resolved, and the watch for collapse."""
+"""Pre-training: the contract of a method, how its settings are resolved, and the watch for
+collapse."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ NEAR_UNIFORM = 0.98
 
 FEATURE_SPREAD = Quantity(
     "Feature spread",
-    "How far the normalised features lie apart: 0 means collapsed to one point, 1 spread evenly over the sphere.",
+    "How far the normalised features lie apart: 0 means collapsed to one point, 1 spread "
+    "evenly over the sphere.",
 )
 POSITIVES_PER_ANCHOR = Quantity(
     "Positives per anchor",
@@ -39,13 +41,15 @@ class UniformLoss(NamedTuple):
 class Method(Task):
     """A way to pre-train: a network with the heads and losses that stand on it.
 
-    A method is built as `method(settings, network)`, the network having as many decoder blocks as the method trains.
+    A method is built as `method(settings, network)`, the network having as many decoder blocks as
+    the method trains.
 
     Attributes:
         Settings: its settings; their defaults are its paper's.
         needs_neighbours: whether batches must bring a neighbouring patch of every patch.
         contrasts_positions: whether patches at similar positions are positives of each other.
-        transferable_prefixes: names of the network's tensors that fine-tuning takes over begin with these.
+        transferable_prefixes: names of the network's tensors that fine-tuning takes over begin with
+            these.
     """
 
     Settings: ClassVar[type[PluginSettings]]
@@ -70,7 +74,8 @@ class Method(Task):
 
     @abstractmethod
     def uniform_loss(self, batch_size: int) -> UniformLoss | None:
-        """The loss at the uniform solution for this many contrasted patches; None: no logged value shows it."""
+        """The loss at the uniform solution for this many contrasted patches; None: no logged value
+        shows it."""
 
 
 def resolve_pretraining(
@@ -79,7 +84,8 @@ def resolve_pretraining(
     network: type[Network],
     spacing_mm: tuple[float, ...] | None = None,
 ) -> PretrainSettings:
-    """Settings with the plug-ins' own filled in as typed objects, and a patch that the network can take.
+    """Settings with the plug-ins' own filled in as typed objects, and a patch that the network can
+    take.
 
     Args:
         settings: as read from recipe and overrides.
@@ -96,7 +102,8 @@ def resolve_pretraining(
     blocks = method.trained_decoder_blocks(own)
     if blocks is not None and blocks >= len(strides):
         raise MaclError(
-            f"method_settings.decoder_blocks is {blocks}, but the network has {len(strides) - 1} decoder blocks: lower "
+            f"method_settings.decoder_blocks is {blocks}, but the network has {len(strides) - 1} "
+            "decoder blocks: lower "
             "it, or give the network more poolings (backbone_settings.strides)."
         )
     patch = fitted_patch(settings.patch, method.patch_multiple(own, strides), settings.method)
@@ -112,7 +119,8 @@ def build_method(
     channels: int,
     seed: int,
 ) -> Method:
-    """The method on a network with as many decoder blocks as it trains, with weights drawn from the seed."""
+    """The method on a network with as many decoder blocks as it trains, with weights drawn from the
+    seed."""
     own = settings.method_settings
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -166,8 +174,9 @@ class CollapseWatch:
         name, uniform = self.uniform
         if values[name] > NEAR_UNIFORM * uniform:
             self.warned = True
+            spread = values.get("feature_spread", float("nan"))
             say(
-                f"Warning: at step {step} {name} is {values[name]:.3f}, near {uniform:.3f}, where all "
-                f"features are equal (feature spread {values.get('feature_spread', float('nan')):.3f}): "
-                "nothing is being learned yet; if it stays so, change training.learning_rate."
+                f"Warning: at step {step} {name} is {values[name]:.3f}, near {uniform:.3f}, where "
+                f"all features are equal (feature spread {spread:.3f}): nothing is being learned "
+                "yet; if it stays so, change training.learning_rate."
             )
