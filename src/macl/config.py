@@ -79,21 +79,41 @@ class TrainingSettings(Settings):
 
 
 class SpatialSettings(Settings):
-    """Random geometry of a view; probabilities are per slice."""
+    """Random geometry of a view; probabilities are per patch."""
 
     mirror: float = Field(default=0.5, ge=0, le=1, description="probability, for each axis")
-    deform: float = Field(default=0.67, ge=0, le=1, description="probability of all that follows, together")
-    rotation_degrees: float = Field(default=180.0, ge=0, le=180, description="either way")
+    deform: float = Field(
+        default=0.67, ge=0, le=1, description="probability of all that follows, together"
+    )
+    rotation_degrees: float = Field(
+        default=180.0, ge=0, le=180, description="in the plane of the slices, either way"
+    )
+    tilt_degrees: float = Field(
+        default=30.0,
+        ge=0,
+        le=180,
+        description="3D: out of that plane, about both of its axes, either way; not for thin patches, "
+        "whose longest side is more than three times their number of slices",
+    )
     scale: tuple[float, float] = (0.7, 1.3)
     shear_degrees: float = Field(default=0.0, ge=0, lt=90, description="either way, of each axis")
-    translation: float = Field(default=0.0, ge=0, le=1, description="either way, as a fraction of the side")
-    elastic_alpha: tuple[float, float] = Field(default=(100.0, 350.0), description="strength; 0, 0 turns it off")
-    elastic_sigma: tuple[float, float] = Field(default=(14.0, 17.0), description="smoothness in pixels")
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    translation: float = Field(
+        default=0.0, ge=0, le=1, description="either way, as a fraction of the side"
+    )
+    elastic_alpha: tuple[float, float] = Field(
+        default=(100.0, 350.0),
+        description="strength, the same in 3D as in a slice; 0, 0 turns it off",
+    )
+    elastic_sigma: tuple[float, float] = Field(
+        default=(14.0, 17.0), description="smoothness in voxels"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        default="bicubic", description="of slices; volumes are interpolated trilinearly"
+    )
 
 
 class IntensitySettings(Settings):
-    """Probabilities, per slice, of random changes of intensity."""
+    """Probabilities, per patch, of random changes of intensity."""
 
     brightness: float = Field(default=0.0, ge=0, le=1)
     contrast: float = Field(default=0.0, ge=0, le=1)
@@ -150,10 +170,14 @@ class PretrainSettings(NetworkRunSettings):
 
 
 class AugmentationSettings(Settings):
-    """Random changes of a slice: its geometry and its intensity."""
+    """Random changes of a patch: its geometry and its intensity."""
 
     spatial: SpatialSettings = SpatialSettings()
     intensity: IntensitySettings = IntensitySettings()
+
+
+ArrayAxis = Literal["slice", "row", "column"]
+AnatomicalAxis = Literal["left-right", "anterior-posterior", "inferior-superior"]
 
 
 class FinetuneSettings(NetworkRunSettings):
@@ -161,9 +185,10 @@ class FinetuneSettings(NetworkRunSettings):
 
     loss: Literal["cross_entropy", "cross_entropy_dice"] = "cross_entropy_dice"
     augmentation: AugmentationSettings = AugmentationSettings()
-    mirror_axes: Literal["auto"] | tuple[Literal["row", "column"], ...] = Field(
+    mirror_axes: Literal["auto"] | tuple[ArrayAxis | AnatomicalAxis, ...] = Field(
         default="auto",
-        description="axes mirrored in training and averaged over in prediction; auto: both, unless a class is left or right",
+        description="axes mirrored in training and averaged over in prediction, by the array's names "
+        "or the anatomy's; auto: all of the patch, but none that would swap a left and a right class",
     )
     mirror_averaging: bool = Field(default=True, description="average the prediction over the mirror axes")
     foreground_share: float = Field(

@@ -1,27 +1,64 @@
-"""A scan in memory and the grid it lies on; no file format is known here."""
+"""A scan in memory, its header, and the grid that its voxels lie on; no file format is known here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations, product
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
-from macl.config import Settings
+from macl.config import AnatomicalAxis, ArrayAxis, Settings
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+ANATOMICAL_AXES: dict[Plane, tuple[AnatomicalAxis, AnatomicalAxis, AnatomicalAxis]] = {
+    "axial": ("inferior-superior", "anterior-posterior", "left-right"),
+    "coronal": ("anterior-posterior", "inferior-superior", "left-right"),
+    "sagittal": ("left-right", "inferior-superior", "anterior-posterior"),
+}
+"""The anatomical axes along which slices, rows and columns are numbered, for slices in a plane."""
 
 LARGEST_CORNER_SHIFT = 0.1
-"""Two grids are one where their corner voxels lie within this part of the smallest spacing."""
+"""Grids are equal if their corners lie no further apart than this share of the smallest spacing."""
 
 
 class Geometry(Settings):
-    """A scan's own grid, in ITK's convention: index order x, y, z; millimetres; left-posterior-superior axes."""
+    """A scan's own grid, in ITK's convention.
+
+    Index order is x, y, z; spacing and origin are in millimetres; axes are left-posterior-superior.
+    """
 
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     direction: tuple[float, float, float, float, float, float, float, float, float]
-    spacing_known: bool = Field(description="False: the file told none, 1 stands in, and distances are in voxels")
+    spacing_known: bool = Field(
+        description="False: the file gives no spacing, 1 stands in, and distances are in voxels"
+    )
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a scan's file announces before its voxels are read.
+
+    Attributes:
+        format: "NIfTI", "NRRD", "MetaImage", "PNG", "JPEG" or "DICOM".
+        geometry: the grid.
+        channels: components per voxel, or volumes along a fourth axis.
+        dtype: of the stored numbers, as the file's library names it.
+        modality: "MR", "CT" or "unknown".
+        time_points: volumes along a fourth axis, which `channels` counts too; 1 without such an
+            axis.
+    """
+
+    format: str
+    geometry: Geometry
+    channels: int
+    dtype: str
+    modality: str = "unknown"
+    time_points: int = 1
 
 
 @dataclass(frozen=True)
@@ -31,68 +68,85 @@ class Volume:
     Attributes:
         array: (channels, z, y, x), in the file's own numbers.
         geometry: the grid of z, y and x.
-        rescale: per channel (slope, intercept): the scan's value = array × slope + intercept, slope above 0;
-            empty where the array holds the values themselves.
-        notes: what was assumed about this scan, in phrases without its name.
+        rescale: per channel (slope, intercept), slope above 0: the scan's value is array × slope +
+            intercept; empty: the array holds the values themselves.
+        notes: assumptions about this scan, in phrases without its name.
+        is_4d: whether the channels are volumes along a fourth axis of the file.
     """
 
     array: np.ndarray
     geometry: Geometry
     rescale: tuple[tuple[float, float], ...] = ()
     notes: tuple[str, ...] = ()
+    is_4d: bool = False
 
 
 def direction_matrix(geometry: Geometry) -> np.ndarray:
-    """(3, 3): its columns are the unit vectors of the x, y and z axes in left-posterior-superior coordinates."""
+    """(3, 3): the unit vectors of the x, y and z axes as columns, left-posterior-superior."""
     return np.asarray(geometry.direction, dtype=np.float64).reshape(3, 3)
 
 
 def nearest_axes(geometry: Geometry) -> tuple[int, int, int]:
-    """The anatomical axis (0 left, 1 posterior, 2 superior) that x, y and z lie nearest to, each taken once."""
+    """The anatomical axes (0 left, 1 posterior, 2 superior) nearest to x, y and z, each used once."""
     closeness = np.abs(direction_matrix(geometry))
-    # Rounded, so that at exactly 45° the choice does not hang on the last bit.
-    axes = max(
-        permutations(range(3)), key=lambda axes: round(sum(closeness[axis, i] for i, axis in enumerate(axes)), 6)
-    )
-    return axes[0], axes[1], axes[2]
+
+    def total(axes: tuple[int, ...]) -> float:
+        # Rounded, so that at exactly 45° the choice does not depend on the last bit.
+        return round(sum(closeness[axis, index] for index, axis in enumerate(axes)), 6)
+
+    x, y, z = max(permutations(range(3)), key=total)
+    return x, y, z
 
 
 def corners(geometry: Geometry) -> np.ndarray:
-    """(8, 3) positions in mm of the eight corner voxels' centres, left-posterior-superior."""
+    """(8, 3): the centres of the eight corner voxels in mm, left-posterior-superior."""
     last = np.asarray(geometry.size, dtype=np.float64) - 1
     steps = np.asarray(list(product((0, 1), repeat=3))) * last * np.asarray(geometry.spacing)
     return steps @ direction_matrix(geometry).T + np.asarray(geometry.origin)
 
 
 def grid_difference(a: Geometry, b: Geometry) -> str | None:
-    """In words how two grids differ, or None where they are one up to the noise of headers.
+    """How two grids differ, in words; None: they are equal up to the noise of headers.
 
-    Where only one of the two knows its spacing, sizes alone are compared.
+    If only one of them knows its spacing, sizes alone are compared.
     """
     if a.size != b.size:
-        return f"{_by(a.size)} voxels against {_by(b.size)}"
+        return f"{format_size(a.size)} voxels against {format_size(b.size)}"
     if a.spacing_known != b.spacing_known:
         return None
     shift = float(np.linalg.norm(corners(a) - corners(b), axis=1).max())
     if shift <= LARGEST_CORNER_SHIFT * min(*a.spacing, *b.spacing):
         return None
-    for what in ("spacing", "origin", "direction"):
-        ours, theirs = getattr(a, what), getattr(b, what)
-        if not np.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
-            return f"{what} {_numbers(ours)} against {_numbers(theirs)}"
-    return f"grids whose corners lie {shift:.3g} mm apart"
+    for name in ("spacing", "origin", "direction"):
+        first, second = getattr(a, name), getattr(b, name)
+        if not np.allclose(first, second, rtol=1e-3, atol=1e-3):
+            return f"{name} {_format_numbers(first)} against {_format_numbers(second)}"
+    return f"corners {shift:.3g} mm apart"
 
 
-def orientation(geometry: Geometry) -> str:
-    """Where the x, y and z axes point, by the nearest anatomical direction: "LPS", "RAS", …"""
+def axis_codes(geometry: Geometry) -> str:
+    """The directions in which x, y and z point, by the nearest anatomical axis: "LPS", "RAS", …"""
     matrix = direction_matrix(geometry)
     letters = ("RL", "AP", "IS")
-    return "".join(letters[axis][int(matrix[axis, index] > 0)] for index, axis in enumerate(nearest_axes(geometry)))
+    return "".join(
+        letters[axis][int(matrix[axis, index] > 0)]
+        for index, axis in enumerate(nearest_axes(geometry))
+    )
 
 
-def _by(size: tuple[int, ...]) -> str:
+def array_axis(axis: ArrayAxis | AnatomicalAxis, plane: Plane) -> ArrayAxis:
+    """The array axis that a name of the array or of the anatomy means, for slices in a plane."""
+    match axis:
+        case "slice" | "row" | "column":
+            return axis
+        case _:
+            return get_args(ArrayAxis)[ANATOMICAL_AXES[plane].index(axis)]
+
+
+def format_size(size: tuple[int, ...]) -> str:
+    """A size for a sentence: "5×4×3"."""
     return "×".join(map(str, size))
 
 
-def _numbers(values: tuple[float, ...]) -> str:
+def _format_numbers(values: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from macl.augmentation import change_intensity, resample, resample_labels, sampling_grid
-from macl.config import FinetuneSettings, validate
+from macl.augmentation import (
+    AXES,
+    change_intensity,
+    leaves_plane,
+    resample,
+    resample_labels,
+    sampling_grid,
+)
+from macl.config import ArrayAxis, FinetuneSettings, validate
 from macl.data.batch import Batch
 from macl.engine.compiling import to_device_layout
 from macl.engine.task import Quantity, StepOutput, Task
+from macl.io.geometry import Plane, array_axis
 from macl.losses import soft_dice
 from macl.models.layers import conv, initialise_convolutions
 from macl.models.network import Network, total_stride
@@ -23,8 +30,6 @@ from macl.records.runs import WEIGHTS, RunRecord, read_record
 from macl.tasks.networks import fitted_patch, plugin_settings, resolve_network
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
-
-Axis = Literal["row", "column"]
 
 
 class Segmenter(nn.Module):
@@ -62,7 +67,7 @@ class SegmentationTask(Task):
     }
 
     def __init__(
-        self, segmenter: Segmenter, settings: FinetuneSettings, mirror_axes: tuple[Axis, ...]
+        self, segmenter: Segmenter, settings: FinetuneSettings, mirror_axes: tuple[ArrayAxis, ...]
     ) -> None:
         super().__init__()
         self.segmenter, self.settings, self.mirror_axes = segmenter, settings, mirror_axes
@@ -95,20 +100,49 @@ class SegmentationTask(Task):
 
 
 def mirror_axes(
-    settings: FinetuneSettings, classes: tuple[str, ...], plane: str
-) -> tuple[Axis, ...]:
-    """The axes that may be mirrored: as set, or both, but not one that would swap a left and a right class.
+    settings: FinetuneSettings, classes: tuple[str, ...], plane: Plane
+) -> tuple[ArrayAxis, ...]:
+    """The axes of the patch that may be mirrored: as set, or all that do not swap classes.
 
-    In axial and coronal slices left and right lie along the columns; in sagittal ones they lie across the slices. Where
-    slices are turned upside down too, mirrored rows would amount to mirrored columns.
+    If a class is called left or right, the left-right axis is not mirrored. Nor is another axis if a
+    half turn makes the two the same: once slices are turned upside down, mirrored rows are mirrored
+    columns.
+
+    Args:
+        settings: resolved, so that the patch is the one to train on.
+        classes: names of the classes.
+        plane: the plane of the slices.
+
+    Raises:
+        MaclError: the settings name an axis that a slice lacks.
     """
+    axes = AXES[-settings.dims :]
     if settings.mirror_axes != "auto":
-        return settings.mirror_axes
-    sided = any(re.search(r"(?<![a-z])(left|right|l|r)(?![a-z])", name.lower()) for name in classes)
-    if not sided or plane == "sagittal":
-        return ("row", "column")
+        chosen: list[ArrayAxis] = []
+        for name in settings.mirror_axes:
+            axis = array_axis(name, plane)
+            if axis not in axes:
+                raise MaclError(
+                    f"mirror_axes names {name}, along which {plane} slices have no extent: leave it "
+                    "out, or train on volumes (dims=3)."
+                )
+            if axis not in chosen:
+                chosen.append(axis)
+        return tuple(chosen)
+    if not any(re.search(r"(?<![a-z])(left|right|l|r)(?![a-z])", name.lower()) for name in classes):
+        return axes
+    left_right = array_axis("left-right", plane)
+    return tuple(
+        axis for axis in axes if axis != left_right and not _half_turn(settings, {axis, left_right})
+    )
+
+
+def _half_turn(settings: FinetuneSettings, axes: set[ArrayAxis]) -> bool:
+    """Whether two views of a patch can be a half turn apart, in the plane of two axes."""
     spatial = settings.augmentation.spatial
-    return () if spatial.deform > 0 and spatial.rotation_degrees > 90 else ("row",)
+    tilt = spatial.tilt_degrees if leaves_plane(settings.patch) else 0.0
+    largest = tilt if "slice" in axes else spatial.rotation_degrees
+    return spatial.deform > 0 and largest > 90
 
 
 def resolve_finetuning(
