@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 Convention = Literal["strict", "paper"]
-Outcome = Literal["scored", "both_empty", "missed", "invented"]
+MaskOutcome = Literal["scored", "both_empty", "missed", "invented"]
 Box: TypeAlias = tuple[slice, ...]
 
 DEFINITIONS: Mapping[Convention, Mapping[str, str]] = {
@@ -71,7 +71,7 @@ class Score:
         return jaccard(self.truth_voxels, self.predicted_voxels, self.shared_voxels)
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> MaskOutcome:
         """Whether the class stands in both masks, in neither, in the truth alone or in the prediction alone."""
         if self.truth_voxels:
             return "scored" if self.predicted_voxels else "missed"

@@ -1,4 +1,7 @@
-"""A folder of masks: one `<case>.nii.gz` (or the scan's own format) a case, and `predictions.json`, which says whose."""
+"""A folder of predicted masks and its record, `predictions.json`.
+
+A mask is called `<case>.nii.gz`, or has the suffix of the scan's own format.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,21 @@ class PredictionsRecord(Settings):
 
     format: Literal["macl-predictions"] = "macl-predictions"
     version: Literal[1] = 1
-    weights: tuple[str, ...] = Field(description="SHA-256 of the weights of every run of the ensemble, sorted")
+    weights: tuple[str, ...] = Field(
+        description="SHA-256 of the weights of every run of the ensemble, sorted"
+    )
     classes: tuple[str, ...]
     label_values: tuple[int, ...]
-    cases: tuple[str, ...] = Field(description="every case that was asked for, sorted, with or without a mask")
+    cases: tuple[str, ...] = Field(
+        description="every requested case, sorted, with or without a mask"
+    )
 
 
 def list_masks(folder: Path) -> dict[str, Path]:
-    """The masks of a folder by case name; files of probabilities, hidden and other files are passed over.
+    """The masks of a folder by case name, without hidden files, probabilities and other files.
 
     Raises:
-        MaclError: there is no such folder, or two masks stand for one case.
+        MaclError: there is no such folder, or a case has two masks.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -47,23 +54,32 @@ def list_masks(folder: Path) -> dict[str, Path]:
             continue
         name = stem_of(path)
         if name in masks:
-            raise MaclError(f"{folder} holds two masks of the case {name!r}, {masks[name].name} and {path.name}.")
+            raise MaclError(
+                f"{folder} holds two masks of the case {name!r}, {masks[name].name} and "
+                f"{path.name}: remove one of them."
+            )
         masks[name] = path
     return masks
 
 
 def read_predictions(folder: Path) -> PredictionsRecord | None:
-    """The record of a folder of masks; None where there is none, as in a folder made by another tool."""
+    """Read the record of a folder of masks; None where there is none, as from another tool.
+
+    Raises:
+        MaclError: the record is broken, or another version wrote it.
+    """
     if not (folder / RECORD).is_file():
         return None
     raw = read_json(folder / RECORD, "a record of predictions")
     if raw.get("format") != "macl-predictions" or raw.get("version") != 1:
-        raise MaclError(f"{folder / RECORD} is not a record of this version of macl: predict again.")
+        raise MaclError(
+            f"{folder / RECORD} is not a record of this version of macl: predict again."
+        )
     return validate(PredictionsRecord, raw, where=RECORD)
 
 
 def open_predictions(folder: Path, record: PredictionsRecord) -> None:
-    """Start a folder of masks, or go on with one that the same weights wrote.
+    """Start a folder of masks, or continue one that the same weights wrote.
 
     Raises:
         MaclError: the folder holds something else.
@@ -71,11 +87,17 @@ def open_predictions(folder: Path, record: PredictionsRecord) -> None:
     if folder.exists() and not folder.is_dir():
         raise MaclError(f"--out {folder} is a file: choose a folder.")
     earlier = read_predictions(folder)
-    if earlier is None and folder.exists() and any(not path.name.startswith(ASIDE) for path in folder.iterdir()):
-        raise MaclError(f"--out {folder} already holds something that is not predictions: choose another folder.")
     if earlier is not None:
         if earlier.model_copy(update={"cases": record.cases}) != record:
-            raise MaclError(f"--out {folder} already holds predictions of other runs: choose another folder.")
-        record = record.model_copy(update={"cases": tuple(sorted({*earlier.cases, *record.cases}))})
+            raise MaclError(
+                f"--out {folder} already holds predictions of other runs: choose another folder."
+            )
+        cases = tuple(sorted({*earlier.cases, *record.cases}))
+        record = record.model_copy(update={"cases": cases})
+    elif folder.exists() and any(not path.name.startswith(ASIDE) for path in folder.iterdir()):
+        raise MaclError(
+            f"--out {folder} already holds something that is not predictions: choose another "
+            "folder."
+        )
     clear_unfinished(folder)
     write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The table of scores, one row per case and class, and its means, as `macl evaluate` writes them and reports read them."""
+"""The table of scores, one row per case and class, and the means over it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,30 @@ from typing import Any, Literal
 
 import numpy as np
 
-from macl.metrics import DEFINITIONS, Convention, Outcome, dice, jaccard
+from macl.metrics import DEFINITIONS, Convention, MaskOutcome, dice, jaccard
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path
 
 Unit = Literal["mm", "voxel", "pixel"]
 
-MEASURES = ("dice", "jaccard", "hd95", "asd")
+OVERLAPS = ("dice", "jaccard")
+"""Measures from 0 to 1, shown in per cent."""
+
+MEASURES = (*OVERLAPS, "hd95", "asd")
+
+COUNTED_OUTCOMES: tuple[MaskOutcome, ...] = ("missed", "invented", "both_empty")
+"""Outcomes that a summary counts, in the order in which tables show them."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One class of one case; what is undefined is NaN, and blank in the file.
+class ScoreRow:
+    """One class of one case. An undefined measure is NaN, and blank in the file.
 
     Attributes:
-        class_name: the column `class`.
-        dice, jaccard: 0 … 1.
+        class_name: the column `class` of the file.
+        dice, jaccard: from 0 to 1.
         hd95, asd: in `unit`.
-        slices: of the case's scan; `paper` averages distances over them.
+        slices: number of slices of the case's scan; `paper` averages distances over them.
     """
 
     case: str
@@ -38,18 +44,20 @@ class Row:
     hd95: float
     asd: float
     unit: Unit
-    outcome: Outcome
+    outcome: MaskOutcome
     truth_voxels: int
     predicted_voxels: int
     shared_voxels: int
     slices: int
 
 
-_COLUMNS = {field.name: "class" if field.name == "class_name" else field.name for field in fields(Row)}
+_COLUMNS = {
+    field.name: "class" if field.name == "class_name" else field.name for field in fields(ScoreRow)
+}
 _COUNTS = ("truth_voxels", "predicted_voxels", "shared_voxels", "slices")
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[ScoreRow]) -> None:
     """Write a table as CSV, atomically."""
     with atomic_path(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -57,26 +65,36 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows([_text(value) for value in asdict(row).values()] for row in rows)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[ScoreRow]:
     """Read a table that `write_rows` wrote.
 
     Raises:
-        MaclError: the file is missing or is no such table.
+        MaclError: the file is missing, or is not such a table.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [_row(line) for line in csv.DictReader(file)]
     except FileNotFoundError:
-        raise MaclError(f"There is no {path}, which should be a table of scores: check the path.") from None
+        raise MaclError(
+            f"There is no {path}, which should be a table of scores: check the path."
+        ) from None
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise MaclError(f"{path} should be a table that `macl evaluate` wrote, but cannot be read ({error}).") from None
+        raise not_a_table(path, error) from None
 
 
-def _row(line: dict[str, str]) -> Row:
+def not_a_table(path: Path, reason: object) -> MaclError:
+    """The error for a file that should be a table of scores, but is not."""
+    return MaclError(
+        f"{path} should be a table that `macl evaluate` wrote, but cannot be read ({reason}): "
+        "evaluate again."
+    )
+
+
+def _row(line: dict[str, str]) -> ScoreRow:
     values: dict[str, Any] = {name: line[column] for name, column in _COLUMNS.items()}
     values.update({name: float(values[name] or "nan") for name in MEASURES})
     values.update({name: int(values[name]) for name in _COUNTS})
-    return Row(**values)
+    return ScoreRow(**values)
 
 
 def _text(value: Any) -> str:
@@ -88,12 +106,14 @@ def _text(value: Any) -> str:
 # ---------------------------------------------------------------- means
 
 
-def summarise(rows: Sequence[Row], convention: Convention) -> dict[str, Any]:
-    """Means per class and over classes, as JSON.
+def summarise(rows: Sequence[ScoreRow], convention: Convention) -> dict[str, Any]:
+    """Means per class and over the classes, as JSON.
 
-    Every measure is {"mean", "sd", "n"}: over cases in `strict` (sd with n − 1), over slices or pooled voxels in `paper`
-    (no sd). The overall mean is the mean of the classes' means; its sd is that of the cases' means over their classes.
-    Distances in different units have no mean: then "unit" is "mixed".
+    Every measure is {"mean", "sd", "n"}. In `strict` it is taken over cases, with the standard
+    deviation of a sample (n − 1). In `paper` it is taken over slices or pooled voxels and has no
+    deviation. The overall mean is the mean of the classes' means; its deviation is that of the
+    cases' means over their classes. Distances in different units have no mean: "unit" is then
+    "mixed".
     """
     units = sorted({row.unit for row in rows})
     if len(units) > 1:
@@ -102,10 +122,10 @@ def summarise(rows: Sequence[Row], convention: Convention) -> dict[str, Any]:
     classes: list[dict[str, Any]] = []
     for name in dict.fromkeys(row.class_name for row in rows):
         own = [row for row in rows if row.class_name == name]
-        outcomes = {
-            outcome: sum(row.outcome == outcome for row in own) for outcome in ("both_empty", "missed", "invented")
+        counts = {
+            outcome: sum(row.outcome == outcome for row in own) for outcome in COUNTED_OUTCOMES
         }
-        classes.append({"class": name, **of_class(own), **outcomes})
+        classes.append({"class": name, **of_class(own), **counts})
     return {
         "format": "macl-summary",
         "version": 1,
@@ -119,33 +139,54 @@ def summarise(rows: Sequence[Row], convention: Convention) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | int | None]:
-    defined = np.asarray([value for value in values if not np.isnan(value)])
-    mean = float(defined.mean()) if defined.size else None
-    return {"mean": mean, "sd": float(defined.std(ddof=1)) if defined.size > 1 else None, "n": int(defined.size)}
+    defined = np.asarray([value for value in values if not math.isnan(value)])
+    return {
+        "mean": float(defined.mean()) if defined.size else None,
+        "sd": float(defined.std(ddof=1)) if defined.size > 1 else None,
+        "n": int(defined.size),
+    }
 
 
-def _strict_measures(rows: Sequence[Row]) -> dict[str, Any]:
+def _strict_measures(rows: Sequence[ScoreRow]) -> dict[str, Any]:
     return {measure: _spread([getattr(row, measure) for row in rows]) for measure in MEASURES}
 
 
-def _paper_measures(rows: Sequence[Row]) -> dict[str, Any]:
-    voxels = [sum(getattr(row, f"{kind}_voxels") for row in rows) for kind in ("truth", "predicted", "shared")]
+def _paper_measures(rows: Sequence[ScoreRow]) -> dict[str, Any]:
+    truth, predicted, shared = (
+        sum(getattr(row, f"{mask}_voxels") for row in rows)
+        for mask in ("truth", "predicted", "shared")
+    )
     slices = sum(row.slices for row in rows)
-    values = {"dice": dice(*voxels), "jaccard": jaccard(*voxels)}
-    values |= {key: sum(getattr(row, key) * row.slices for row in rows) / slices for key in ("hd95", "asd")}
-    return {key: {"mean": None if np.isnan(value) else value, "sd": None, "n": slices} for key, value in values.items()}
+    values = {
+        "dice": dice(truth, predicted, shared),
+        "jaccard": jaccard(truth, predicted, shared),
+        "hd95": sum(row.hd95 * row.slices for row in rows) / slices,
+        "asd": sum(row.asd * row.slices for row in rows) / slices,
+    }
+    return {
+        measure: {"mean": None if math.isnan(value) else value, "sd": None, "n": slices}
+        for measure, value in values.items()
+    }
 
 
-def _overall(measure: str, classes: Sequence[dict[str, Any]], rows: Sequence[Row], convention: Convention) -> dict:
-    means = [one[measure]["mean"] for one in classes if one[measure]["mean"] is not None]
+def _overall(
+    measure: str,
+    classes: Sequence[dict[str, Any]],
+    rows: Sequence[ScoreRow],
+    convention: Convention,
+) -> dict[str, Any]:
+    means = [row[measure]["mean"] for row in classes if row[measure]["mean"] is not None]
     mean = float(np.mean(means)) if means else None
     if convention == "paper" or mean is None:
         return {"mean": mean, "sd": None, "n": classes[0][measure]["n"] if classes else 0}
-    of_cases: dict[str, list[float]] = {}
+    by_case: dict[str, list[float]] = {}
     for row in rows:
-        of_cases.setdefault(row.case, []).append(getattr(row, measure))
-    averaged = [_spread(values)["mean"] for values in of_cases.values()]
-    return {**_spread([np.nan if value is None else value for value in averaged]), "mean": mean}
+        by_case.setdefault(row.case, []).append(getattr(row, measure))
+    case_means = [_spread(values)["mean"] for values in by_case.values()]
+    return {
+        **_spread([math.nan if value is None else value for value in case_means]),
+        "mean": mean,
+    }
 
 
 def render(summary: Mapping[str, Any]) -> str:
@@ -153,30 +194,21 @@ def render(summary: Mapping[str, Any]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    global_average_pool = summary["convention"] == "paper"
-    title = f"{summary['cases']} cases, convention {summary['convention']}" + (" (Dice pooled)" if global_average_pool else "")
-    table = Table(title=title, title_justify="left")
-    unit = summary["unit"]
-    heads = (
-        "class",
-        "Dice %",
-        "Jaccard %",
-        f"HD95 {unit}",
-        f"ASD {unit}",
-        "slices" if global_average_pool else "n",
-        "missed",
-        "invented",
-        "both empty",
-    )
-    for head in heads:
+    pooled, unit = summary["convention"] == "paper", summary["unit"]
+    title = f"{summary['cases']} cases, convention {summary['convention']}"
+    table = Table(title=title + (" (Dice pooled)" if pooled else ""), title_justify="left")
+    distances = (f"HD95 {unit}", f"ASD {unit}")
+    for head in (
+        "class", "Dice %", "Jaccard %", *distances, "slices" if pooled else "n",
+        *(name.replace("_", " ") for name in COUNTED_OUTCOMES),
+    ):  # fmt: skip
         table.add_column(head, justify="left" if head == "class" else "right", no_wrap=True)
-    for one in summary["classes"]:
-        counts = (str(one[key]) for key in ("missed", "invented", "both_empty"))
-        table.add_row(one["class"], *_cells(one), *counts)
+    for row in summary["classes"]:
+        table.add_row(row["class"], *_cells(row), *(str(row[name]) for name in COUNTED_OUTCOMES))
     if len(summary["classes"]) > 1:
-        totals = (str(sum(one[key] for one in summary["classes"])) for key in ("missed", "invented", "both_empty"))
+        totals = (sum(row[name] for row in summary["classes"]) for name in COUNTED_OUTCOMES)
         table.add_section()
-        table.add_row("mean", *_cells(summary["mean"]), *totals)
+        table.add_row("mean", *_cells(summary["mean"]), *map(str, totals))
     console = Console(width=140)
     with console.capture() as capture:
         console.print(table)
@@ -186,7 +218,7 @@ def render(summary: Mapping[str, Any]) -> str:
 def _cells(measures: Mapping[str, Any]) -> list[str]:
     cells = []
     for key in MEASURES:
-        factor = 100 if key in ("dice", "jaccard") else 1
+        factor = 100 if key in OVERLAPS else 1
         mean, deviation = measures[key]["mean"], measures[key]["sd"]
         spread = "" if deviation is None else f" ± {factor * deviation:.2f}"
         cells.append("–" if mean is None else f"{factor * mean:.2f}{spread}")
