@@ -19,26 +19,31 @@ from macl.utils.errors import MaclError
 from macl.utils.parallel import workers_for
 
 
-def test_an_array_is_a_chunk_per_slice_and_always_the_same_file(tmp_path: Path) -> None:
-    array = np.random.default_rng(0).integers(0, 900, (5, 2, 30, 20)).astype(np.int16)
+def test_an_array_has_chunks_of_slices_and_is_always_the_same_file(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 900, (2, 40, 150, 20)).astype(np.int16)
     entry = write_array(tmp_path / "a", "case", "image", array)
     write_array(tmp_path / "b", "case", "image", np.asfortranarray(array))
     first = tmp_path / "a" / entry.file
     assert first.read_bytes() == (tmp_path / "b" / entry.file).read_bytes()
-    assert blosc2.open(str(first)).chunks == (1, 2, 30, 20)
+    assert blosc2.open(str(first)).chunks == (2, 16, 150, 20)
+    assert blosc2.open(str(first)).blocks == (1, 1, 128, 20)
     assert first.stat().st_size < array.nbytes
     assert (entry.shape, entry.dtype) == (array.shape, "int16")
     assert entry.sha256 == hashlib.sha256(array.tobytes()).hexdigest()
     assert [path.name for path in first.parent.iterdir()] == ["case.image.b2nd"]
 
 
-def test_slices_are_read_one_by_one_or_together(tmp_path: Path) -> None:
+def test_a_window_is_read_or_all_of_it(tmp_path: Path) -> None:
     store = write_toy_store(tmp_path / "store", patients=2, slices=5)
     name = next(iter(store.cases))
     whole = store.read(name)
-    assert whole.shape == (5, 1, *store.case(name).size)
-    np.testing.assert_array_equal(store.read(name, start=3, stop=4), whole[3:4])
-    np.testing.assert_array_equal(store.read(name, "label", start=2), store.read(name, "label")[2:])
+    assert whole.shape == (1, *store.case(name).size)
+    window = (slice(1, 3), slice(5, 60), slice(7, 9))
+    np.testing.assert_array_equal(store.read(name, window=window), whole[:, 1:3, 5:60, 7:9])
+    np.testing.assert_array_equal(store.read(name, window=(slice(3, 4), None, None)), whole[:, 3:4])
+    label = store.read(name, "label")
+    assert label.shape == store.case(name).size
+    np.testing.assert_array_equal(store.read(name, "label", window), label[window])
 
 
 def test_the_checksum_follows_contents_not_place(tmp_path: Path) -> None:
@@ -62,6 +67,7 @@ def test_an_index_comes_back(tmp_path: Path) -> None:
         (lambda folder: (folder / "store.json").unlink(), "is not a store"),
         (lambda folder: (folder / "store.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "store.json").write_text('{"format": "macl-store", "version": 9}'), "version 9"),
+        (lambda folder: (folder / "store.json").write_text('{"format": "macl-store", "version": 1}'), "version 1, not .* prepare the scans again"),
     ],
 )
 def test_what_is_no_store_is_named(tmp_path: Path, change, words: str) -> None:

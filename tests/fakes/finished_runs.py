@@ -102,7 +102,7 @@ def _record(store: Store, kind: runs.RunKind, settings: dict, cases: tuple[str, 
 def _line(step: int, steps: int, values: dict[str, float]) -> dict[str, float]:
     rate = 0.05 * (1 + math.cos(math.pi * step / steps))
     line = {"step": step, "epoch": round(step / 8, 4), "learning_rate": rate, **values}
-    return line | ({"slices_per_second": 60.0 + step % 7} if step % 20 == 0 else {})
+    return line | ({"patches_per_second": 60.0 + step % 7} if step % 20 == 0 else {})
 
 
 def _write_log(path: Path, lines: list[dict[str, float]]) -> None:

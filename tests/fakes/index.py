@@ -8,21 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from macl.config import PrepareSettings
-from macl.data.store import ArrayKind, Normalisation, Slicing, StoredArray, StoredCase, StoreIndex, write_array
+from macl.data.store import ArrayKind, Normalisation, Orientation, StoredArray, StoredCase, StoreIndex, write_array
 from macl.io.geometry import Geometry
 from macl.utils.files import write_text
 
 
 def stored_case(name: str, patient: str, labelled: bool = True) -> StoredCase:
-    kinds: dict[ArrayKind, tuple[int, ...]] = {"image": (2, 1, 4, 4)}
+    kinds: dict[ArrayKind, tuple[int, ...]] = {"image": (1, 2, 4, 4)}
     if labelled:
         kinds["label"] = (2, 4, 4)
     return StoredCase(
         name=name,
         patient=patient,
-        slices=2,
         channels=1,
-        size=(4, 4),
+        size=(2, 4, 4),
         spacing_mm=None,
         geometry=Geometry(
             size=(4, 4, 2),
@@ -31,8 +30,8 @@ def stored_case(name: str, patient: str, labelled: bool = True) -> StoredCase:
             direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
             spacing_known=False,
         ),
-        slicing=Slicing(
-            plane="axial", permutation=(0, 1, 2), flipped=(False, False, False), scanned_size=(4, 4)
+        orientation=Orientation(
+            plane="axial", permutation=(0, 1, 2), flipped=(False, False, False), scanned_size=(2, 4, 4)
         ),
         normalisation=Normalisation(low=(0.0,), high=(1.0,), mean=(0.0,), deviation=(1.0,)),
         arrays={

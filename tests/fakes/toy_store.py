@@ -13,7 +13,7 @@ import blosc2
 import numpy as np
 
 from macl.config import PrepareSettings
-from macl.data.store import Normalisation, Slicing, Store, StoredArray, StoredCase, StoreIndex
+from macl.data.store import Normalisation, Orientation, Store, StoredArray, StoredCase, StoreIndex
 from macl.io.geometry import Geometry
 
 CLASSES = ("background", "ring", "disc")
@@ -24,19 +24,23 @@ def write_toy_store(
     *,
     patients: int = 6,
     slices: int = 6,
+    more_slices: int = 0,
     side: int = 64,
     channels: int = 1,
     unlabelled: int = 0,
     seed: int = 0,
 ) -> Store:
-    """Write and open a store of `patients` cases, the last `unlabelled` of them without label."""
+    """Write and open a store of `patients` cases, the last `unlabelled` of them without label.
+
+    Every second and third of three cases has `more_slices` more than the one before it.
+    """
     (folder / "cases").mkdir(parents=True)
     random = np.random.default_rng(seed)
     cases = []
     for number in range(patients):
         # Cases differ in size, so that cropping and padding are exercised.
         rows, columns = side + 4 * (number % 3), side - 6 * (number % 2)
-        image, label = _case(random, slices, rows, columns, channels)
+        image, label = _case(random, slices + more_slices * (number % 3), rows, columns, channels)
         arrays = {"image": image} if number >= patients - unlabelled else {"image": image, "label": label}
         cases.append(_stored(folder, f"patient{number + 1:03d}", arrays))
     index = StoreIndex(
@@ -53,7 +57,8 @@ def write_toy_store(
 
 
 def _case(random, slices: int, rows: int, columns: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and label (slices, …) of a patient, who has a radius and a texture; the rest depends on the height."""
+    """Image (C, Z, Y, X) and label (Z, Y, X) of a patient, who has a radius and a texture; the rest depends on
+    the height."""
     y, x = np.mgrid[:rows, :columns]
     centre = np.array([rows, columns]) / 2 + random.uniform(-6, 6, 2)
     distance = np.hypot(y - centre[0], x - centre[1])
@@ -66,26 +71,26 @@ def _case(random, slices: int, rows: int, columns: int, channels: int) -> tuple[
     label[distance < (0.35 + 0.45 * height) * size] = 2
     brightness = np.array([20.0, 170.0, 110.0])[label] + 70 * height * (label == 0)
     image = (brightness + texture)[:, None] + random.normal(0, 8, (slices, channels, rows, columns))
-    return image.clip(0, 255).round().astype(np.int16), label
+    return image.clip(0, 255).round().astype(np.int16).swapaxes(0, 1), label
 
 
 def _stored(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> StoredCase:
     entries = {}
     for kind, array in arrays.items():
         file = f"cases/{name}.{kind}.b2nd"
-        blosc2.asarray(array, urlpath=str(folder / file), chunks=(1, *array.shape[1:]), mode="w")
+        array = np.ascontiguousarray(array)
+        blosc2.asarray(array, urlpath=str(folder / file), mode="w")
         digest = hashlib.sha256(array.tobytes()).hexdigest()
         entries[kind] = StoredArray(file=file, shape=array.shape, dtype=str(array.dtype), sha256=digest)
     image = arrays["image"]
-    slices, channels, rows, columns = image.shape
-    axes = (0, 2, 3)
+    channels, slices, rows, columns = image.shape
+    axes = (1, 2, 3)
     floats = image.astype(float)
     return StoredCase(
         name=name,
         patient=name,
-        slices=slices,
         channels=channels,
-        size=(rows, columns),
+        size=(slices, rows, columns),
         spacing_mm=(5.0, 1.0, 1.0),
         geometry=Geometry(
             size=(columns, rows, slices),
@@ -94,8 +99,11 @@ def _stored(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> StoredCas
             direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
             spacing_known=True,
         ),
-        slicing=Slicing(
-            plane="axial", permutation=(0, 1, 2), flipped=(False, False, False), scanned_size=(rows, columns)
+        orientation=Orientation(
+            plane="axial",
+            permutation=(0, 1, 2),
+            flipped=(False, False, False),
+            scanned_size=(slices, rows, columns),
         ),
         normalisation=Normalisation(
             low=tuple(floats.min(axes)),

@@ -128,7 +128,7 @@ def test_a_ct_series_is_the_same_in_every_transfer_syntax(tmp_path: Path, uid: s
     (case,) = store.index.cases
     assert (store.index.reader, store.index.modality) == ("dicom", "CT")
     assert case.spacing_mm == pytest.approx((4.0, 0.7, 0.5))
-    np.testing.assert_array_equal(to_scan(store.read(case.name)[:, 0], case.slicing), hounsfield)
+    np.testing.assert_array_equal(to_scan(store.read(case.name)[0], case.orientation), hounsfield)
 
 
 def test_good_series_are_kept_and_each_broken_one_is_refused_with_its_reason(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_good_series_are_kept_and_each_broken_one_is_refused_with_its_reason(tmp
     assert answer.code == 0, answer.err
     store = Store.open(tmp_path / "store")
     for name, hounsfield in good.items():
-        np.testing.assert_array_equal(to_scan(store.read(name)[:, 0], store.case(name).slicing), hounsfield)
+        np.testing.assert_array_equal(to_scan(store.read(name)[0], store.case(name).orientation), hounsfield)
     assert {*store.cases} == {*good}
     reasons = {refused.name: refused.reason for refused in store.index.refused}
     words = {"missing": "missing", "tilted": "tilted", "doubled": "share positions", "cut": "truncated"}

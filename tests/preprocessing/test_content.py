@@ -45,7 +45,7 @@ def test_slices_of_air_are_passed_over_and_the_others_keep_their_place(store: St
     expected = [(name, number) for name, numbers in KEPT.items() for number in numbers]
     for place, (name, number) in enumerate(expected):
         start, count = int(pixels.starts[place]), int(slices.pixels_of_slice[place])
-        image, label = (store.read(name, kind, number, number + 1).ravel() for kind in ("image", "label"))
+        image, label = (store.read(name, kind, (slice(number, number + 1), None, None)).ravel() for kind in ("image", "label"))
         np.testing.assert_array_equal(pixels.images[start : start + count], image)
         np.testing.assert_array_equal(pixels.labels[start : start + count], label)
 

@@ -52,11 +52,11 @@ def numbered(geometry: Geometry) -> np.ndarray:
 def test_there_and_back_is_exact(geometry: Geometry, plane) -> None:
     array = numbered(geometry)
     slices = to_slices(Volume(array, geometry), PrepareSettings(plane=plane))
-    assert slices.array.shape[2:] == slices.slicing.scanned_size
-    np.testing.assert_array_equal(to_scan(slices.array[:, 0], slices.slicing), array[0])
+    assert slices.array.shape[2:] == slices.orientation.scanned_size[1:]
+    np.testing.assert_array_equal(to_scan(slices.array[:, 0], slices.orientation), array[0])
     label = (array[0] % 5).astype(np.uint8)
-    there = label_to_slices(label, slices.slicing, slices.slicing.scanned_size)
-    np.testing.assert_array_equal(to_scan(there, slices.slicing), label)
+    there = label_to_slices(label, slices.orientation, slices.orientation.scanned_size[1:])
+    np.testing.assert_array_equal(to_scan(there, slices.orientation), label)
 
 
 @given(geometries())
@@ -85,13 +85,13 @@ def test_axial_slices_are_those_of_simpleitk(geometry: Geometry) -> None:
 @given(geometries(180.0), st.sampled_from(["axial", "coronal", "sagittal"]))
 @settings(max_examples=40, deadline=None)
 def test_every_axis_of_the_slices_rises_towards_left_posterior_superior(geometry: Geometry, plane) -> None:
-    slicing = plan(geometry, plane)
+    orientation = plan(geometry, plane)
     matrix, axes = direction_matrix(geometry), nearest_axes(geometry)
     stacked = {"axial": [2, 1, 0], "coronal": [1, 2, 0], "sagittal": [0, 2, 1]}[plane]
     for place, anatomical in enumerate(stacked):
-        grid_axis = 2 - slicing.permutation[place]
+        grid_axis = 2 - orientation.permutation[place]
         assert axes[grid_axis] == anatomical
-        rise = matrix[anatomical, grid_axis] * (-1 if slicing.flipped[place] else 1)
+        rise = matrix[anatomical, grid_axis] * (-1 if orientation.flipped[place] else 1)
         assert rise >= 0
 
 
@@ -123,15 +123,15 @@ def test_labels_survive_resampling_and_no_class_appears_between_others(spacing_m
     label = blobs(geometry.size)
     slices = to_slices(Volume(label[None], geometry), PrepareSettings(spacing_mm=spacing_mm))
     size = slices.array.shape[2], slices.array.shape[3]
-    assert size != slices.slicing.scanned_size
+    assert size != slices.orientation.scanned_size[1:]
     assert slices.spacing_mm == pytest.approx((5.0, spacing_mm, spacing_mm), rel=0.02)
-    fine = label_to_slices(label, slices.slicing, size)
+    fine = label_to_slices(label, slices.orientation, size)
     one_hot = (fine[:, None] == np.arange(4)[:, None, None]).astype(np.float32)
-    back = to_scan(to_scan_plane(one_hot, slices.slicing).argmax(axis=1), slices.slicing)
+    back = to_scan(to_scan_plane(one_hot, slices.orientation).argmax(axis=1), slices.orientation)
     for value in range(4):
         ours, theirs = back == value, label == value
         assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > dice
-    two_apart = label_to_slices(np.where(label > 1, 3, 0).astype(np.uint8), slices.slicing, size)
+    two_apart = label_to_slices(np.where(label > 1, 3, 0).astype(np.uint8), slices.orientation, size)
     assert set(np.unique(two_apart)) == {0, 3}
 
 
@@ -165,6 +165,6 @@ def test_resampling_without_a_spacing_is_refused() -> None:
 def test_orientation_leaves_leading_axes_alone() -> None:
     geometry = geometry_of((4, 3, 2), matrix=np.array([[0.0, 0, 1], [-1, 0, 0], [0, 1, 0]]))
     array = np.random.default_rng(0).normal(size=(5, 2, 3, 4))
-    slicing = plan(geometry)
+    orientation = plan(geometry)
     for channel in range(5):
-        np.testing.assert_array_equal(orient(array, slicing)[channel], orient(array[channel], slicing))
+        np.testing.assert_array_equal(orient(array, orientation)[channel], orient(array[channel], orientation))

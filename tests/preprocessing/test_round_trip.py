@@ -2,7 +2,7 @@
 
 What is promised is bounded as the test is: slices at 0.5 to 1 times the scan's finer in-plane spacing, structures at
 least 20 pixels across. Slices coarser than the scan lose more of its outline. Without
-resampling the way there and back is exact for any structure: see the slicing's own tests.
+resampling the way there and back is exact for any structure: see the tests of orientation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from fakes.scans import write_nifti
 from macl.config import PrepareSettings
-from macl.data.store import Slicing, Store
+from macl.data.store import Orientation, Store
 from macl.io.geometry import Geometry
 from macl.io.nifti import affine_of
 from macl.preprocessing.orientation import orient, plan, spacing_of, to_scan
@@ -77,35 +77,35 @@ def dice(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
     return [float(2 * (a & b).sum() / max(1, a.sum() + b.sum())) for a, b in pairs]
 
 
-def restored(probabilities: np.ndarray, slicing: Slicing) -> np.ndarray:
+def restored(probabilities: np.ndarray, orientation: Orientation) -> np.ndarray:
     """(n, K, rows, columns) → (z, y, x) labels, as `predict` restores them."""
-    return to_scan(to_scan_plane(probabilities, slicing).argmax(axis=1), slicing)
+    return to_scan(to_scan_plane(probabilities, orientation).argmax(axis=1), orientation)
 
 
 @given(scans())
 @settings(max_examples=60, deadline=None)
 def test_a_label_comes_back_from_resampled_slices(scan: Scan) -> None:
-    slicing = plan(scan.geometry)
+    orientation = plan(scan.geometry)
     size = prepared_size(scan.geometry, PrepareSettings(spacing_mm=scan.spacing_mm))[1:]
-    prepared = label_to_slices(scan.label, slicing, size)
+    prepared = label_to_slices(scan.label, orientation, size)
     one_hot = (prepared[:, None] == np.arange(3)[:, None, None]).astype(np.float32)
-    assert min(dice(restored(one_hot, slicing), scan.label)) >= LEAST_DICE
+    assert min(dice(restored(one_hot, orientation), scan.label)) >= LEAST_DICE
 
 
 @given(scans())
 @settings(max_examples=40, deadline=None)
 def test_probabilities_on_resampled_slices_come_back_to_their_place(scan: Scan) -> None:
     """The probabilities are computed at the prepared pixels' own positions in the scan, and never resampled before."""
-    slicing = plan(scan.geometry)
+    orientation = plan(scan.geometry)
     slices, *size = prepared_size(scan.geometry, PrepareSettings(spacing_mm=scan.spacing_mm))
-    counts = (slices, *slicing.scanned_size)
+    counts = orientation.scanned_size
     fractions = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(counts, (slices, *size), strict=True)]
-    positions = [orient(axis, slicing) for axis in np.indices(scan.geometry.size[::-1])[::-1]]
+    positions = [orient(axis, orientation) for axis in np.indices(scan.geometry.size[::-1])[::-1]]
     x, y, z = (_at(axis, fractions) for axis in positions)
     depth = scan.depth(x, y, z)
     share = [1 / (1 + np.exp(-8 * (depth - at))) for at in (0.0, 0.5)]
     probabilities = np.stack([1 - share[0], share[0] - share[1], share[1]], axis=1).astype(np.float32)
-    ours = restored(probabilities, slicing)
+    ours = restored(probabilities, orientation)
     expected = _winning(scan)
     assert min(dice(ours, expected)) >= LEAST_DICE
 
@@ -146,4 +146,4 @@ def test_a_prepared_file_comes_back_from_its_store(tmp_path: Path, factor: float
     (case,) = store.index.cases
     label = store.read(case.name, "label")
     one_hot = (label[:, None] == np.arange(3)[:, None, None]).astype(np.float32)
-    assert min(dice(restored(one_hot, case.slicing), scan.label)) >= LEAST_DICE
+    assert min(dice(restored(one_hot, case.orientation), scan.label)) >= LEAST_DICE

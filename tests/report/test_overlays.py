@@ -30,15 +30,15 @@ def decoded(png: bytes) -> np.ndarray:
 def turned(store: Store) -> Store:
     """The same slices, as if the scan lay on its side and ran the other way."""
     case = store.case(CASE)
-    rows, columns = case.size
+    slices, rows, columns = case.size
     geometry = Geometry(
-        size=(rows, case.slices, columns),
+        size=(rows, slices, columns),
         spacing=(1.5, 5.0, 1.0),
         origin=(1.0, 2.0, 3.0),
         direction=(0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
         spacing_known=True,
     )
-    changed = case.model_copy(update={"geometry": geometry, "slicing": plan(geometry, "axial")})
+    changed = case.model_copy(update={"geometry": geometry, "orientation": plan(geometry, "axial")})
     index = store.index.model_copy(update={"cases": (changed,), "label_values": (0, 7, 200)})
     return Store(store.path, index)
 
@@ -59,11 +59,11 @@ def test_best_median_and_worst(means: dict[str, float], chosen: list[tuple[str, 
 def test_a_mask_in_the_scan_s_own_grid_and_values_comes_back_to_the_slices(tmp_path: Path) -> None:
     store = turned(write_toy_store(tmp_path / "store", patients=1))
     case, label = store.case(CASE), store.read(CASE, "label")
-    assert case.slicing.permutation != (0, 1, 2)
-    assert any(case.slicing.flipped)
+    assert case.orientation.permutation != (0, 1, 2)
+    assert any(case.orientation.flipped)
     mask = tmp_path / f"{CASE}.nii.gz"
     values = np.array(store.index.label_values, dtype=np.uint8)
-    write_volume(mask, values[to_scan(label, case.slicing)], case.geometry)
+    write_volume(mask, values[to_scan(label, case.orientation)], case.geometry)
     seen = view_of(store, CASE, mask, store.index.label_values)
     foreground = (label > 0).sum(axis=(1, 2))
     assert foreground[seen.number - 1] == foreground.max()

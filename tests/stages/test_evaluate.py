@@ -138,7 +138,7 @@ def test_a_store_gives_its_truth_in_the_scans_own_values_and_orientation(tmp_pat
     store = _turn(store, values=(0, 40, 80))
     predictions = tmp_path / "predictions"
     for name in store.cases:
-        # On the scan's grid, written by another library: z, y, x flipped where the slicing flips.
+        # On the scan's grid, written by another library: z, y, x flipped where the orientation flips.
         label = np.asarray([0, 40, 80], dtype=np.uint8)[store.read(name, "label")][::-1, :, ::-1]
         case = store.case(name)
         image = SimpleITK.GetImageFromArray(np.ascontiguousarray(label))
@@ -335,7 +335,7 @@ def _turn(store: Store, values: tuple[int, ...]) -> Store:
     cases = []
     for case in index.cases:
         geometry = case.geometry.model_copy(update={"direction": (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)})
-        cases.append(case.model_copy(update={"geometry": geometry, "slicing": plan(geometry)}))
+        cases.append(case.model_copy(update={"geometry": geometry, "orientation": plan(geometry)}))
         label = store.read(case.name, "label")
         assert (to_scan(label, plan(geometry)) == label[::-1, :, ::-1]).all()
     turned = index.model_copy(update={"cases": tuple(cases), "label_values": values})
@@ -354,7 +354,7 @@ def _add_truth(store: Store, name: str, truth: np.ndarray) -> None:
     size = truth.shape[::-1]
     geometry = case.geometry.model_copy(update={"size": size, "spacing": (0.5, 0.5, case.geometry.spacing[2])})
     changed = case.model_copy(
-        update={"arrays": {**case.arrays, "truth": entry}, "geometry": geometry, "slicing": plan(geometry, "axial")}
+        update={"arrays": {**case.arrays, "truth": entry}, "geometry": geometry, "orientation": plan(geometry, "axial")}
     )
     cases = tuple(changed if one.name == name else one for one in store.index.cases)
     (store.path / "store.json").write_text(store.index.model_copy(update={"cases": cases}).model_dump_json())

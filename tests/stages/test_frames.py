@@ -35,7 +35,7 @@ def prepared(data: Path, *words: object) -> Store:
 
 def scan_of(store: Store, name: str, kind: str = "image") -> np.ndarray:
     slices = store.read(name, kind)  # pyright: ignore[reportArgumentType]
-    return to_scan(slices[:, 0] if kind == "image" else slices, store.case(name).slicing)
+    return to_scan(slices[0] if kind == "image" else slices, store.case(name).orientation)
 
 
 def sentence(err: str) -> str:

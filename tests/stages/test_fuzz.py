@@ -161,7 +161,7 @@ def test_good_cases_are_unharmed(fuzzed) -> None:
     for number in range(3):
         name = f"good{number}_scan"
         flipped = anatomy(number)[0]
-        np.testing.assert_array_equal(store.read(name)[:, 0], flipped)
+        np.testing.assert_array_equal(store.read(name)[0], flipped)
 
 
 def test_what_is_cut_off_damaged_or_not_finite_is_refused(fuzzed) -> None:

@@ -190,7 +190,7 @@ def test_of_a_store_the_test_cases_are_segmented(tmp_path: Path, capsys: pytest.
     run = write_threshold_run(tmp_path / "run", test_cases=("patient002", "patient004"), cases=("patient001",))
     masks = predict([run, store.path], tmp_path / "test")
     assert [mask.name for mask in masks] == ["patient002.nii.gz", "patient004.nii.gz"]
-    stored, numbers = store.read("patient002")[:, 0].astype(float), store.case("patient002").normalisation
+    stored, numbers = store.read("patient002")[0].astype(float), store.case("patient002").normalisation
     normalised = (stored - numbers.mean[0]) / numbers.deviation[0]
     expected = np.where(normalised > 1.001, 9, np.where(normalised > 0, 3, 0))
     predicted = nifti1.load(masks[0]).get_fdata().T

@@ -76,13 +76,13 @@ def test_slices_are_the_scans_own_numbers_in_canonical_order(tmp_path: Path) -> 
     image, label = anatomy(2)
     scan = nibabel.load(tmp_path / "data/imagesTr/toy_002.nii.gz")
     left_posterior_superior = np.asarray(nibabel.as_closest_canonical(scan).dataobj)[::-1, ::-1].T
-    np.testing.assert_array_equal(store.read("toy_002")[:, 0], left_posterior_superior)
-    np.testing.assert_array_equal(to_scan(store.read("toy_002")[:, 0], case.slicing), image)
-    np.testing.assert_array_equal(to_scan(store.read("toy_002", "label"), case.slicing), label)
+    np.testing.assert_array_equal(store.read("toy_002")[0], left_posterior_superior)
+    np.testing.assert_array_equal(to_scan(store.read("toy_002")[0], case.orientation), image)
+    np.testing.assert_array_equal(to_scan(store.read("toy_002", "label"), case.orientation), label)
     assert case.class_voxels == tuple(np.bincount(label.ravel()))
     assert case.spacing_mm == pytest.approx((4.0, 1.5, 1.0))
     assert case.geometry.size == (24, 20, 6)
-    assert case.normalisation == measure(store.read("toy_002"), "clip_zscore")
+    assert case.normalisation == measure(store.read("toy_002").swapaxes(0, 1), "clip_zscore")
     assert store.index.classes == ("background", "Ring", "Disc")
     assert store.index.prepared == PrepareSettings(normalisation="clip_zscore")
 
@@ -96,8 +96,8 @@ def test_several_channels_in_one_file_or_in_several(tmp_path: Path) -> None:
         case = store.index.cases[1]
         array = store.read(case.name)
         assert store.index.channels == ("FLAIR", "T1w")
-        assert array.shape == (6, 2, 20, 24)
-        np.testing.assert_array_equal(array[:, 1], array[:, 0] + 10)
+        assert array.shape == (2, 6, 20, 24)
+        np.testing.assert_array_equal(array[1], array[0] + 10)
         assert len(case.normalisation.mean) == 2
 
 
@@ -106,11 +106,11 @@ def test_resampling_keeps_the_truth_on_the_scans_own_grid(tmp_path: Path) -> Non
     assert macl("prepare", tmp_path / "data", tmp_path / "store", "--spacing-mm", 0.8, "--workers", 1).code == 0
     store = Store.open(tmp_path / "store")
     case = store.case("toy_001")
-    assert case.size == (38, 30)
-    assert store.read("toy_001").shape == (6, 1, 38, 30)
+    assert case.size == (6, 38, 30)
+    assert store.read("toy_001").shape == (1, 6, 38, 30)
     assert store.read("toy_001", "label").shape == (6, 38, 30)
-    np.testing.assert_array_equal(to_scan(store.read("toy_001", "truth"), case.slicing), anatomy(1)[1])
-    assert case.slicing.scanned_size == (20, 24)
+    np.testing.assert_array_equal(to_scan(store.read("toy_001", "truth"), case.orientation), anatomy(1)[1])
+    assert case.orientation.scanned_size == (6, 20, 24)
     assert case.spacing_mm == pytest.approx((4.0, 30 / 38, 0.8))
 
 
@@ -124,7 +124,7 @@ def test_outliers_and_fractions_become_float16_that_normalises_well(tmp_path: Pa
     assert case.arrays["image"].dtype == "float16"
     assert np.isfinite(array).all()
     (slope, shift), inside = case.rescale[0], image < 1e3
-    np.testing.assert_allclose(to_scan(array[:, 0], case.slicing)[inside] * slope + shift, image[inside], atol=0.05)
+    np.testing.assert_allclose(to_scan(array[0], case.orientation)[inside] * slope + shift, image[inside], atol=0.05)
     clipped = np.clip(array, case.normalisation.low[0], case.normalisation.high[0])
     assert clipped.mean() == pytest.approx(case.normalisation.mean[0], abs=0.01)
     assert clipped.std() == pytest.approx(case.normalisation.deviation[0], abs=0.01)
@@ -140,7 +140,7 @@ def test_classes_are_found_where_none_are_declared_and_that_is_said(tmp_path: Pa
     assert index.label_values == (0, 3, 7, 255)
     assert index.classes == ("background", "class 3", "class 7", "class 255")
     assert "the labels hold 0, 3, 7, 255" in answer.err
-    found = to_scan(Store.open(tmp_path / "store").read("a", "label"), index.cases[0].slicing)
+    found = to_scan(Store.open(tmp_path / "store").read("a", "label"), index.cases[0].orientation)
     np.testing.assert_array_equal(found, np.array([0, 2, 3])[label])
 
 
@@ -490,11 +490,11 @@ def test_stale_results_of_an_interrupted_run_are_not_taken_over(
     answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     assert "4 of 5 cases are finished" in answer.err
     store = Store.open(tmp_path / "store")
-    np.testing.assert_array_equal(to_scan(store.read("toy_001")[:, 0], store.case("toy_001").slicing), anatomy(9)[0])
+    np.testing.assert_array_equal(to_scan(store.read("toy_001")[0], store.case("toy_001").orientation), anatomy(9)[0])
     prepare_all_but_the_index(tmp_path / "data", tmp_path / "again", monkeypatch)
     answer = macl("prepare", tmp_path / "data", tmp_path / "again", "--spacing-mm", 0.8, "--workers", 1)
     assert "begun before" not in answer.err
-    assert Store.open(tmp_path / "again").case("toy_001").size == (38, 30)
+    assert Store.open(tmp_path / "again").case("toy_001").size == (6, 38, 30)
 
 
 def prepare_all_but_the_index(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.data.store import ArrayKind, Store
-from macl.distributed.ranks import place
+from macl.utils.ranks import this_rank
 from macl.utils.errors import MaclError
 
 Residence = Literal["device", "host", "disk"]
@@ -85,7 +85,7 @@ class PatchCache:
         self.cases = [store.case(name) for name in kept]
         self.channels = len(store.index.channels)
         counts = np.array([case.slices for case in self.cases])
-        pixels = np.array([case.size[0] * case.size[1] for case in self.cases])
+        pixels = np.array([case.size[1] * case.size[2] for case in self.cases])
         self.case_of_slice = np.repeat(np.arange(len(self.cases)), [len(kept[case.name]) for case in self.cases])
         self.number_in_case = np.concatenate([kept[case.name] for case in self.cases])
         sizes = pixels[self.case_of_slice]
@@ -99,7 +99,7 @@ class PatchCache:
             return torch.as_tensor(np.asarray(values), dtype=dtype).to(device)
 
         self.positions = on_device((self.number_in_case + 1) / counts[self.case_of_slice], torch.float32)
-        self.sizes = on_device(np.array([case.size for case in self.cases])[self.case_of_slice], torch.int64)
+        self.sizes = on_device(np.array([case.size[1:] for case in self.cases])[self.case_of_slice], torch.int64)
         numbers = [case.normalisation for case in self.cases]
         self.normalisation = on_device([(n.low, n.high, n.mean, n.deviation) for n in numbers], torch.float32)
         self.case_index = on_device(self.case_of_slice, torch.int64)
@@ -132,7 +132,8 @@ class PatchCache:
 
     def _read(self, case: int, kind: ArrayKind, numbers: np.ndarray) -> Tensor:
         first, last = int(numbers[0]), int(numbers[-1])
-        values = self.store.read(self.cases[case].name, kind, first, last + 1)
+        values = self.store.read(self.cases[case].name, kind, (slice(first, last + 1), None, None))
+        values = np.moveaxis(values, 0, 1) if kind == "image" else values
         if len(numbers) < len(values):
             values = values[numbers - first]
         wanted = self.dtype if kind == "image" else torch.uint8
@@ -236,5 +237,5 @@ def _free_host_bytes() -> int:
     with contextlib.suppress(OSError):
         available = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
         if available:
-            return int(available[1]) * 1024 // place().local_world_size
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // place().local_world_size
+            return int(available[1]) * 1024 // this_rank().local_world_size
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // this_rank().local_world_size

@@ -1,8 +1,14 @@
-"""The store: prepared slices on disk, one chunk per slice, with an index that says what each case is.
+"""The store: prepared scans on disk, with an index that says what each case is.
 
-`store.json` is the index; `cases/<name>.image.b2nd` holds (slices, channels, rows, columns) in the scan's own integers,
-`cases/<name>.label.b2nd` holds (slices, rows, columns) uint8. Where slices were resampled,
-`cases/<name>.truth.b2nd` keeps the label on the scan's own grid, so that evaluation happens there.
+`store.json` is the index. `cases/<name>.image.b2nd` holds an image (C, Z, Y, X) in the scan's own
+integers, `cases/<name>.label.b2nd` its label (Z, Y, X) as uint8. Where a scan was resampled,
+`cases/<name>.truth.b2nd` keeps the label at the scan's own resolution, so that evaluation happens
+there.
+
+A chunk is 16 slices and a block, the least that is decompressed, 128 rows of one slice. Measured
+on ACDC, Hippocampus, a 4-channel and a synthetic 512 × 512 × 200 volume: as large as one chunk per
+slice (±0.3 %), written faster, and a slice is read as fast (0.3–0.8 ms); a 64³ patch of the large
+volume takes 9 ms, against 26 ms from chunks and blocks of one slice.
 """
 
 from __future__ import annotations
@@ -24,28 +30,32 @@ from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path, inside, read_json, write_text
 
 FORMAT = "macl-store"
-VERSION = 1
+VERSION = 2
 INDEX = "store.json"
 CASES = "cases"
 
 ArrayKind = Literal["image", "label", "truth"]
+Window = tuple[slice | None, slice | None, slice | None]
+"""A part of a volume along Z, Y and X, in steps of 1; None: all of that axis."""
 
+SLICES_PER_CHUNK = 16
+ROWS_PER_BLOCK = 128
 
+class Orientation(Settings):
+    """How a scan's array was transposed and flipped to the store's axes, and the way back.
 
-
-class Slicing(Settings):
-    """How a scan's grid became slices, exactly reversible up to resampling.
-
-    The scan's array in (z, y, x) order is transposed by `permutation`, then flipped along `flipped`, giving
-    (slice, row, column) in left-posterior-superior order: axial slices rise from inferior to superior, their rows run
-    from anterior to posterior, their columns from right to left. Slices of `scanned_size` rows and columns were then
-    resampled in plane to the store's rows and columns.
+    The scan's array (z, y, x) is transposed by `permutation`, then flipped along `flipped`. This
+    gives the store's (Z, Y, X) axes: slices of `plane`, in left-posterior-superior order. Axial
+    slices run from inferior to superior, their rows from anterior to posterior, and their columns
+    from right to left. Resampling follows.
     """
 
     plane: Literal["axial", "coronal", "sagittal"]
     permutation: tuple[int, int, int]
     flipped: tuple[bool, bool, bool]
-    scanned_size: tuple[int, int]
+    scanned_size: tuple[int, int, int] = Field(
+        description="(Z, Y, X) voxels along the store's axes, before resampling"
+    )
 
 
 class Normalisation(Settings):
@@ -71,21 +81,28 @@ class StoredCase(Settings):
 
     name: str
     patient: str
-    slices: int = Field(gt=0)
     channels: int = Field(gt=0)
-    size: tuple[int, int] = Field(description="rows, columns of a prepared slice")
-    spacing_mm: tuple[float, float, float] | None = Field(description="slice, row, column; None: unknown")
+    size: tuple[int, int, int] = Field(description="(Z, Y, X) voxels")
+    spacing_mm: tuple[float, float, float] | None = Field(description="(z, y, x); None: unknown")
     geometry: Geometry
-    slicing: Slicing
+    orientation: Orientation
     normalisation: Normalisation
     rescale: tuple[tuple[float, float], ...] = Field(
         default=(), description="per channel: the scan's value = stored × first + second; empty: as stored"
     )
     arrays: Mapping[ArrayKind, StoredArray]
     content: tuple[float, ...] = Field(
-        default=(), description="per slice the share of its pixels that are not air; empty: not known"
+        default=(),
+        description="per slice the share of its voxels that are not air; empty: unknown",
     )
-    class_voxels: tuple[int, ...] | None = Field(default=None, description="voxels of every class in the label")
+    class_voxels: tuple[int, ...] | None = Field(
+        default=None, description="number of voxels per class in the label"
+    )
+
+    @property
+    def slices(self) -> int:
+        """Number of slices."""
+        return self.size[0]
 
     @property
     def labelled(self) -> bool:
@@ -104,7 +121,7 @@ class StoreIndex(Settings):
     """What `store.json` holds."""
 
     format: Literal["macl-store"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     reader: str
     modality: str
     channels: tuple[str, ...]
@@ -176,26 +193,40 @@ class Store:
             raise MaclError(f"{self.path} does not know how much of its slices is air: prepare the scans again.")
         return np.flatnonzero(np.asarray(case.content) >= content)
 
-    def read(self, name: str, kind: ArrayKind = "image", start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Slices `start`…`stop` of a case: image (n, C, rows, columns) as stored, label or truth (n, rows, columns).
+    def read(self, case: str, kind: ArrayKind = "image", window: Window | None = None) -> np.ndarray:
+        """Read an array of a case, or a window of it.
+
+        Args:
+            case: its name.
+            kind: which of its arrays.
+            window: the part to read; None: all of it.
+
+        Returns:
+            (C, z, y, x) as stored for the image, (z, y, x) for a label or truth.
 
         Raises:
-            MaclError: the case has no such array, or its file is missing, broken or not what the index says.
+            MaclError: the case has no such array, or its file is missing, broken, or not what the
+                index says.
         """
         import blosc2
 
-        case = self.case(name)
-        if kind not in case.arrays:
-            raise MaclError(f"The case {name!r} in {self.path} has no {kind}.")
-        entry = case.arrays[kind]
+        stored = self.case(case)
+        if kind not in stored.arrays:
+            raise MaclError(f"The case {case!r} in {self.path} has no {kind}.")
+        entry = stored.arrays[kind]
         path = inside(self.path, entry.file)
+        parts = tuple(slice(None) if part is None else part for part in window or (None,) * 3)
         try:
             array: Any = blosc2.open(str(path), mode="r")
             if tuple(array.shape) != entry.shape or str(array.dtype) != entry.dtype:
-                raise ValueError(f"holds {array.shape} {array.dtype}, not {entry.shape} {entry.dtype}")
-            return np.asarray(array[start : entry.shape[0] if stop is None else stop])
+                raise ValueError(
+                    f"holds {array.shape} {array.dtype}, not {entry.shape} {entry.dtype}"
+                )
+            return np.asarray(array[(..., *parts)])
         except (OSError, RuntimeError, ValueError) as error:
-            raise MaclError(f"{path} of the case {name!r} cannot be read ({error}): prepare the store again.") from None
+            raise MaclError(
+                f"{path} of the case {case!r} cannot be read ({error}): prepare the store again."
+            ) from None
 
 
 @contextmanager
@@ -220,18 +251,19 @@ def _read_index(path: Path) -> StoreIndex:
 
 
 def write_array(store: Path, name: str, kind: ArrayKind, array: np.ndarray) -> StoredArray:
-    """Write one array of a case, a chunk per slice, atomically; the same array gives the same file.
+    """Write one array of a case atomically; the same array always gives the same file.
 
     Args:
         store: the store's folder.
         name: the case's name, a safe file name.
         kind: what the array is.
-        array: (slices, …).
+        array: (C, Z, Y, X) image, or (Z, Y, X) label or truth.
     """
     import blosc2
 
     relative = f"{CASES}/{name}.{kind}.b2nd"
     array = np.ascontiguousarray(array)
+    *lead, slices, rows, columns = array.shape
     values: Any = array
     with atomic_path(store / relative) as aside:
         blosc2.asarray(
@@ -239,7 +271,8 @@ def write_array(store: Path, name: str, kind: ArrayKind, array: np.ndarray) -> S
             urlpath=str(aside),
             mode="w",
             contiguous=True,
-            chunks=(1, *array.shape[1:]),
+            chunks=(*lead, min(SLICES_PER_CHUNK, slices), rows, columns),
+            blocks=(*(1 for _ in lead), 1, min(ROWS_PER_BLOCK, rows), columns),
             cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
         )
     digest = hashlib.sha256(array.data).hexdigest()

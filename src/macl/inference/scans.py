@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 
 from macl.config import PrepareSettings
-from macl.data.store import INDEX, Normalisation, Slicing, Store
+from macl.data.store import INDEX, Normalisation, Orientation, Store
 from macl.io.geometry import Geometry
 from macl.io.source import Case
 from macl.io.time_series import moments_of
 from macl.io.volume import is_one_scan, read_header, read_scan, suffix_of
 from macl.preprocessing.normalisation import as_stored
-from macl.preprocessing.resampling import to_slices
+from macl.preprocessing.resampling import to_store_grid
 from macl.preprocessing.source import lone_case, recognise, survey
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
@@ -31,10 +31,10 @@ SERIES_SUFFIXES = (".nii.gz", ".nii")
 
 @dataclass(frozen=True)
 class ReadyScan:
-    """A scan as the segmenter takes it: slices (n, C, rows, columns), and everything needed to come back."""
+    """A scan as the segmenter takes it: slices (C, Z, Y, X), and everything needed to come back."""
 
     slices: np.ndarray
-    slicing: Slicing
+    orientation: Orientation
     normalisation: Normalisation
     geometry: Geometry
     notes: tuple[str, ...] = ()
@@ -135,9 +135,9 @@ def _of_files(name: str, cases: Sequence[Case], record: RunRecord) -> Scan:
 
     def read(case: Case) -> ReadyScan:
         volume = read_scan(case.images, len(record.channels), case.frame)
-        slices = to_slices(volume, record.prepared)
-        stored = as_stored(slices.array, volume.rescale, kind, record.prepared.window)
-        return ReadyScan(stored.array, slices.slicing, stored.normalisation, volume.geometry, volume.notes)
+        prepared = to_store_grid(volume, record.prepared)
+        stored = as_stored(prepared.array, volume.rescale, kind, record.prepared.window)
+        return ReadyScan(stored.array, prepared.orientation, stored.normalisation, volume.geometry, volume.notes)
 
     first = cases[0].images[0]
     suffix = suffix_of(first) if isinstance(first, Path) and first.is_file() else None
@@ -173,7 +173,7 @@ def _of_case(store: Store, name: str) -> Scan:
     case = store.case(name)
 
     def read() -> ReadyScan:
-        return ReadyScan(store.read(name), case.slicing, case.normalisation, case.geometry)
+        return ReadyScan(store.read(name), case.orientation, case.normalisation, case.geometry)
 
     return Scan(name, ".nii.gz", lambda: case.geometry, (read,))
 

@@ -113,14 +113,14 @@ def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
     kind: Literal["clip_zscore", "zscore"] = settings.normalisation or "clip_zscore"
     stored = as_stored(slices.array, volume.rescale, kind, settings.window)
     count, channels, rows, columns = stored.array.shape
-    arrays: dict[ArrayKind, StoredArray] = {"image": write_array(task.store, case.name, "image", stored.array)}
+    arrays: dict[ArrayKind, StoredArray] = {"image": write_array(task.store, case.name, "image", np.moveaxis(stored.array, 1, 0))}
     voxels = None
     if label is not None:
-        small = label_to_slices(label, slices.slicing, (rows, columns))
+        small = label_to_slices(label, slices.orientation, (rows, columns))
         arrays["label"] = write_array(task.store, case.name, "label", small)
         voxels = tuple(int(n) for n in np.bincount(small.ravel(), minlength=len({*task.values.values()})))
-        if (rows, columns) != slices.slicing.scanned_size:
-            truth = label_to_slices(label, slices.slicing, slices.slicing.scanned_size)
+        if (rows, columns) != slices.orientation.scanned_size[1:]:
+            truth = label_to_slices(label, slices.orientation, slices.orientation.scanned_size[1:])
             arrays["truth"] = write_array(task.store, case.name, "truth", truth)
     notes = volume.notes
     if count == 1:
@@ -128,12 +128,11 @@ def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
     return StoredCase(
         name=case.name,
         patient=case.patient,
-        slices=count,
         channels=channels,
-        size=(rows, columns),
+        size=(count, rows, columns),
         spacing_mm=slices.spacing_mm,
         geometry=volume.geometry,
-        slicing=slices.slicing,
+        orientation=slices.orientation,
         normalisation=stored.normalisation,
         rescale=stored.rescale,
         arrays=arrays,

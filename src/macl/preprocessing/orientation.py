@@ -1,4 +1,4 @@
-"""A scan's own grid and its oriented grid: which axis the slices are stacked along, and the way back."""
+"""A scan's own axes and the store's: the plane of its slices, and the way there and back."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from typing import Literal
 
 import numpy as np
 
-from macl.data.store import Slicing
+from macl.data.store import Orientation
 from macl.io.geometry import Geometry, direction_matrix, nearest_axes
 
 Plane = Literal["axial", "coronal", "sagittal"]
-
+PlaneSetting = Literal["auto", "axial", "coronal", "sagittal"]
 
 ACROSS: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""The anatomical axis (0 left, 1 posterior, 2 superior) that the slices of a plane are stacked along."""
-
+"""The anatomical axis (0 left, 1 posterior, 2 superior) across the slices of each plane."""
 
 PLANES: dict[int, Plane] = {axis: plane for plane, axis in ACROSS.items()}
 
+COARSE_RATIO = 1.5
+"""An axis stands out as the coarsest from this many times the next coarsest spacing."""
 
-STANDS_OUT = 1.5
-"""Slices lie across the coarsest spacing where it is this many times the next coarsest."""
 
+def choose_plane(geometry: Geometry, plane: PlaneSetting = "auto") -> Plane:
+    """The plane of the slices.
 
-def choose_plane(geometry: Geometry, plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto") -> Plane:
-    """The plane of the slices: as asked, or across the only axis of one voxel, the coarsest spacing, or else axial."""
+    "auto": across the only axis of a single voxel, else across the axis that stands out as the
+    coarsest, else axial.
+    """
     if plane != "auto":
         return plane
     axes = nearest_axes(geometry)
@@ -33,42 +35,52 @@ def choose_plane(geometry: Geometry, plane: Literal["auto", "axial", "coronal", 
         return PLANES[axes[single[0]]]
     if geometry.spacing_known:
         finest_first = sorted(range(3), key=lambda index: geometry.spacing[index])
-        if geometry.spacing[finest_first[2]] >= STANDS_OUT * geometry.spacing[finest_first[1]]:
+        coarsest, next_coarsest = (geometry.spacing[index] for index in finest_first[:0:-1])
+        if coarsest >= COARSE_RATIO * next_coarsest:
             return PLANES[axes[finest_first[2]]]
     return "axial"
 
 
-def plan(geometry: Geometry, plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto") -> Slicing:
-    """How a grid becomes slices."""
+def choose_orientation(geometry: Geometry, plane: PlaneSetting = "auto") -> Orientation:
+    """How a scan on this grid is transposed and flipped to the store's axes."""
     chosen = choose_plane(geometry, plane)
     axes = nearest_axes(geometry)
     matrix = direction_matrix(geometry)
-    wanted = [ACROSS[chosen], *(axis for axis in (2, 1, 0) if axis != ACROSS[chosen])]
-    grid_axes = [axes.index(axis) for axis in wanted]
-    flipped = [bool(matrix[axis, index] < 0) for axis, index in zip(wanted, grid_axes, strict=True)]
-    slices, rows, columns = grid_axes
-    return Slicing(
+    across = ACROSS[chosen]
+    anatomical = [across, *(axis for axis in (2, 1, 0) if axis != across)]
+    slices, rows, columns = (axes.index(axis) for axis in anatomical)
+    flipped = [
+        bool(matrix[axis, index] < 0)
+        for axis, index in zip(anatomical, (slices, rows, columns), strict=True)
+    ]
+    return Orientation(
         plane=chosen,
         permutation=(2 - slices, 2 - rows, 2 - columns),
         flipped=(flipped[0], flipped[1], flipped[2]),
-        scanned_size=(geometry.size[rows], geometry.size[columns]),
+        scanned_size=(geometry.size[slices], geometry.size[rows], geometry.size[columns]),
     )
 
 
-def orient(array: np.ndarray, slicing: Slicing) -> np.ndarray:
-    """(…, z, y, x) → (…, slices, rows, columns) on the scan's own grid, as a view."""
+def orient(array: np.ndarray, orientation: Orientation) -> np.ndarray:
+    """Transpose and flip a scan's array (…, z, y, x) to the store's axes (…, Z, Y, X), as a view."""
     lead = array.ndim - 3
-    turned = np.transpose(array, (*range(lead), *(lead + axis for axis in slicing.permutation)))
-    return np.flip(turned, tuple(lead + axis for axis in range(3) if slicing.flipped[axis]))
+    axes = (*range(lead), *(lead + axis for axis in orientation.permutation))
+    return np.flip(np.transpose(array, axes), _flipped_axes(lead, orientation))
 
 
-def to_scan(slices: np.ndarray, slicing: Slicing) -> np.ndarray:
-    """(n, rows, columns) at `scanned_size` → (z, y, x): the exact inverse of the orientation."""
-    turned = np.flip(slices, tuple(axis for axis in range(3) if slicing.flipped[axis]))
-    return np.ascontiguousarray(np.transpose(turned, np.argsort(slicing.permutation)))
+def to_scan(array: np.ndarray, orientation: Orientation) -> np.ndarray:
+    """Undo `orient`: (…, *scanned_size) → the scan's own (…, z, y, x), as a copy."""
+    lead = array.ndim - 3
+    axes = (*range(lead), *(lead + axis for axis in np.argsort(orientation.permutation)))
+    flipped = np.flip(array, _flipped_axes(lead, orientation))
+    return np.ascontiguousarray(np.transpose(flipped, axes))
 
 
-def spacing_of(geometry: Geometry, slicing: Slicing) -> tuple[float, float, float]:
-    """The scan's spacing across slices, rows and columns."""
-    slices, rows, columns = (geometry.spacing[2 - axis] for axis in slicing.permutation)
+def _flipped_axes(lead: int, orientation: Orientation) -> tuple[int, ...]:
+    return tuple(lead + axis for axis in range(3) if orientation.flipped[axis])
+
+
+def spacing_of(geometry: Geometry, orientation: Orientation) -> tuple[float, float, float]:
+    """The scan's spacing along the store's axes (Z, Y, X); 1 where it is unknown."""
+    slices, rows, columns = (geometry.spacing[2 - axis] for axis in orientation.permutation)
     return slices, rows, columns

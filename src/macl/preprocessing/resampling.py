@@ -1,132 +1,254 @@
-"""A scan's grid ↔ slices: orientation, and resampling in plane."""
+"""A scan's grid ↔ the store's: orientation, and resampling in plane or in all three axes.
+
+Resampling is separable, a matrix for each axis: cubic for images, and for labels the linear
+interpolation of each class's share. Where one axis is much coarser than the others, it is resampled
+by nearest neighbour instead, as nnU-Net does: between distant slices, curves would be invented.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
 from macl.config import PrepareSettings
-from macl.data.store import Slicing
+from macl.data.store import Orientation
 from macl.io.geometry import Geometry, Volume
 from macl.preprocessing.normalisation import is_whole
-from macl.preprocessing.orientation import orient, plan, spacing_of
+from macl.preprocessing.orientation import choose_orientation, orient, spacing_of
 from macl.utils.errors import RefusedCaseError
+
+ANISOTROPIC_RATIO = 3.0
+"""An axis is resampled by nearest neighbour from this many times the finest spacing on."""
+
+ROWS_AT_A_TIME = 64
+"""Rows that are interpolated across the slices at once, which bounds the memory."""
+
+Size = tuple[int, int, int]
+Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Slices:
-    """A scan as slices.
+class OnStoreGrid:
+    """A scan on the store's grid.
 
     Attributes:
-        array: (n, C, rows, columns), numbers as in the scan's file.
-        slicing: how to come back.
-        spacing_mm: slice, row, column; None where the scan's file tells none.
+        array: (C, Z, Y, X), in the numbers of the scan's file.
+        orientation: the way back to the scan's axes.
+        spacing_mm: (z, y, x); None where the scan's file gives none.
+        nearest_axis: the axis of (Z, Y, X) that is resampled by nearest neighbour, if any.
     """
 
     array: np.ndarray
-    slicing: Slicing
-    spacing_mm: tuple[float, float, float] | None
+    orientation: Orientation
+    spacing_mm: Spacing | None
+    nearest_axis: int | None
 
 
-# ---------------------------------------------------------------- orientation
+# ---------------------------------------------------------------- scan → store
 
 
+def to_store_grid(volume: Volume, settings: PrepareSettings) -> OnStoreGrid:
+    """Orient a scan, and resample it where the settings ask for a spacing.
 
-
-
-
-
-
-
-
-
-
-# ---------------------------------------------------------------- scan → slices
-
-
-def to_slices(volume: Volume, settings: PrepareSettings) -> Slices:
-    """A scan as slices in left-posterior-superior order, resampled in plane (cubic) where the settings ask for it.
-
-    Resampled values stay within the scan's range; integers stay integers.
+    Resampled values stay within the scan's range, and integers stay integers.
 
     Raises:
-        RefusedCaseError: resampling is asked for and the scan's spacing is unknown.
+        RefusedCaseError: a spacing is asked for, and the scan's own is unknown.
     """
     geometry = volume.geometry
-    slicing = plan(geometry, settings.plane)
+    orientation = choose_orientation(geometry, settings.plane)
     if settings.spacing_mm is not None and not geometry.spacing_known:
         raise RefusedCaseError(
-            f"its file tells no spacing, so it cannot be resampled to {settings.spacing_mm:g} mm: "
+            f"its file gives no spacing, so it cannot be resampled to {_in_mm(settings)}: "
             "prepare without --spacing-mm"
         )
-    _, rows, columns = prepared_size(geometry, settings)
-    array = _resample(np.moveaxis(orient(volume.array, slicing), 0, 1), (rows, columns))
-    slices_mm, rows_mm, columns_mm = spacing_of(geometry, slicing)
-    scanned_rows, scanned_columns = slicing.scanned_size
-    spacing = (slices_mm, rows_mm * scanned_rows / rows, columns_mm * scanned_columns / columns)
-    return Slices(np.ascontiguousarray(array), slicing, spacing if geometry.spacing_known else None)
+    size = prepared_size(geometry, settings)
+    scanned_mm = spacing_of(geometry, orientation)
+    axis = None
+    if isinstance(settings.spacing_mm, tuple):
+        axis = nearest_axis(scanned_mm, settings.spacing_mm)
+    array = _resample(orient(volume.array, orientation), size, axis)
+    z_mm, y_mm, x_mm = (
+        mm if old == new else mm * old / new
+        for mm, old, new in zip(scanned_mm, orientation.scanned_size, size, strict=True)
+    )
+    spacing_mm = (z_mm, y_mm, x_mm) if geometry.spacing_known else None
+    return OnStoreGrid(np.ascontiguousarray(array), orientation, spacing_mm, axis)
 
 
-def prepared_size(geometry: Geometry, settings: PrepareSettings) -> tuple[int, int, int]:
-    """How many slices, rows and columns a scan becomes."""
-    slicing = plan(geometry, settings.plane)
-    slices = geometry.size[2 - slicing.permutation[0]]
-    rows, columns = slicing.scanned_size
-    if settings.spacing_mm is not None:
-        _, rows_mm, columns_mm = spacing_of(geometry, slicing)
-        rows = max(1, round(rows * rows_mm / settings.spacing_mm))
-        columns = max(1, round(columns * columns_mm / settings.spacing_mm))
+def prepared_size(geometry: Geometry, settings: PrepareSettings) -> Size:
+    """The (Z, Y, X) voxels of a scan in the store."""
+    orientation = choose_orientation(geometry, settings.plane)
+    if settings.spacing_mm is None:
+        return orientation.scanned_size
+    scanned_mm = spacing_of(geometry, orientation)
+    wanted_mm = _wanted_mm(scanned_mm, settings)
+    slices, rows, columns = (
+        max(1, round(count * mm / wanted))
+        for count, mm, wanted in zip(orientation.scanned_size, scanned_mm, wanted_mm, strict=True)
+    )
     return slices, rows, columns
 
 
-def label_to_slices(label: np.ndarray, slicing: Slicing, size: tuple[int, int]) -> np.ndarray:
-    """(z, y, x) labels 0…K → (n, *size) uint8.
+def nearest_axis(scanned_mm: Spacing, wanted_mm: Spacing) -> int | None:
+    """The axis to resample by nearest neighbour: one much coarser than the finest, or None.
 
-    Resampling interpolates every class's share linearly and takes the largest, so no class appears between two others.
+    The scan's own spacing decides, or the wanted one where the scan's is about the same in all
+    axes. Two axes that are equally coarse are interpolated.
     """
-    slices = orient(label, slicing)
-    if size == slicing.scanned_size:
-        return np.ascontiguousarray(slices, dtype=np.uint8)
+    for spacing in (scanned_mm, wanted_mm):
+        coarsest = max(spacing)
+        if coarsest > ANISOTROPIC_RATIO * min(spacing):
+            coarse = [axis for axis, mm in enumerate(spacing) if mm > 0.999 * coarsest]
+            return coarse[0] if len(coarse) == 1 else None
+    return None
+
+
+def label_to_store_grid(
+    label: np.ndarray, orientation: Orientation, size: Size, nearest_axis: int | None = None
+) -> np.ndarray:
+    """Orient a label, and resample it to `size`.
+
+    Interpolates each class's share and takes the largest, so that no class appears between two
+    others.
+
+    Args:
+        label: (z, y, x) labels 0…K on the scan's own grid.
+        orientation: of its scan.
+        size: (Z, Y, X) voxels.
+        nearest_axis: as for its scan.
+
+    Returns:
+        (*size) uint8.
+    """
+    oriented = orient(label, orientation)
+    if size == orientation.scanned_size:
+        return np.ascontiguousarray(oriented, dtype=np.uint8)
     classes = np.arange(int(label.max(initial=0)) + 1, dtype=np.uint8)[:, None, None]
-    resampled = np.empty((len(slices), *size), dtype=np.uint8)
-    for index, one in enumerate(slices):
-        resampled[index] = _apply(one == classes, size, order=1).argmax(axis=0)
+    orders = _orders(1, nearest_axis)
+    planes = (_in_plane(plane == classes, size[1:], orders[1:]) for plane in oriented)
+    resampled = np.empty(size, dtype=np.uint8)
+    for index, shares in enumerate(_across_planes(planes, len(oriented), size[0], orders[0])):
+        resampled[index] = shares.argmax(axis=0)
     return resampled
 
 
-def to_scan_plane(probabilities: np.ndarray, slicing: Slicing) -> np.ndarray:
-    """(n, K, rows, columns) → (n, K, *scanned_size) float32, linearly interpolated to the scan's in-plane grid."""
-    if probabilities.shape[2:] == slicing.scanned_size:
-        return np.asarray(probabilities, dtype=np.float32)
-    scanned = np.empty((*probabilities.shape[:2], *slicing.scanned_size), dtype=np.float32)
-    for index, one in enumerate(probabilities):
-        scanned[index] = _apply(one, slicing.scanned_size, order=1)
-    return scanned
+def _wanted_mm(scanned_mm: Spacing, settings: PrepareSettings) -> Spacing:
+    """The spacing to resample to: all axes, or the in-plane axes alone."""
+    if isinstance(settings.spacing_mm, tuple):
+        return settings.spacing_mm
+    assert isinstance(settings.spacing_mm, float), "a median is resolved before scans are read"
+    return scanned_mm[0], settings.spacing_mm, settings.spacing_mm
 
 
-def _resample(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if array.shape[2:] == size:
+def _in_mm(settings: PrepareSettings) -> str:
+    spacing = settings.spacing_mm
+    numbers = spacing if isinstance(spacing, tuple) else (spacing,)
+    return " × ".join(f"{number:g}" for number in numbers) + " mm"
+
+
+def _resample(array: np.ndarray, size: Size, nearest_axis: int | None) -> np.ndarray:
+    """(C, *scanned size) → (C, *size), cubic but along `nearest_axis`."""
+    channels, slices = array.shape[:2]
+    if array.shape[1:] == size:
         return array
     low, high = array.min(), array.max()
     whole = is_whole(array)
-    resampled = np.empty((*array.shape[:2], *size), dtype=array.dtype)
-    for index, one in enumerate(array):
-        fine = _apply(one, size, order=3)
-        resampled[index] = np.clip(np.rint(fine) if whole else fine, low, high)
+    orders = _orders(3, nearest_axis)
+
+    def fitting(values: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(values) if whole else values, low, high)
+
+    resampled = np.empty((channels, *size), dtype=array.dtype)
+    planes = (_in_plane(array[:, index], size[1:], orders[1:]) for index in range(slices))
+    if slices == size[0] or orders[0] == 0:
+        for index, plane in enumerate(_across_planes(planes, slices, size[0], order=0)):
+            resampled[:, index] = fitting(plane)
+        return resampled
+    # A cubic spline reaches over all slices, so all of them must be there, resampled in plane.
+    volume = np.empty((slices, channels, *size[1:]), np.promote_types(array.dtype, np.float32))
+    for index, plane in enumerate(planes):
+        volume[index] = plane
+    matrix = _interpolation(slices, size[0], order=3)
+    for channel, first_row in product(range(channels), range(0, size[1], ROWS_AT_A_TIME)):
+        rows = slice(first_row, first_row + ROWS_AT_A_TIME)
+        resampled[channel, :, rows] = fitting(np.tensordot(matrix, volume[:, channel, rows], 1))
     return resampled
 
 
-def _apply(planes: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:
-    rows = _interpolation(planes.shape[-2], size[0], order)
-    columns = _interpolation(planes.shape[-1], size[1], order)
+# ---------------------------------------------------------------- store → scan
+
+
+def to_scanned_size(
+    slices: Iterable[np.ndarray], count: int, orientation: Orientation
+) -> Iterator[np.ndarray]:
+    """Bring a scan's probabilities back to its own resolution, linearly in each axis.
+
+    Takes slices as they come and keeps two of them, so that a volume need not fit into memory.
+
+    Args:
+        slices: (K, Y, X) probabilities of each slice on the store's grid, from the first on.
+        count: Z, the number of these slices.
+        orientation: of the scan.
+
+    Yields:
+        (K, *scanned_size[1:]) float32 for each slice of the scan, scanned_size[0] of them;
+        `to_scan` brings them to the scan's own axes.
+    """
+    for plane in _across_planes(iter(slices), count, orientation.scanned_size[0], order=1):
+        yield _in_plane(plane, orientation.scanned_size[1:], (1, 1)).astype(np.float32, copy=False)
+
+
+# ---------------------------------------------------------------- along one axis
+
+
+def _orders(order: int, nearest_axis: int | None) -> tuple[int, int, int]:
+    """Of interpolation along Z, Y and X."""
+    z, y, x = (0 if axis == nearest_axis else order for axis in range(3))
+    return z, y, x
+
+
+def _in_plane(
+    planes: np.ndarray, size: tuple[int, int], orders: tuple[int, int]
+) -> np.ndarray:
+    """(…, rows, columns) → (…, *size) float64; unchanged where the size is the same."""
+    if planes.shape[-2:] == size:
+        return planes
+    rows = _interpolation(planes.shape[-2], size[0], orders[0])
+    columns = _interpolation(planes.shape[-1], size[1], orders[1])
     return rows @ planes.astype(np.float64) @ columns.T
+
+
+def _across_planes(
+    planes: Iterator[np.ndarray], count: int, wanted: int, order: int
+) -> Iterator[np.ndarray]:
+    """Interpolate `count` planes to `wanted`, nearest (0) or linear (1), keeping two at a time."""
+    if count == wanted:
+        yield from planes
+        return
+    kept: dict[int, np.ndarray] = {}
+    taken = 0
+    for weights in _interpolation(count, wanted, order):
+        needed = np.flatnonzero(weights)
+        while taken <= needed[-1]:
+            kept[taken] = next(planes)
+            taken += 1
+        kept = {index: plane for index, plane in kept.items() if index >= needed[0]}
+        yield np.sum([weights[index] * kept[index] for index in needed], axis=0)
 
 
 @lru_cache(maxsize=64)
 def _interpolation(old: int, new: int, order: int) -> np.ndarray:
-    """(new, old): B-spline interpolation along one axis, the outer edges of the pixels kept in place."""
+    """(new, old): B-spline interpolation along an axis, whose outer edges stay in place."""
+    if order == 0:
+        nearest = ((np.arange(new) + 0.5) * old / new).astype(int)
+        return np.eye(old)[nearest]
     from scipy.ndimage import zoom
 
-    return np.asarray(zoom(np.eye(old), (new / old, 1.0), order=order, mode="nearest", grid_mode=True))
+    return np.asarray(
+        zoom(np.eye(old), (new / old, 1.0), order=order, mode="nearest", grid_mode=True)
+    )

@@ -78,7 +78,7 @@ def view_of(store: Store, case: str, mask: Path, label_values: Sequence[int]) ->
     """
     from macl.io.volume import read_label
     from macl.preprocessing.orientation import spacing_of
-    from macl.preprocessing.resampling import label_to_slices
+    from macl.preprocessing.resampling import label_to_store_grid
 
     stored = store.case(case)
     truth = store.read(case, "label")
@@ -92,15 +92,15 @@ def view_of(store: Store, case: str, mask: Path, label_values: Sequence[int]) ->
     labels = np.zeros(values.shape, dtype=np.uint8)
     for label, value in enumerate(label_values):
         labels[values == value] = label
-    prediction = label_to_slices(labels, stored.slicing, stored.size)
+    prediction = label_to_store_grid(labels, stored.orientation, stored.size)
     shown = truth if truth.any() else prediction
     number = int((shown > 0).sum(axis=(1, 2)).argmax())
-    _, row_mm, column_mm = stored.spacing_mm or spacing_of(stored.geometry, stored.slicing)
+    _, row_mm, column_mm = stored.spacing_mm or spacing_of(stored.geometry, stored.orientation)
     return View(
         case=case,
         number=number + 1,
         slices=stored.slices,
-        image=_grey(store.read(case, "image", number, number + 1)[0, 0]),
+        image=_grey(store.read(case, "image", (slice(number, number + 1), None, None))[0, 0]),
         truth=truth[number],
         prediction=prediction[number],
         aspect=row_mm / column_mm,

@@ -162,7 +162,7 @@ def _index_facts(store: Store) -> dict[str, Any]:
     between = [
         " – ".join(dict.fromkeys(f"{end(column):.3g}" for end in (min, max))) for column in zip(*spacings, strict=True)
     ]
-    sizes = sorted({case.size for case in index.cases})
+    sizes = sorted({case.size[1:] for case in index.cases})
     return {
         "index": index,
         "classes": index.classes,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from macl.data.store import INDEX, Slicing, Store
+from macl.data.store import INDEX, Orientation, Store
 from macl.io.geometry import Geometry
 from macl.io.source import Scan, Source
 from macl.io.volume import Volume, grid_difference, read_label
@@ -20,7 +20,7 @@ from macl.preprocessing.orientation import orient, plan, spacing_of, to_scan
 from macl.preprocessing.source import recognise, survey
 from macl.records.predictions import RECORD as PREDICTIONS_RECORD
 from macl.records.predictions import list_masks, read_predictions
-from macl.records.scores import Row, render, summarise, write_rows
+from macl.records.scores import ScoreRow, render, summarise, write_rows
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import write_json
 from macl.utils.parallel import available_cores
@@ -33,7 +33,7 @@ class Label:
 
     array: np.ndarray
     geometry: Geometry
-    slicing: Slicing
+    orientation: Orientation
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class CaseScores:
     slices: int
 
 
-def evaluate(predictions: Path, truth: Path, out: Path, *, convention: Convention = "strict") -> list[Row]:
+def evaluate(predictions: Path, truth: Path, out: Path, *, convention: Convention = "strict") -> list[ScoreRow]:
     """Score a folder of masks against the truth; write `out` (.csv) and `<out's stem>.summary.json` beside it.
 
     Args:
@@ -129,7 +129,7 @@ def _store_truth(store: Store) -> Truth:
     def read(name: str) -> Label:
         case = store.case(name)
         slices = store.read(name, "truth" if "truth" in case.arrays else "label")
-        return Label(values[to_scan(slices, case.slicing)], case.geometry, case.slicing)
+        return Label(values[to_scan(slices, case.orientation)], case.geometry, case.orientation)
 
     labelled = sorted(case.name for case in index.cases if case.labelled)
     return Truth(tuple(labelled), dict(zip(index.label_values, index.classes, strict=True)), read)
@@ -215,8 +215,8 @@ def score_case(case: str, mask: Path, truth: Truth, convention: Convention) -> C
     for where, values in found.items():
         if strange := sorted(values - set(known)):
             raise MaclError(f"The label values {strange} in {where} are not among the classes {known}: mend the mask.")
-    pair = [_numbered(orient(array, label.slicing), known) for array in (label.array, predicted.array[0])]
-    spacing = spacing_of(label.geometry, label.slicing) if label.geometry.spacing_known else (1.0, 1.0, 1.0)
+    pair = [_numbered(orient(array, label.orientation), known) for array in (label.array, predicted.array[0])]
+    spacing = spacing_of(label.geometry, label.orientation) if label.geometry.spacing_known else (1.0, 1.0, 1.0)
     scores = score_classes(pair[0], pair[1], len(known) - 1, spacing, convention)
     return CaseScores(case, dict(zip(known[1:], scores, strict=True)), label.geometry.spacing_known, len(pair[0]))
 
@@ -235,16 +235,16 @@ def _numbered(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
     return numbered
 
 
-def to_rows(scored: Sequence[CaseScores], classes: Mapping[int, str] | None, convention: Convention) -> list[Row]:
+def to_rows(scored: Sequence[CaseScores], classes: Mapping[int, str] | None, convention: Convention) -> list[ScoreRow]:
     """One row per case and class, both in order."""
     values = list(classes)[1:] if classes else sorted({value for case in scored for value in case.scores})
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for case in scored:
         unit = "pixel" if convention == "paper" else "mm" if case.spacing_known else "voxel"
         for value in values:
             score = case.scores.get(value) or empty_score(convention)
             rows.append(
-                Row(
+                ScoreRow(
                     case=case.case, class_name=classes[value] if classes else str(value), dice=score.dice,
                     jaccard=score.jaccard, hd95=score.hd95, asd=score.asd, unit=unit, outcome=score.outcome,
                     truth_voxels=score.truth_voxels, predicted_voxels=score.predicted_voxels,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -16,8 +17,8 @@ from macl.data.patch_cache import PatchCache
 from macl.data.resolved_split import ResolvedSplit
 from macl.data.store import Store
 from macl.distributed.collectives import all_reduce_sum
-from macl.distributed.launch import on_rank_zero, together, where
-from macl.distributed.ranks import require_even_shares
+from macl.distributed.launch import describe_device, on_rank_zero, process_group
+from macl.distributed.collectives import require_even_shards
 from macl.engine.trainer import Validation, fit, make_fabric
 from macl.inference.sliding_window import predict_slices
 from macl.models.transfer import check, transplant
@@ -43,7 +44,7 @@ from macl.utils.progress import say
 SCRATCH = "scratch"
 
 
-@together()
+@process_group()
 def finetune(
     store: Path,
     out: Path,
@@ -88,9 +89,9 @@ def finetune(
     resolved = parts.resolve(chosen, opened, allow_overlap=allow_overlap)
     cases = resolved.labelled_cases(labels)
     source, init_name, init_patients = _read_init(init, resolved, allow_overlap, init_decoder_blocks)
-    plane = opened.case(cases[0]).slicing.plane
+    plane = opened.case(cases[0]).orientation.plane
     record = RunRecord(
-        kind="finetune", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=where(fabric),
+        kind="finetune", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=describe_device(fabric),
         versions=runs.versions(), **runs.about_store(opened, store), cases=cases, split=chosen.model_dump(mode="json"),
         labels=labels, people=resolved.people(cases), patients=runs.patients_of(opened, cases),
         validation_cases=resolved.validation_cases, test_cases=resolved.test_cases, init=init_name,
@@ -102,7 +103,7 @@ def finetune(
     if source:
         check(transfer, encoder_only)
     slices = sum(opened.case(name).slices for name in cases)
-    require_even_shares(settings.training.batch_size, slices, fabric.world_size)
+    require_even_shards(settings.training.batch_size, slices, fabric.world_size)
     record = on_rank_zero(lambda: runs.open_run(out, record, resume))
     if record.finished:
         say(f"{out} is finished already.")
@@ -157,7 +158,7 @@ def _train(
     count = sum(parameter.numel() for parameter in task.parameters())
     require_disk_space(out, 6 * count * 4, "The run")
     steps = training.epochs * batches.steps_per_epoch
-    say(f"Segmenter: {count / 1e6:.3f} M parameters, {steps} steps on {where(fabric)}.")
+    say(f"Segmenter: {count / 1e6:.3f} M parameters, {steps} steps on {describe_device(fabric)}.")
     validation = None
     if record.validation_cases:
         scorer = _ValidationScore(store, record, settings, task.segmenter, fabric)
@@ -182,7 +183,7 @@ class _ValidationScore:
         self.segmenter, self.record, self.settings, self.device = segmenter, record, settings, fabric.device
         self.images, self.labels = [], []
         for name in record.validation_cases[fabric.global_rank :: fabric.world_size]:
-            values = normalise(store.read(name), store.case(name).normalisation)
+            values = np.moveaxis(normalise(store.read(name), store.case(name).normalisation), 0, 1)
             self.images.append(torch.from_numpy(values))
             self.labels.append(torch.from_numpy(store.read(name, "label")).long())
 

@@ -154,19 +154,19 @@ def _segment(
 ) -> np.ndarray:
     """The mask (z, y, x) of a scan or moment; its probabilities are written, if asked for."""
     if probabilities:
-        voxels = len(ready.slices) * np.prod(ready.slicing.scanned_size)
+        voxels = len(ready.slices) * np.prod(ready.orientation.scanned_size[1:])
         require_disk_space(out, int(4 * len(record.classes) * voxels), f"The probabilities of {scan.name}")
     labels: list[np.ndarray] = []
     kept: list[np.ndarray] = []
-    for piece in predict_case(ensemble, ready.slices, ready.normalisation, ready.slicing, batch_size=batch_size):
+    for piece in predict_case(ensemble, ready.slices, ready.normalisation, ready.orientation, batch_size=batch_size):
         labels.append(piece.argmax(axis=1))
         if probabilities:
             kept.append(piece)
     if probabilities:
         of_classes = np.moveaxis(np.concatenate(kept), 1, 0)
-        volume = np.stack([to_scan(one, ready.slicing) for one in of_classes])
+        volume = np.stack([to_scan(one, ready.orientation) for one in of_classes])
         write_volume(inside(out, f"{scan.name}{PROBABILITIES}"), volume, ready.geometry)
-    return _label_values(record.label_values)[to_scan(np.concatenate(labels), ready.slicing)]
+    return _label_values(record.label_values)[to_scan(np.concatenate(labels), ready.orientation)]
 
 
 def _label_values(values: Sequence[int]) -> np.ndarray:
