@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import typer
 
 import macl
-from macl.distributed.ranks import leave, require_one
 from macl.options import (
     Convention,
     Device,
@@ -29,6 +28,7 @@ from macl.options import (
 )
 from macl.utils.errors import MaclError
 from macl.utils.progress import say
+from macl.utils.ranks import exit_rank, require_single_process
 
 app = typer.Typer(
     name="macl",
@@ -55,7 +55,7 @@ def alone(
 ) -> None:
     """Refuse several processes where they would do the same work over each other."""
     if context.invoked_subcommand not in ("pretrain", "finetune"):
-        require_one(f"macl {context.invoked_subcommand}")
+        require_single_process(f"macl {context.invoked_subcommand}")
 
 
 @app.command()
@@ -299,7 +299,7 @@ def main() -> None:
     except MaclError as error:
         # Any process may be the one that speaks for all here, which `say` leaves to the first.
         print(f"macl: {error}", file=sys.stderr, flush=True)
-        leave(1)
+        exit_rank(1)
     except (KeyboardInterrupt, SystemExit) as end:
         # Typer turns Ctrl-C into this exit code without a word.
         if isinstance(end, SystemExit) and end.code != 130:

@@ -1,4 +1,4 @@
-"""The fast path computes what the plain one does: compiled steps, memory format, fused optimisers."""
+"""The fast path computes what the plain one does: compiled, channels last, fused optimisers."""
 
 from __future__ import annotations
 
@@ -10,46 +10,65 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from macl.config import FinetuneSettings, TrainingSettings, validate
+from fakes.networks import method
+from macl.augmentation import AXES
+from macl.config import FinetuneSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
-from macl.engine import compiling as acceleration
-from macl.engine.compiling import build_optimiser_for, compile_mode, compiled, to_device_layout
+from macl.engine import compiling
+from macl.engine.compiling import compile_mode, compiled, to_device_layout
 from macl.engine.optimisation import load_optimiser_tensors, optimiser_tensors
-from macl.engine.task import StepOutput
+from macl.engine.stepper import Stepper
+from macl.engine.task import StepOutput, Task
+from macl.engine.trainer import make_fabric
+from macl.models.unet import UNet
 from macl.plugins import find, names
 from macl.tasks.segmentation import SegmentationTask, build_segmenter
 
-SIDE, SLICES, WIDTH = 64, 6, 2
-SMALL = {"queue": 8, "prototypes": 8, "hidden": 16, "projection": 8, "small_crops": 1, "discriminator_width": 2}
+PATCH = {2: (64, 64), 3: (8, 32, 32)}
+PATCHES, WIDTH = 6, 2
+STRIDES = {2: None, 3: [[1, 2, 2], [1, 2, 2], 2]}
+SMALL = {
+    "queue": 8,
+    "prototypes": 8,
+    "hidden": 16,
+    "projection": 8,
+    "small_crops": 1,
+    "discriminator_width": 2,
+}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def batch(step: int, done: float) -> Batch:
-    rng = SampleRng(0, torch.tensor(step), torch.arange(SLICES))
-    images, neighbours = (rng.normal(name, (1, SIDE, SIDE)) for name in ("image", "neighbour"))
-    labels = rng.uniform("label", (SIDE, SIDE), 0, 3).long()
-    return Batch(images, rng.uniform("position"), rng, labels, neighbours, done)
+def batch(step: int, progress: float, dims: int = 2) -> Batch:
+    patch = PATCH[dims]
+    rng = SampleRng(0, torch.tensor(step), torch.arange(PATCHES))
+    images, neighbours = (rng.normal(name, (1, *patch)) for name in ("image", "neighbour"))
+    labels = rng.uniform("label", patch, 0, 3).long()
+    centres = rng.uniform("position", (3,))
+    return Batch(images, centres, rng, labels, neighbours=neighbours, progress=progress)
 
 
-def pretraining(method: str) -> torch.nn.Module:
-    plugin, unet = find("methods", method), find("backbones", "unet")
-    own = {name: value for name, value in SMALL.items() if name in plugin.Settings.model_fields}
-    settings = validate(plugin.Settings, own)
+def pretraining(name: str, dims: int = 2) -> Task:
+    fields = find("methods", name).Settings.model_fields
+    own = {name: value for name, value in SMALL.items() if name in fields}
     torch.manual_seed(0)
-    return plugin.build(settings, unet.build(unet.Settings(width=WIDTH), 1, plugin.decoder_blocks(settings)))  # pyright: ignore
+    return method(name, own, WIDTH, dims=dims, strides=STRIDES[dims])
 
 
-def finetuning() -> torch.nn.Module:
+def finetuning(dims: int = 2) -> SegmentationTask:
     torch.manual_seed(0)
-    settings = FinetuneSettings(backbone_settings={"width": WIDTH})
-    segmenter = build_segmenter(settings, find("backbones", "unet"), channels=1, classes=3)
-    return SegmentationTask(segmenter, settings, ("row", "column"))
+    network = {"width": WIDTH, "strides": STRIDES[dims]}
+    settings = FinetuneSettings(dims=dims, backbone_settings=network)
+    segmenter = build_segmenter(settings, UNet, channels=1, classes=3)
+    return SegmentationTask(segmenter, settings, AXES[-dims:])
 
 
-@pytest.mark.parametrize("name", [*names("methods"), "fine-tuning"])
-def test_a_compiled_step_is_the_step_and_is_not_compiled_again(name: str) -> None:
-    task = finetuning() if name == "fine-tuning" else pretraining(name)
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [*((name, 2) for name in (*names("methods"), "fine-tuning")), ("macl", 3), ("fine-tuning", 3)],
+)
+def test_a_compiled_step_is_the_step_and_is_not_compiled_again(name: str, dims: int) -> None:
+    task = finetuning(dims) if name == "fine-tuning" else pretraining(name, dims)
     plain = copy.deepcopy(task)
     torch._dynamo.reset()
     counters.clear()
@@ -58,12 +77,15 @@ def test_a_compiled_step_is_the_step_and_is_not_compiled_again(name: str) -> Non
     frames = []
     for number in range(4):
         done = 0.8 + number / 100
-        ours, theirs = step(batch(number, done)), plain.step(batch(number, done))
+        ours = step(batch(number, done, dims))
+        theirs = plain.step(batch(number, done, dims))
         assert torch.equal(ours.loss, theirs.loss)
         frames.append(counter.frame_count)
-    # The second step teaches the compiler that the run's progress is not a constant; after it nothing is new.
+    # From the second step the compiler knows that progress is no constant; later steps add nothing.
     assert frames[1] == frames[-1] <= 6
-    reasons = [reason for reason in counters["graph_break"] if "torch.compiler.disable" not in reason]
+    reasons = [
+        reason for reason in counters["graph_break"] if "torch.compiler.disable" not in reason
+    ]
     assert not reasons
 
 
@@ -79,7 +101,9 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys, pass_that_fa
     compile_with = torch.compile
     backend = aot_autograd(**compilers)
     torch._dynamo.reset()
-    monkeypatch.setattr(acceleration.torch, "compile", lambda step, mode: compile_with(step, backend=backend))
+    monkeypatch.setattr(
+        compiling.torch, "compile", lambda step, mode: compile_with(step, backend=backend)
+    )
     outcome = compiled(task.step, "default")(batch(0, 0.0))
     outcome.loss.backward()
     assert torch.equal(outcome.loss, expected)
@@ -87,20 +111,20 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys, pass_that_fa
 
 
 def test_what_a_recorded_step_gave_outlives_the_next(monkeypatch) -> None:
-    """A CUDA graph writes every replay's results to the same place; so does this step."""
-    place = torch.zeros(())
+    """A CUDA graph writes every replay's results to the same memory; so does this step."""
+    memory = torch.zeros(())
 
     def overwriting(step, mode):
-        return lambda batch: StepOutput(place + 0, {"part": place.fill_(batch.done)})
+        return lambda batch: StepOutput(memory + 0, {"part": memory.fill_(batch.progress)})
 
-    monkeypatch.setattr(acceleration.torch, "compile", overwriting)
+    monkeypatch.setattr(compiling.torch, "compile", overwriting)
     step = compiled(finetuning().step, "reduce-overhead")
-    parts = [step(batch(number, float(number))).parts["part"] for number in range(3)]
-    assert [value.item() for value in parts] == [0.0, 1.0, 2.0]
+    values = [step(batch(number, float(number))).logged["part"] for number in range(3)]
+    assert [value.item() for value in values] == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "pixels", "expected"),
+    ("setting", "device", "voxels", "expected"),
     [
         ("off", GPU, 1e12, None),
         ("auto", CPU, 1e12, None),
@@ -110,46 +134,61 @@ def test_what_a_recorded_step_gave_outlives_the_next(monkeypatch) -> None:
         ("default", CPU, 1e9, "default"),
     ],
 )
-def test_long_runs_on_a_gpu_are_compiled(monkeypatch, setting, device, pixels, expected) -> None:
-    monkeypatch.setattr(acceleration, "_can_compile", lambda: True)
-    assert compile_mode(TrainingSettings(compile=setting), device, pixels) == expected
+def test_long_runs_on_a_gpu_are_compiled(monkeypatch, setting, device, voxels, expected) -> None:
+    monkeypatch.setattr(compiling, "_can_compile", lambda: True)
+    assert compile_mode(TrainingSettings(compile=setting), device, voxels) == expected
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch) -> None:
-    monkeypatch.setattr(acceleration.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     assert compile_mode(TrainingSettings(), GPU, 1e12) is None
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_fused_moments_come_back_in_the_weights_own_memory_format(name: str) -> None:
+@pytest.mark.parametrize(("name", "dims"), [("sgd", 2), ("adam", 2), ("adamw", 2), ("adamw", 3)])
+def test_fused_moments_come_back_in_the_weights_own_memory_format(name: str, dims: int) -> None:
     """A fused kernel walks weights and moments side by side, and would pair the wrong ones."""
 
-    def trained(task, optimiser, steps):
+    def train(stepper: Stepper, steps: range) -> None:
         for number in steps:
-            task.step(batch(number, 0.0)).loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            stepper(batch(number, 0.0, dims))
 
-    def made():
-        task = finetuning()
-        to_device_layout(task, CPU)
-        return task, build_optimiser_for(TrainingSettings(optimiser=name, learning_rate=0.01), task, CPU, scaled=False)
+    def make() -> Stepper:
+        settings = TrainingSettings(optimiser=name, learning_rate=0.01)
+        return Stepper(finetuning(dims), settings, make_fabric("cpu", "fp32"))
 
-    task, optimiser = made()
-    trained(task, optimiser, range(2))
-    saved = {name: tensor.contiguous().clone() for name, tensor in optimiser_tensors(optimiser).items()}
-    weights = copy.deepcopy(task.state_dict())
-    trained(task, optimiser, range(2, 4))
-    again, other = made()
-    again.load_state_dict(weights)
-    load_optimiser_tensors(other, saved)
-    trained(again, other, range(2, 4))
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in task.state_dict().items())
+    first = make()
+    train(first, range(2))
+    moments = optimiser_tensors(first.optimiser.optimizer)
+    saved = {key: tensor.contiguous().clone() for key, tensor in moments.items()}
+    weights = copy.deepcopy(first.task.state_dict())
+    train(first, range(2, 4))
+    second = make()
+    second.task.load_state_dict(weights)
+    load_optimiser_tensors(second.optimiser.optimizer, saved)
+    train(second, range(2, 4))
+    for key, tensor in first.task.state_dict().items():
+        assert torch.equal(second.task.state_dict()[key], tensor), key
 
 
-def test_clipping_scaled_gradients_is_left_to_the_plain_optimiser() -> None:
-    settings = TrainingSettings(gradient_clip=1.0)
-    fused = [
-        build_optimiser_for(settings, finetuning(), CPU, scaled=scaled).param_groups[0]["fused"] for scaled in (True, False)
-    ]
-    assert fused == [False, True]
+@pytest.mark.parametrize(
+    ("dims", "memory_format"), [(2, torch.channels_last), (3, torch.channels_last_3d)]
+)
+def test_weights_lie_channels_last(dims: int, memory_format: torch.memory_format) -> None:
+    task = finetuning(dims)
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    to_device_layout(task, CPU)
+    for name, tensor in task.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        if tensor.ndim == dims + 2:
+            assert tensor.is_contiguous(memory_format=memory_format), name
+
+
+@pytest.mark.parametrize(("scaled", "clip"), [(True, 1.0), (False, 1.0), (True, None)])
+def test_clipping_scaled_gradients_is_left_to_the_plain_optimiser(
+    monkeypatch, scaled: bool, clip: float | None
+) -> None:
+    fabric = make_fabric("cpu", "fp32")
+    if scaled:
+        monkeypatch.setattr(fabric.strategy.precision, "scaler", object(), raising=False)
+    stepper = Stepper(finetuning(), TrainingSettings(gradient_clip=clip), fabric)
+    assert stepper.optimiser.param_groups[0]["fused"] is not (scaled and clip is not None)

@@ -57,7 +57,8 @@ def test_warm_up_rises_in_a_line_to_the_full_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+    ("name", "kind"),
+    [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)],
 )
 def test_the_optimiser_is_as_the_settings_say(name: str, kind: type) -> None:
     module = network()
@@ -68,7 +69,9 @@ def test_the_optimiser_is_as_the_settings_say(name: str, kind: type) -> None:
     assert type(optimiser) is kind
     assert (group["lr"], group["weight_decay"]) == (0.3, 0.02)
     assert group.get("momentum", 0.8) == 0.8
-    assert [id(p) for p in group["params"]] == [id(p) for p in module.parameters() if p.requires_grad]
+    assert [id(p) for p in group["params"]] == [
+        id(p) for p in module.parameters() if p.requires_grad
+    ]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -100,9 +103,13 @@ def test_moments_of_an_optimiser_that_has_not_moved() -> None:
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_fused_optimisers_take_gradients_that_come_later(name: str, momentum: float) -> None:
-    """As in methods of two stages, where a decoder has no gradient at first, nor an encoder afterwards."""
-    settings = TrainingSettings(optimiser=name, learning_rate=0.01, momentum=momentum, weight_decay=0.1)
-    modules = [nn.Sequential(nn.Conv2d(1, 3, 3), nn.LeakyReLU(), nn.Conv2d(3, 1, 3)) for _ in range(2)]
+    """Methods of two stages train the encoder first and the decoder later."""
+    settings = TrainingSettings(
+        optimiser=name, learning_rate=0.01, momentum=momentum, weight_decay=0.1
+    )
+    modules = [
+        nn.Sequential(nn.Conv2d(1, 3, 3), nn.LeakyReLU(), nn.Conv2d(3, 1, 3)) for _ in range(2)
+    ]
     modules[1].load_state_dict(modules[0].state_dict())
     for module, fused in zip(modules, (False, True), strict=True):
         optimiser = make_optimiser(settings, module, fused)
@@ -142,7 +149,9 @@ def test_the_average_is_lent_and_taken_back() -> None:
     def lent() -> None:
         with average.applied():
             for name, tensor in module.state_dict().items():
-                assert torch.equal(tensor, before[name] if tensor.is_floating_point() else own[name])
+                assert torch.equal(
+                    tensor, before[name] if tensor.is_floating_point() else own[name]
+                )
             raise RuntimeError("out of patience")
 
     with pytest.raises(RuntimeError, match="patience"):

@@ -1,4 +1,4 @@
-"""The one loop: what it logs, what it keeps, where it stops, and what it says when memory is short."""
+"""The training loop: what it logs and keeps, where it stops, what it says if memory runs out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from macl.data.batch import Batch
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.engine.optimisation import learning_rate
-from macl.engine.task import StepOutput
+from macl.engine.task import StepOutput, Task
 from macl.engine.trainer import Validation, fit, make_fabric
 from macl.utils.errors import MaclError
 
 
-class Line(nn.Module):
-    """Fits a slice's mean by its position; small enough to follow by hand."""
+class Line(Task):
+    """Fits a slice's mean to its position; small enough to follow by hand."""
 
     def __init__(self, explode_at: int | None = None, at_most: int | None = None) -> None:
         super().__init__()
@@ -40,7 +40,8 @@ class Line(nn.Module):
         if self.at_most and len(batch.images) > self.at_most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         target = batch.images.mean((1, 2, 3))
-        error = self.slope * batch.positions + self.norm(batch.positions[:, None])[:, 0] - target
+        height = batch.positions[:, 0]
+        error = self.slope * height + self.norm(height[:, None])[:, 0] - target
         loss = error.square().mean()
         if self.explode_at is not None and batch.rng.step + 1 >= self.explode_at:
             loss = loss * math.inf
@@ -59,11 +60,14 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> PatchCache:
     return PatchCache(store, [case.name for case in store.index.cases], True, torch.device("cpu"))
 
 
-def train(bank: PatchCache, run: Path, task: nn.Module, validation: Validation | None = None, **changes: Any):
+def train(
+    bank: PatchCache, run: Path, task: Task, validation: Validation | None = None, **changes: Any
+):
     settings = SETTINGS.model_copy(update=changes)
-    batches = Loader(bank, settings.batch_size, settings.size, seed=0)
+    batches = Loader(bank, settings.batch_size, (32, 32), seed=0)
     run.mkdir(exist_ok=True)
-    return fit(task, batches, settings, run, make_fabric("cpu", settings.precision), validation=validation)
+    fabric = make_fabric("cpu", settings.precision)
+    return fit(task, batches, settings, run, fabric, validation=validation)
 
 
 def logged(run: Path) -> list[dict[str, float]]:
@@ -76,17 +80,26 @@ def test_the_log_holds_every_step_once(bank: PatchCache, tmp_path: Path) -> None
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for number, line in enumerate(lines):
         assert line["epoch"] == (number + 1) / 4
-        expected = learning_rate(SETTINGS.model_copy(update={"warmup_epochs": 0.5}), number, STEPS, 4)
+        expected = learning_rate(
+            SETTINGS.model_copy(update={"warmup_epochs": 0.5}), number, STEPS, 4
+        )
         assert line["learning_rate"] == expected
         assert {"loss", "error"} <= set(line)
-    assert [line["step"] for line in lines if "slices_per_second" in line] == [5, 7, 10, 14, 15, 16]
+    assert [line["step"] for line in lines if "patches_per_second" in line] == [
+        5,
+        7,
+        10,
+        14,
+        15,
+        16,
+    ]
 
 
 def test_the_optimiser_takes_the_logged_rate(bank: PatchCache, tmp_path: Path) -> None:
     """Plain gradient descent followed by hand."""
     tensors, _ = train(bank, tmp_path, Line(), momentum=0.0, weight_decay=0.0)
     task = Line()
-    batches = Loader(bank, 6, 32, seed=0)
+    batches = Loader(bank, 6, (32, 32), seed=0)
     for step, batch in enumerate(batches.between(0, STEPS)):
         gradients = torch.autograd.grad(task.step(batch).loss, list(task.parameters()))
         with torch.no_grad():
@@ -97,7 +110,9 @@ def test_the_optimiser_takes_the_logged_rate(bank: PatchCache, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("decay", [None, 0.6])
-def test_the_kept_weights_are_the_last_or_their_average(bank: PatchCache, tmp_path: Path, decay: float | None) -> None:
+def test_the_kept_weights_are_the_last_or_their_average(
+    bank: PatchCache, tmp_path: Path, decay: float | None
+) -> None:
     task = Line()
     history: list[float] = []
     hook = task.norm.register_forward_pre_hook(lambda *_: history.append(task.slope.item()))
@@ -115,13 +130,25 @@ def test_the_kept_weights_are_the_last_or_their_average(bank: PatchCache, tmp_pa
 
 def test_gradients_are_clipped(bank: PatchCache, tmp_path: Path) -> None:
     rate, most = 0.1, 1e-3
-    tensors, _ = train(bank, tmp_path, Line(), gradient_clip=most, momentum=0.0, weight_decay=0.0, learning_rate=rate)
+    tensors, _ = train(
+        bank,
+        tmp_path,
+        Line(),
+        gradient_clip=most,
+        momentum=0.0,
+        weight_decay=0.0,
+        learning_rate=rate,
+    )
     assert abs(tensors["slope"].item() - 0.5) <= STEPS * rate * most
 
 
 @pytest.mark.parametrize("step", [1, 8, STEPS])
-def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchCache, tmp_path: Path, step: int) -> None:
-    with pytest.raises(MaclError, match=rf"The loss became (inf|nan) at step {step}: .*training\.learning_rate"):
+def test_a_loss_that_is_not_finite_stops_the_run(
+    bank: PatchCache, tmp_path: Path, step: int
+) -> None:
+    with pytest.raises(
+        MaclError, match=rf"The loss became (inf|nan) at step {step}: .*training\.learning_rate"
+    ):
         train(bank, tmp_path, Line(explode_at=step), log_every_steps=100)
     assert all(math.isfinite(line["loss"]) for line in logged(tmp_path))
     assert not (tmp_path / "weights.safetensors").exists()
@@ -136,14 +163,18 @@ def test_out_of_memory_is_answered_with_a_size_that_fits(
     bank: PatchCache, tmp_path: Path, at_most: int, advice: str
 ) -> None:
     task = Line(at_most=at_most)
-    with pytest.raises(MaclError, match=f"A batch of 6 slices of 32² does not fit.*({advice})"):
+    with pytest.raises(
+        MaclError, match=f"A batch of 6 patches of 32 × 32 does not fit.*({advice})"
+    ):
         train(bank, tmp_path, task)
     assert task.sizes == [6, 3]
 
 
 def test_out_of_memory_halves_until_it_fits(bank: PatchCache, tmp_path: Path) -> None:
     task = Line(at_most=3)
-    with pytest.raises(MaclError, match=r"A batch of 24 slices.*: 3 would, so add --set training\.batch_size=3"):
+    with pytest.raises(
+        MaclError, match=r"A batch of 24 patches.*: 3 would, so add --set training\.batch_size=3"
+    ):
         train(bank, tmp_path, task, batch_size=24)
     assert task.sizes == [24, 12, 6, 3]
 
@@ -164,7 +195,9 @@ def scores(values: list[float]) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("decay", [None, 0.6])
-def test_validation_keeps_the_best_weights(bank: PatchCache, tmp_path: Path, decay: float | None) -> None:
+def test_validation_keeps_the_best_weights(
+    bank: PatchCache, tmp_path: Path, decay: float | None
+) -> None:
     task, seen = Line(), []
     given = scores([0.1, 0.2, 0.9, 0.3, 0.9])
 
@@ -176,6 +209,8 @@ def test_validation_keeps_the_best_weights(bank: PatchCache, tmp_path: Path, dec
     validation = Validation(score)
     tensors, _ = train(bank, tmp_path, task, validation, ema_decay=decay)
     assert len(seen) == STEPS, "a short run is validated after every step"
+    expected = [0.1, 0.2, 0.9, 0.3, 0.9, *[0.0] * 11]
+    assert [line["validation_score"] for line in logged(tmp_path)] == expected
     assert validation.best_score == 0.9
     for name, tensor in seen[2].items():
         assert torch.equal(tensors[name], tensor), "the first of the best, as it was scored"
@@ -196,18 +231,38 @@ def test_stopped_and_resumed_is_the_same(bank: PatchCache, tmp_path: Path) -> No
                 raise Stopped
             return super().step(batch)
 
-    changes: dict[str, Any] = {"optimiser": "adamw", "ema_decay": 0.7, "gradient_clip": 1.0, "log_every_steps": 3}
+    changes: dict[str, Any] = {
+        "optimiser": "adamw",
+        "ema_decay": 0.7,
+        "gradient_clip": 1.0,
+        "log_every_steps": 3,
+    }
     best = [0.1, 0.5, 0.7, 0.2, 0.3, 0.4, 0.1]
-    whole, _ = train(bank, tmp_path / "whole", Line(), Validation(lambda given=scores(best): next(given)), **changes)
+    whole, _ = train(
+        bank,
+        tmp_path / "whole",
+        Line(),
+        Validation(lambda given=scores(best): next(given)),
+        **changes,
+    )
     with pytest.raises(Stopped):
-        train(bank, tmp_path / "run", Stopping(), Validation(lambda given=scores(best): next(given)), **changes)
+        train(
+            bank,
+            tmp_path / "run",
+            Stopping(),
+            Validation(lambda given=scores(best): next(given)),
+            **changes,
+        )
     assert [line["step"] for line in logged(tmp_path / "run")] == [*range(1, 13)]
     with (tmp_path / "run" / "log.jsonl").open("a") as log:
         log.write('{"step": 13, "lo')
     resumed, _ = train(bank, tmp_path / "run", Line(), Validation(lambda: 0.0), **changes)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     untimed = [
-        [{k: v for k, v in line.items() if k != "slices_per_second"} for line in logged(tmp_path / run)]
+        [
+            {k: v for k, v in line.items() if k != "patches_per_second"}
+            for line in logged(tmp_path / run)
+        ]
         for run in ("whole", "run")
     ]
     assert untimed[0] == untimed[1]
@@ -221,7 +276,9 @@ def test_a_finished_state_is_not_trained_further(bank: PatchCache, tmp_path: Pat
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
-def test_full_precision_on_the_processor_unless_asked_otherwise(bank: PatchCache, tmp_path: Path) -> None:
+def test_full_precision_on_the_processor_unless_asked_otherwise(
+    bank: PatchCache, tmp_path: Path
+) -> None:
     for precision, autocast in (("auto", False), ("fp32", False), ("bf16", True)):
         task = Line()
         tensors, _ = train(bank, tmp_path / precision, task, precision=precision)
@@ -235,12 +292,12 @@ def test_a_device_that_is_not_there() -> None:
         make_fabric(missing, "auto")
 
 
-def test_the_watch_is_told_what_is_logged(bank: PatchCache, tmp_path: Path) -> None:
-    told: list[tuple[int, float]] = []
-    batches = Loader(bank, 6, 32, seed=0)
+def test_each_log_entry_is_reported(bank: PatchCache, tmp_path: Path) -> None:
+    logged_losses: list[tuple[int, float]] = []
+    batches = Loader(bank, 6, (32, 32), seed=0)
     fit(
         Line(), batches, SETTINGS, tmp_path, make_fabric("cpu", "fp32"),
-        watch=lambda step, values: told.append((step, values["loss"])),
+        on_log=lambda step, values: logged_losses.append((step, values["loss"])),
     )  # fmt: skip
     losses = {line["step"]: line["loss"] for line in logged(tmp_path)}
-    assert told == [(step, losses[step]) for step in (5, 7, 10, 14, 15, 16)]
+    assert logged_losses == [(step, losses[step]) for step in (5, 7, 10, 14, 15, 16)]

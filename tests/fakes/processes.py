@@ -52,13 +52,13 @@ def command(words: Sequence[Sequence[str]], said: Path, second_killed_after: int
         from macl.cli import main
         from macl.engine import trainer as training
 
-        save = training._State.save
+        save = training._TrainingState.save
 
         def save_or_be_killed(state: Any, path: Path) -> None:
             save(state, path)
             if rank == 1 and state.step == second_killed_after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        training._State.save = save_or_be_killed
+        training._TrainingState.save = save_or_be_killed
         sys.argv = ["macl", *words[rank]]
         main()

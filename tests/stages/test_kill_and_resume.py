@@ -46,7 +46,7 @@ def logged(run: Path) -> list[dict[str, float]]:
         return []
     lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
     values = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{name: value for name, value in line.items() if name != "slices_per_second"} for line in values]
+    return [{name: value for name, value in line.items() if name != "patches_per_second"} for line in values]
 
 
 def last_step(run: Path) -> int:

@@ -16,11 +16,12 @@ from fakes.toy_store import write_toy_store
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
-from macl.distributed.ranks import Place, place, require_even_shares
+from macl.distributed.collectives import require_even_shards
 from macl.engine import trainer as training
 from macl.stages.split import split
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
+from macl.utils.ranks import Rank, this_rank
 
 SAVED_AT = 4
 SMALL = (
@@ -66,7 +67,7 @@ def alone(folder: Path, stage: str) -> Path:
 
 def read_log(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "slices_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name != "patches_per_second"} for line in lines]
 
 
 def assert_alike(run: Path, other: Path) -> None:
@@ -101,7 +102,7 @@ def test_devices_of_this_machine(folder: Path) -> None:
     done = run_macl("macl", *uneven)
     assert done.returncode == 1
     (said,) = done.stderr.splitlines()
-    assert said.startswith("macl: 2 processes cannot share a batch of 7 slices evenly: ")
+    assert said.startswith("macl: 2 processes cannot share a batch of 7 patches evenly: ")
     assert said.endswith("add --set training.batch_size=6.")
     assert not (folder / "uneven").exists()
 
@@ -115,7 +116,7 @@ def test_killed_in_two_processes_and_resumed_in_one(folder: Path, alone: Path, s
     codes = in_two([words(folder, stage, out)] * COUNT, tmp_path, second_killed_after=SAVED_AT)
     assert codes == [1, KILLED]
     last = (tmp_path / "0.txt").read_text().splitlines()[-1]
-    assert last.startswith("macl: Another process of this run ended before its time")
+    assert last.startswith("macl: Another process of this run stopped too early")
     assert (folder / out / "state.safetensors").is_file()
     assert macl(*words(folder, stage, out, "--resume")).code == 0
     assert_alike(folder / out, alone)
@@ -127,13 +128,13 @@ def test_killed_in_one_process_and_resumed_in_two(
     class Stopped(Exception):  # noqa: N818
         pass
 
-    save, out = training._State.save, f"{stage}-stopped"
+    save, out = training._TrainingState.save, f"{stage}-stopped"
 
-    def save_and_stop(state: training._State, path: Path) -> None:
+    def save_and_stop(state: training._TrainingState, path: Path) -> None:
         save(state, path)
         raise Stopped
 
-    monkeypatch.setattr(training._State, "save", save_and_stop)
+    monkeypatch.setattr(training._TrainingState, "save", save_and_stop)
     with pytest.raises(Stopped):
         macl(*words(folder, stage, out))
     assert len(read_log(folder / out)) == SAVED_AT
@@ -158,20 +159,20 @@ def test_one_that_fails_speaks_and_ends_for_both(folder: Path, tmp_path: Path) -
 )
 def test_the_nearest_even_batch_is_named(size: int, slices: int, ranks: int, better: int) -> None:
     with pytest.raises(MaclError, match=f"training.batch_size={better}\\."):
-        require_even_shares(size, slices, ranks)
-    require_even_shares(better, slices, ranks)
+        require_even_shards(size, slices, ranks)
+    require_even_shards(better, slices, ranks)
 
 
 def test_a_share_of_one_slice_is_not_contrasted_by_itself() -> None:
-    require_even_shares(4, 99, 4)
-    require_even_shares(8, 99, 4, gather_negatives=False)
+    require_even_shards(4, 99, 4)
+    require_even_shards(8, 99, 4, gather_negatives=False)
     with pytest.raises(MaclError, match="gather_negatives=true"):
-        require_even_shares(4, 99, 4, gather_negatives=False)
+        require_even_shards(4, 99, 4, gather_negatives=False)
 
 
 def test_too_few_slices_for_the_processes() -> None:
-    with pytest.raises(MaclError, match="3 slices, which 4 processes cannot share"):
-        require_even_shares(16, 3, 4)
+    with pytest.raises(MaclError, match="3 patches, which 4 processes cannot share"):
+        require_even_shards(16, 3, 4)
 
 
 @pytest.mark.parametrize(("gather", "contrasted"), [(True, 6), (False, 2)])
@@ -190,19 +191,19 @@ def test_the_shares_of_a_batch_make_it_up(folder: Path, gather: bool, contrasted
         assert torch.equal(share.rng.uniform("view"), whole.rng.uniform("view")[rank::3])
 
 
-def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torchrun and srun say; the batch script itself, which srun has not started, is one process."""
-    assert place() == Place()
+    assert this_rank() == Rank()
     for name, value in {"NTASKS": 8, "PROCID": 0, "JOB_ID": 7}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    assert place() == Place()
+    assert this_rank() == Rank()
     for name, value in {"STEP_NUM_TASKS": 8, "STEP_NUM_NODES": 2, "PROCID": 5}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    assert place() == Place(rank=5, ranks=8, local_world_size=4)
+    assert this_rank() == Rank(index=5, world_size=8, local_world_size=4)
     torchrun = {"TORCHELASTIC_RUN_ID": "a", "RANK": "3", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
-    assert place() == Place(rank=3, ranks=6, local_world_size=2)
+    assert this_rank() == Rank(index=3, world_size=6, local_world_size=2)
 
 
 def test_other_commands_refuse_several_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,5 +83,7 @@ def test_sha256(tmp_path: Path) -> None:
 
 def test_disk_space_is_asked_of_the_folder_to_be_made(tmp_path: Path) -> None:
     files.require_disk_space(tmp_path / "not" / "yet", 1, "The store")
-    with pytest.raises(MaclError, match=r"The store needs about 1073741824\.0 GiB in .* free some space"):
+    with pytest.raises(
+        MaclError, match=r"The store needs about 1073741824\.0 GiB in .* free some space"
+    ):
         files.require_disk_space(tmp_path / "not" / "yet", 2**60, "The store")

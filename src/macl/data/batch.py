@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -44,3 +44,12 @@ class Batch:
     def gathered(self, rows: Tensor) -> Tensor:
         """(B, …) rows of this process's patches → the rows that they are contrasted with."""
         return collectives.all_gather(rows) if self.gather_negatives else rows
+
+    def rows(self, chosen: slice) -> Batch:
+        """The batch of some of its patches; each keeps its random numbers."""
+        parts = {
+            name: value[chosen]
+            for name in ("images", "centres", "labels", "labelled", "neighbours")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **parts, rng=replace(self.rng, samples=self.rng.samples[chosen]))

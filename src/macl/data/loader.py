@@ -12,7 +12,7 @@ import torch
 from macl.data.batch import Batch
 from macl.data.patch_cache import PatchCache, Pixels
 from macl.data.rng import SampleRng
-from macl.distributed.ranks import require_even_shares
+from macl.distributed.collectives import require_even_shards
 from macl.utils.progress import say
 
 
@@ -54,7 +54,7 @@ class Loader:
         self.bank, self.patch, self.seed, self.rank, self.ranks = bank, patch, seed, rank, ranks
         self.with_neighbours, self.gather_negatives = neighbours, gather_negatives
         self.batch_size = min(batch_size, len(bank))
-        require_even_shares(batch_size, len(bank), ranks)
+        require_even_shards(batch_size, len(bank), ranks)
         self.contrasted = self.batch_size if gather_negatives else self.batch_size // ranks
         self.steps_per_epoch = len(bank) // self.batch_size
         self._ordered_epoch, self._order = 0, self.order(0)

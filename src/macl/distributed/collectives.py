@@ -1,9 +1,10 @@
-"""Several processes that train one model, each on its share of every batch, to what one process would have come to.
+"""Several processes that train one model, to the result that one process would have reached.
 
-Every process holds the same weights, and rank r of R has the rows r, r + R, … of a batch. A loss is either the mean over a
-process's own rows, or, where rows are compared with each other, the whole batch's, computed alike by all from gathered rows.
-DistributedDataParallel averages the gradients. The gradient of a gathered row and of a sum is therefore added up over the
-processes: what is averaged is then the gradient of the mean of all processes' losses, whichever of the two they are.
+All processes hold the same weights, and rank r of R has the rows r, r + R, … of every batch. A loss
+is either the mean over a process's own rows or, where rows are compared with each other, the loss
+of the whole batch, which every process computes from gathered rows. DistributedDataParallel
+averages the gradients. So the gradient of a gathered row, and of a sum, is added up over the
+processes: the average is then the gradient of the mean of all processes' losses in both cases.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from macl.utils.errors import MaclError
 
-# ---------------------------------------------------------------- tensors of all processes
+# ---------------------------------------------------------------- shards of a batch
 
 
 def is_distributed() -> bool:
@@ -25,56 +26,96 @@ def is_distributed() -> bool:
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """(b, …) rows of this process's share → (B, …) rows of the whole batch, in the batch's own order.
+    """(b, …) rows of this process → (B, …) rows of the whole batch, in the batch's order.
 
-    Gradients flow back to the process that a row came from. Rows of less than float32 are widened, since their gradients
-    are added up over the processes. With one process the rows themselves.
+    Gradients flow back to the process that a row came from. Half-precision rows become float32,
+    since their gradients are added up over the processes. One process gets its rows back.
     """
-    return cast(Tensor, _Gather.apply(_wide(rows))) if is_distributed() else rows
+    return cast(Tensor, _Gather.apply(_widen(rows))) if is_distributed() else rows
 
 
 def local_shard(rows: Tensor) -> Tensor:
-    """(B, …) rows of the whole batch → (b, …) rows of this process's share: the inverse of `whole`."""
+    """(B, …) rows of the whole batch → (b, …) rows of this process; inverts `all_gather`."""
     return rows[dist.get_rank() :: dist.get_world_size()] if is_distributed() else rows
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over all processes of each one's values of the same shape; gradients flow back to all."""
-    return cast(Tensor, _Sum.apply(_wide(values))) if is_distributed() else values
+    """Sum of `values` over all processes, the same shape in each; gradients flow back to all."""
+    return cast(Tensor, _Sum.apply(_widen(values))) if is_distributed() else values
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """The mean over all processes of each one's values: the whole batch's, where each has its share's mean."""
+    """Mean of `values` over all processes: that of the whole batch, from the shards' means."""
     return all_reduce_sum(values) / dist.get_world_size() if is_distributed() else values
 
 
-def _wide(values: Tensor) -> Tensor:
+def require_even_shards(
+    batch_size: int, patches: int, world_size: int, gather_negatives: bool = True
+) -> None:
+    """Check that the processes can split every batch evenly.
+
+    Args:
+        batch_size: patches in a batch, over all processes.
+        patches: patches in an epoch; a batch holds no more.
+        world_size: number of processes.
+        gather_negatives: whether patches are contrasted over all processes. If not, each process
+            needs two patches at least.
+
+    Raises:
+        MaclError: they cannot; the message names a batch size that works.
+    """
+    size = min(batch_size, patches)
+    if size == world_size > 1 and not gather_negatives:
+        raise MaclError(
+            f"A batch of {size} patches leaves each of {world_size} processes one, with nothing to "
+            "contrast it with: raise training.batch_size, start fewer processes, or add "
+            "--set training.gather_negatives=true."
+        )
+    if size % world_size == 0:
+        return
+    if patches < world_size:
+        raise MaclError(
+            f"There are {patches} patches, which {world_size} processes cannot share: start fewer "
+            "processes."
+        )
+    below = size // world_size * world_size
+    above = below + world_size
+    above_is_nearer = below == 0 or (size - below > world_size / 2 and above <= patches)
+    nearest = above if above_is_nearer else below
+    raise MaclError(
+        f"{world_size} processes cannot share a batch of {size} patches evenly: start another "
+        f"number of processes, or add --set training.batch_size={nearest}."
+    )
+
+
+def _widen(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        shares = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(shares, rows.contiguous())
-        return torch.stack(shares, dim=1).flatten(0, 1)
+        rows = rows.contiguous()
+        shards = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(shards, rows)
+        return torch.stack(shards, dim=1).flatten(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return local_shard(_summed(gradient))
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
+        return local_shard(_reduce(gradient))
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _summed(values)
+        return _reduce(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _summed(gradient)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
+        return _reduce(gradient)
 
 
-def _summed(values: Tensor) -> Tensor:
+def _reduce(values: Tensor) -> Tensor:
     values = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(values)
     return values
@@ -84,31 +125,35 @@ def _summed(values: Tensor) -> Tensor:
 
 
 class SyncBatchNormCPU(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm by the moments of the whole batch, on the CPU, for which `nn.SyncBatchNorm` does not work."""
+    """BatchNorm with the moments of the whole batch; `nn.SyncBatchNorm` has none for the CPU."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, …) → the same shape; the running statistics follow the whole batch's."""
+        """(B, C, …) → the same shape; running statistics follow the whole batch."""
         if not (self.training and is_distributed()):
             return super().forward(input)
         axes, shape = (0, *range(2, input.ndim)), (1, -1, *(1,) * (input.ndim - 2))
-        wide = _wide(input)
+        wide = _widen(input)
         own = torch.stack(torch.var_mean(wide, axes, correction=0))
         variances, averages = all_gather(own[None]).unbind(1)
         average = averages.mean(0)
         variance = variances.mean(0) + (averages - average).square().mean(0)
         count = input.numel() // input.shape[1] * dist.get_world_size()
-        self._remember(average.detach(), variance.detach() * (count / max(1, count - 1)))
+        self._update_statistics(average.detach(), variance.detach() * (count / max(1, count - 1)))
         normed = (wide - average.reshape(shape)) * (variance + self.eps).rsqrt().reshape(shape)
         if self.affine:
             normed = normed * self.weight.reshape(shape) + self.bias.reshape(shape)
         return normed.to(input.dtype)
 
     @torch.no_grad()
-    def _remember(self, average: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+    def _update_statistics(self, average: Tensor, variance: Tensor) -> None:
+        if (
+            self.running_mean is None
+            or self.running_var is None
+            or self.num_batches_tracked is None
+        ):
             return
         self.num_batches_tracked += 1
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -117,7 +162,7 @@ class SyncBatchNormCPU(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise_batch_norms(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let every BatchNorm in `module` take its moments from the whole batch; names and tensors stay as they are."""
+    """Let every BatchNorm in `module` use the moments of the whole batch; names stay the same."""
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for child in module.modules():
@@ -128,8 +173,13 @@ def synchronise_batch_norms(module: nn.Module, device: torch.device) -> nn.Modul
 
 
 def require_equal_across_ranks(module: nn.Module) -> None:
-    """MaclError if the tensors of `module` are not the same in all processes, as they are where a statistic, a queue or
-    a prototype was moved by a process's own share of the batch."""
+    """Check that all processes hold the same tensors in `module`.
+
+    They differ where a statistic, a queue or a prototype was moved by one process's shard alone.
+
+    Raises:
+        MaclError: some tensors differ; the first of them are named.
+    """
     if not is_distributed():
         return
     state = {name: tensor for name, tensor in module.state_dict().items() if tensor.numel()}
@@ -141,6 +191,6 @@ def require_equal_across_ranks(module: nn.Module) -> None:
     names = [name for name, differs in zip(state, differing, strict=True) if differs]
     if names:
         raise MaclError(
-            f"The processes of this run have come to hold different values of {', '.join(names[:3])}: "
-            "train in one process, or let the method gather what it keeps (macl.distributed.collectives)."
+            f"The processes of this run hold different values of {', '.join(names[:3])}: train in "
+            "one process, or let the method gather what it keeps (macl.distributed.collectives)."
         )

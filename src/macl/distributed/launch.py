@@ -1,4 +1,4 @@
-"""How the processes of a run that share its batches find each other, and who of them writes, speaks and fails for all."""
+"""How the processes that train one model start, find each other, and fail together."""
 
 from __future__ import annotations
 
@@ -23,73 +23,82 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from macl.distributed import collectives, ranks
+from macl.distributed import collectives
 from macl.utils.errors import MaclError
+from macl.utils.ranks import exit_rank, launched_by_torchrun, this_rank
 
 T = TypeVar("T")
 
 
-class _Stepping(nn.Module):
-    """A task whose `forward` is its step, since DistributedDataParallel watches `forward` alone."""
+class _StepAsForward(nn.Module):
+    """A task whose `forward` is its step, since DistributedDataParallel only hooks `forward`."""
 
     def __init__(self, task: nn.Module) -> None:
         super().__init__()
         self.task = task
-        # Looking for parameters without gradient, it warns if the first step, before any change of stage, has none.
+        # DistributedDataParallel warns if it was asked to find parameters without a gradient and
+        # the first step has none; this one never has a gradient.
         self.without_gradient = nn.Parameter(torch.zeros(()))
 
     def forward(self, batch: Any) -> Any:
         return cast(Any, self.task).step(batch)
 
 
-class _Shared(nn.Module):
-    """A task whose step is taken by all processes."""
+class _DistributedTask(nn.Module):
+    """A task whose step all processes take together."""
 
     def __init__(self, fabric: Fabric, task: nn.Module) -> None:
         super().__init__()
         collectives.synchronise_batch_norms(task.to(fabric.device), fabric.device)
-        self.parallel = fabric.strategy.setup_module(_Stepping(task))
+        self.parallel = fabric.strategy.setup_module(_StepAsForward(task))
 
     def step(self, batch: Any) -> Any:
         return self.parallel(batch)
 
 
-def set_up(fabric: Fabric, task: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Any, Any]:
-    """Fabric's way of a task and its optimiser, on the device.
+def set_up_task(
+    fabric: Fabric, task: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[Any, Any]:
+    """Put a task and its optimiser on the device, for one process or several.
 
     Returns:
-        A module with the task's `step`, after whose backward all processes hold the whole batch's gradients, and
-        Fabric's optimiser, the task's own being `optimizer` in it.
+        A module with the task's `step`, after whose backward pass every process holds the
+        gradients of the whole batch, and Fabric's optimiser, which wraps `optimiser` as
+        `.optimizer`.
     """
     if collectives.is_distributed():
-        # Fabric's own wrapper would copy what `step` takes and gives, and does not take frozen dataclasses.
-        return _Shared(fabric, task), fabric.setup_optimizers(optimiser)
+        # Fabric's own wrapper copies the batch and the output, and cannot copy frozen dataclasses.
+        return _DistributedTask(fabric, task), fabric.setup_optimizers(optimiser)
     module, wrapped = fabric.setup(task, optimiser)
     module.mark_forward_method("step")
     return module, wrapped
 
 
-def connect(accelerator: str, precision: Any) -> Fabric:
-    """Lightning Fabric for this process among the several of its run, one device each.
+def make_distributed_fabric(accelerator: str, precision: Any) -> Fabric:
+    """Lightning Fabric for this rank, with one device per process.
 
     Raises:
         MaclError: the machine has fewer GPUs than processes.
     """
-    here = ranks.place()
-    if accelerator == "cuda" and torch.cuda.device_count() < here.local_world_size:
+    rank = this_rank()
+    gpus = torch.cuda.device_count()
+    if accelerator == "cuda" and gpus < rank.local_world_size:
         raise MaclError(
-            f"{here.local_world_size} processes were started on this machine, where PyTorch finds {torch.cuda.device_count()} "
-            "GPU(s): start one process for each."
+            f"{rank.local_world_size} processes were started on this machine, but PyTorch finds "
+            f"{gpus} GPU(s): start one process per GPU."
         )
-    # Stages of a schedule leave parameters without gradient; buffers need not be sent around, as they never differ.
+    # Some stages of a schedule leave parameters without a gradient. Buffers never differ between
+    # the processes, so that broadcasting them would be a waste.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    send_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    send_buffers = (
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    )
     options: dict[str, Any] = {"find_unused_parameters": True, send_buffers: False}
     fabric = Fabric(
         accelerator=accelerator,
         strategy=DDPStrategy(**options),
-        devices=here.local_world_size,
-        num_nodes=here.ranks // here.local_world_size,
+        devices=rank.local_world_size,
+        num_nodes=rank.world_size // rank.local_world_size,
         precision=precision,
         plugins=[_environment()],
     )
@@ -99,23 +108,30 @@ def connect(accelerator: str, precision: Any) -> Fabric:
 
 def _environment() -> ClusterEnvironment:
     try:
-        return TorchElasticEnvironment() if ranks.launched_by_torchrun() else SLURMEnvironment()
+        return TorchElasticEnvironment() if launched_by_torchrun() else SLURMEnvironment()
     except RuntimeError as error:
         raise MaclError(f"SLURM's settings do not fit: {error}") from None
 
 
 def launch_processes(count: int, words: Sequence[str]) -> None:
-    """Leave `macl` with these words to `count` processes of this machine, as `torchrun` would, and exit when they have
-    ended; nothing where one is enough, or this is one of several already."""
-    if count == 1 or ranks.place().ranks > 1:
+    """Run `macl` with these words in `count` processes of this machine, then exit.
+
+    Does nothing if `count` is 1 or this process is one of several already.
+    """
+    if count == 1 or this_rank().world_size > 1:
         return
-    # PyTorch's report of who failed would bury the sentence that says why.
+    # PyTorch's failure report would bury the sentence that says what went wrong.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="macl", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id="macl",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
         max_restarts=0,
-    )  # fmt: skip
+    )
     try:
         elastic_launch(config, sys.executable)("-m", "macl", *words)
     except ChildFailedError:
@@ -126,55 +142,58 @@ def launch_processes(count: int, words: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Around a stage: its processes find each other at the start and wait for each other at the end.
+def process_group() -> Iterator[None]:
+    """Connect the processes of a run while a stage runs; they wait for each other at its end.
 
-    The first of them to fail says why; the others end without a word.
+    The first process that fails prints why; the others exit silently.
 
     Raises:
-        MaclError: the processes do not find each other, or one of them was killed.
+        MaclError: the processes cannot connect, or one of them was killed.
     """
-    if ranks.place().ranks == 1 or dist.is_initialized():
+    if this_rank().world_size == 1 or dist.is_initialized():
         yield
         return
-    _join()
+    _connect()
     try:
         yield
         collectives.all_reduce_sum(torch.zeros(1))
     except Exception as error:
         if not _is_first_to_fail():
-            ranks.leave(1)
+            exit_rank(1)
         if isinstance(error, dist.DistError) or "onnection" in str(error):
             raise MaclError(
-                "Another process of this run ended before its time, killed perhaps: start the same command again, with "
-                "--resume."
+                "Another process of this run stopped too early, perhaps killed: run the same "
+                "command again with --resume."
             ) from error
         raise
     dist.destroy_process_group()
 
 
-def where(fabric: Fabric) -> str:
-    """On what a run goes on, for messages and records: "cuda:0", or "4 × cuda"."""
-    return str(fabric.device) if fabric.world_size == 1 else f"{fabric.world_size} × {fabric.device.type}"
+def describe_device(fabric: Fabric) -> str:
+    """What a run computes on, for messages and records: "cuda:0", or "4 × cuda"."""
+    if fabric.world_size == 1:
+        return str(fabric.device)
+    return f"{fabric.world_size} × {fabric.device.type}"
 
 
 def on_rank_zero(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in all of them: for what only one may do, such as making a folder."""
-    made: list[Any] = [make() if ranks.place().is_zero else None]
+    """Call `make` in rank 0 alone, such as to create a folder, and return its result in all."""
+    made: list[Any] = [make() if this_rank().is_zero else None]
     if collectives.is_distributed():
         dist.broadcast_object_list(made)
     return made[0]
 
 
-def _join() -> None:
-    environment, here = _environment(), ranks.place()
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+def _connect() -> None:
+    environment, rank = _environment(), this_rank()
+    address, port = environment.main_address, str(environment.main_port)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, port
     try:
-        dist.init_process_group(rank=here.rank, world_size=here.ranks)
+        dist.init_process_group(rank=rank.index, world_size=rank.world_size)
     except (dist.DistError, RuntimeError) as error:
         raise MaclError(
-            f"The {here.ranks} processes of this run do not find each other at {environment.main_address}:"
-            f"{environment.main_port} ({str(error).splitlines()[0]}): start all of them, with the same command."
+            f"The {rank.world_size} processes of this run cannot connect at {address}:{port} "
+            f"({str(error).splitlines()[0]}): start all of them, with the same command."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What makes a step fast on a device without changing the method: memory format, fused optimiser, compiled step."""
+"""Whether and how a training step is compiled, and how its tensors lie in memory."""
 
 from __future__ import annotations
 
@@ -14,67 +14,68 @@ from torch._functorch import config as functorch_config
 
 from macl.config import TrainingSettings
 from macl.data.batch import Batch
-from macl.engine.optimisation import make_optimiser
 from macl.engine.task import StepOutput
 from macl.utils.progress import say
 
-RECORDED = "reduce-overhead"
-COMPILING_PAYS_FROM_PIXELS = 5e10
-"""Compiling takes a minute or two, so that it is left out of runs shorter than 200,000 slices of 512². An estimate."""
+CUDA_GRAPHS = "reduce-overhead"
+COMPILING_PAYS_FROM_VOXELS = 5e10
+"""Shorter runs do not earn back the minute or two that compiling takes. An estimate: 200,000 slices
+of 512 × 512."""
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def to_device_layout(module: nn.Module, device: torch.device) -> None:
-    """On the device, channels last in memory as fast convolutions want it; on CUDA each shape gets cuDNN's fastest way.
+    """Move a module to the device, with weights in the memory format of fast convolutions.
 
-    It comes before the optimiser is made, whose moments lie where the parameters lie then.
+    Call it before the optimiser is made: its moments take the memory format of the parameters.
     """
     torch.backends.cudnn.benchmark = True
     module.to(device)
     if device.type in ("cuda", "cpu"):
-        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.ndim in _CHANNELS_LAST:
+                tensor.data = tensor.data.to(memory_format=_CHANNELS_LAST[tensor.ndim])
 
 
-def build_optimiser_for(
-    settings: TrainingSettings, module: nn.Module, device: torch.device, scaled: bool
-) -> torch.optim.Optimizer:
-    """The recipe's optimiser, fused where the device can; `scaled`: gradients are scaled for fp16."""
-    # A fused optimiser undoes the scale by itself, too late for a gradient that is to be clipped.
-    fused = device.type in ("cuda", "cpu") and not (scaled and settings.gradient_clip)
-    return make_optimiser(settings, module, fused)
+def compile_mode(settings: TrainingSettings, device: torch.device, voxels: float) -> str | None:
+    """The mode of `torch.compile` for the step of a run; None: not compiled.
 
+    "default" fuses what lies between the convolutions. "reduce-overhead" also records the kernels
+    in a CUDA graph, which helps small batches, whose kernels take longer to launch than to run.
+    "auto" compiles long runs on a GPU; on a CPU, compiled steps were measured to be slower.
 
-def compile_mode(settings: TrainingSettings, device: torch.device, pixels: float) -> str | None:
-    """How `torch.compile` is to treat the step of a run over this many pixels in all; None: not at all.
-
-    "default" fuses what stands between the convolutions; "reduce-overhead" also records the kernels in a CUDA graph, for
-    small batches whose launches take longer than their work. "auto" compiles long runs on a GPU; on a CPU compiling was
-    measured to be slower.
+    Args:
+        settings: the run's; `compile` is the mode, "auto" or "off".
+        device: where it trains.
+        voxels: of all batches of the run.
     """
     if settings.compile == "off":
         return None
     if settings.compile != "auto":
         return settings.compile
-    pays = device.type == "cuda" and pixels >= COMPILING_PAYS_FROM_PIXELS
+    pays = device.type == "cuda" and voxels >= COMPILING_PAYS_FROM_VOXELS
     return "default" if pays and _can_compile() else None
 
 
 def compiled(step: Callable[[Batch], StepOutput], mode: str) -> Callable[[Batch], StepOutput]:
-    """The step compiled at its first call; as it was, and said so, where compiling fails."""
-    say(f"The step is compiled by torch.compile ({mode}), which makes the first one take a minute or two.")
-    # Else a backward pass that cannot be compiled would fail when it is too late to go on without.
+    """The step, compiled at its first call; the plain step, with a message, if compiling fails."""
+    say(f"Compiling the step with torch.compile ({mode}): the first step takes a minute or two.")
+    # Otherwise a backward pass that cannot be compiled fails when the plain step is out of reach.
     if hasattr(functorch_config, "force_non_lazy_backward_lowering"):
         functorch_config.force_non_lazy_backward_lowering = True
     chosen: Callable[[Batch], StepOutput] = torch.compile(step, mode=mode)
 
     def run(batch: Batch) -> StepOutput:
         nonlocal chosen
-        if mode == RECORDED:
+        if mode == CUDA_GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            return _kept(chosen(batch)) if mode == RECORDED else chosen(batch)
+            return _clone(chosen(batch)) if mode == CUDA_GRAPHS else chosen(batch)
         except TorchDynamoException as error:
             say(
-                f"Compiling failed ({type(error).__name__}), so the step runs uncompiled; training.compile=off says so."
+                f"Compiling failed ({type(error).__name__}), so the step runs uncompiled; "
+                "--set training.compile=off skips the attempt."
             )
             chosen = step
             return step(batch)
@@ -82,17 +83,12 @@ def compiled(step: Callable[[Batch], StepOutput], mode: str) -> Callable[[Batch]
     return run
 
 
-def _kept(outcome: StepOutput) -> StepOutput:
-    # The next replay of a recorded graph overwrites what this one gave, which the log still needs.
-    return StepOutput(outcome.loss, {name: value.clone() for name, value in outcome.logged.items()})
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory did not suffice; not every device and library has a type of its own for it."""
-    signs, text = ("out of memory", "can't allocate memory", "alloc_failed"), str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in signs)
+def _clone(output: StepOutput) -> StepOutput:
+    # The next replay of a CUDA graph overwrites this output, which the log still needs.
+    return StepOutput(output.loss, {name: value.clone() for name, value in output.logged.items()})
 
 
 def _can_compile() -> bool:
-    compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
-    return compiler and importlib.util.find_spec("triton") is not None
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    has_compiler = any(shutil.which(name) for name in compilers)
+    return has_compiler and importlib.util.find_spec("triton") is not None

@@ -1,4 +1,4 @@
-"""How weights move: learning rates, optimisers and the moving average."""
+"""Learning rates, optimisers and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from macl.config import TrainingSettings
 
 
 def learning_rate(settings: TrainingSettings, step: int, steps: int, steps_per_epoch: int) -> float:
-    """Of step 0 … `steps` − 1: a linear rise over the warm-up, then a cosine to the floor."""
+    """The rate of step 0 … `steps` − 1: a linear warm-up, then a cosine down to the floor."""
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
@@ -22,17 +22,29 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int, steps_per_e
     return floor + (settings.learning_rate - floor) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def make_optimiser(settings: TrainingSettings, module: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
-    """The recipe's optimiser over everything in `module` that learns; `fused`: in one kernel for all parameters."""
+def make_optimiser(
+    settings: TrainingSettings, module: nn.Module, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser of the settings over the trainable parameters of `module`.
+
+    Args:
+        settings: choose the optimiser and its rates.
+        module: what to train.
+        fused: whether one kernel updates all parameters.
+    """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimiser:
         case "sgd":
             momentum = settings.momentum
-            optimiser = torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay, fused=fused)
+            optimiser = torch.optim.SGD(
+                parameters, lr=rate, momentum=momentum, weight_decay=decay, fused=fused
+            )
             if fused and momentum > 0:
-                # The fused kernel wants the momentum of every parameter, also of those whose first gradient comes later.
-                optimiser.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
+                # The fused kernel needs a momentum even for parameters that get their first
+                # gradient later.
+                for parameter in parameters:
+                    optimiser.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
             return optimiser
         case "adam":
             return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
@@ -41,7 +53,7 @@ def make_optimiser(settings: TrainingSettings, module: nn.Module, fused: bool = 
 
 
 class MovingAverage:
-    """An exponential moving average of a module's floating-point tensors, warmed up so that short runs have one too."""
+    """Exponential moving average of a module's floating-point tensors, warmed up for short runs."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -51,14 +63,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the module as it stands after `step` steps."""
+        """Move the average towards the module as it is after `step` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        towards = [tensor.detach() for tensor in self.source.values()]
-        torch._foreach_lerp_(list(self.average.values()), towards, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        current = [tensor.detach() for tensor in self.source.values()]
+        torch._foreach_lerp_(list(self.average.values()), current, 1.0 - decay)  # pyright: ignore
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The module holds the average inside the block, and its own tensors again after it."""
+        """Give the module the averaged tensors inside the block, and its own back after it."""
         own = {name: tensor.detach().clone() for name, tensor in self.source.items()}
         _copy(self.average, self.source)
         try:
@@ -74,7 +86,7 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's moments as named tensors, `<parameter number>.<moment>`."""
+    """The optimiser's moments as tensors named `<parameter number>.<moment>`."""
     state = optimiser.state_dict()["state"]
     return {
         f"{number}.{name}": value
@@ -84,8 +96,13 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Take back what `optimiser_tensors` gave, in the memory format of the parameters, which fused kernels rely on."""
+def load_optimiser_tensors(
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Load the tensors of `optimiser_tensors`.
+
+    They take the memory format of the parameters, which fused kernels rely on.
+    """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -94,4 +111,5 @@ def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: Mapping[st
         if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         moments.setdefault(int(number), {})[moment] = tensor
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": moments, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""The contract of everything that can be trained: `Task.step(batch) → StepOutput`."""
+"""The contract of a training task: `Task.step(batch) → StepOutput`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from macl.data.batch import Batch
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a logged value is, for people who read the log.
+    """Describes a logged value to people who read the log.
 
     Attributes:
         label: its name on a page, such as "Dense loss".
@@ -29,11 +29,12 @@ class Quantity:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The outcome of one training step.
+    """The result of one training step.
 
     Attributes:
         loss: scalar to minimise.
-        logged: named scalars for the log, the parts of the loss first; detached, still on the device.
+        logged: values for the log by name, the parts of the loss first; scalars, detached, still
+            on the device.
     """
 
     loss: Tensor
@@ -44,7 +45,7 @@ class Task(nn.Module, ABC):
     """A module with a training step.
 
     Attributes:
-        quantities: describes every value that `step` logs, by name.
+        quantities: describes every value that `step` logs, by its name in the log.
     """
 
     quantities: ClassVar[Mapping[str, Quantity]] = {}

@@ -13,8 +13,8 @@ from macl.data import splits
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, kept_slices
 from macl.data.store import Store
-from macl.distributed.launch import on_rank_zero, together, where
-from macl.distributed.ranks import require_even_shares
+from macl.distributed.launch import describe_device, on_rank_zero, process_group
+from macl.distributed.collectives import require_even_shards
 from macl.engine.trainer import fit, make_fabric
 from macl.models.network import Network
 from macl.plugins import find
@@ -35,7 +35,7 @@ from macl.utils.progress import say
 DEFAULT_METHOD = "macl"
 
 
-@together()
+@process_group()
 def pretrain(
     store: Path,
     out: Path,
@@ -74,7 +74,7 @@ def pretrain(
     everyone = tuple(case.name for case in opened.index.cases)
     cases = resolved.pretraining_cases if resolved and not allow_overlap else everyone
     record = RunRecord(
-        kind="pretrain", settings=settings.model_dump(mode="json"), recipe=recipe or settings.method, seed=seed, device=where(fabric),
+        kind="pretrain", settings=settings.model_dump(mode="json"), recipe=recipe or settings.method, seed=seed, device=describe_device(fabric),
         versions=runs.versions(), **runs.about_store(opened, store), cases=cases,
         split=chosen.model_dump(mode="json") if chosen else None, overlap_allowed=allow_overlap,
         people=resolved.people(cases) if resolved else runs.patients_of(opened, cases),
@@ -82,7 +82,7 @@ def pretrain(
     )  # fmt: skip
     slices = sum(map(len, kept_slices(opened, cases, settings.minimum_content).values()))
     training = settings.training
-    require_even_shares(training.batch_size, slices, fabric.world_size, training.gather_negatives)
+    require_even_shards(training.batch_size, slices, fabric.world_size, training.gather_negatives)
     record = on_rank_zero(lambda: runs.open_run(out, record, resume))
     if record.finished:
         say(f"{out} is finished already.")
@@ -127,7 +127,7 @@ def _train(
     count = sum(parameter.numel() for parameter in task.parameters())
     require_disk_space(out, 4 * count * 4, "The run")
     steps = training.epochs * batches.steps_per_epoch
-    say(f"{settings.method}: {count / 1e6:.3f} M parameters, {steps} steps on {where(fabric)}.")
+    say(f"{settings.method}: {count / 1e6:.3f} M parameters, {steps} steps on {describe_device(fabric)}.")
     watch = CollapseWatch(task, batches.contrasted, steps)
     tensors, seconds = fit(task, batches, training, out, fabric, watch)
     record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})

@@ -1,4 +1,4 @@
-"""Weights and training state on disk, as safetensors with JSON in the header; and the authors' files, read safely."""
+"""Weights and training state on disk: safetensors with a JSON description in the header."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from macl.utils.files import atomic_path
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named tensors and what is said of them."""
+    """Named tensors and the description that was saved with them."""
 
     tensors: Mapping[str, Tensor]
     about: Mapping[str, Any]
@@ -26,16 +26,18 @@ class Checkpoint:
 
 def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able description to one file, atomically."""
-    ready = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    ready = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
     with atomic_path(path) as aside:
         aside.write_bytes(save(ready, metadata={"macl": json.dumps(about, allow_nan=False)}))
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a file of ours.
+    """Read a file that `write` wrote.
 
     Raises:
-        MaclError: it is missing, broken, or not ours.
+        MaclError: it is missing, broken, or was not written by macl.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -44,15 +46,10 @@ def read(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise MaclError(f"There is no {path}: check the path, or train first.") from None
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise MaclError(f"{path} cannot be read as weights ({error}): make it again.") from None
+        raise MaclError(f"{path} cannot be read as weights ({error}): train again.") from None
     if about is None:
-        raise MaclError(f"{path} was not written by macl: pass a run or a weights file of macl's or of the authors'.")
+        raise MaclError(
+            f"{path} was not written by macl: name a run, a weights file of macl, or the MACL "
+            "authors' .pth file."
+        )
     return Checkpoint(tensors, about)
-
-
-# ---------------------------------------------------------------- the authors' files
-
-
-
-
-

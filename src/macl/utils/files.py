@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never a half."""
+"""Files: atomic writing, so that a reader sees the old file or the new one, never half of it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 from macl.utils.errors import MaclError
 
 ASIDE = ".writing-"
-"""Begins the names of files that are being written, until they take their place."""
+"""Prefix of a file that is still being written."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Hand out a path beside `path` to write to; it takes `path`'s place only when the block ends well."""
+    """Yield a path beside `path` to write to, which replaces `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays at the end: writers of images choose the format by it.
+    # Image writers choose the format by the suffix, so that it must stay at the end.
     aside = path.with_name(f"{ASIDE}{os.getpid()}-{path.name}")
     try:
         yield aside
@@ -33,17 +33,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what writes into `folder` left beside their files when they were killed."""
+    """Delete the half-written files that killed processes left in `folder`."""
     for aside in folder.glob(f"{ASIDE}*"):
         aside.unlink(missing_ok=True)
 
 
 @contextmanager
 def held(lock: Path, otherwise: str) -> Iterator[None]:
-    """Hold a lock file, made if need be, while the block runs; the lock of a killed process is free again.
+    """Hold a lock file while the block runs; a killed process releases its lock.
 
     Raises:
-        MaclError: another process holds it: `otherwise` is what it says.
+        MaclError: another process holds it; `otherwise` is the message.
     """
     from filelock import FileLock, Timeout
 
@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, atomically; NaN and infinity are refused."""
+    """Write `value` to `path` as indented JSON, atomically; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -71,7 +71,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        MaclError: the file is missing, is not JSON, or is not an object; `what` names it ("a store's index").
+        MaclError: the file is missing or holds no JSON object; `what` names it in the message
+            ("a store's index").
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -80,49 +81,55 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
     if not isinstance(value, dict):
-        raise MaclError(f"{path} should be {what}, one JSON object, but holds a {type(value).__name__}.")
+        raise MaclError(
+            f"{path} should be {what}, one JSON object, but holds a {type(value).__name__}."
+        )
     return value
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """The path of `relative` within `folder`, wherever an index or archive claims it to be.
+    """The path `folder / relative`, for a `relative` that was read from an index or an archive.
 
     Raises:
-        MaclError: the path would leave the folder (an absolute path, `..`, a link pointing out).
+        MaclError: the path leaves the folder (absolute, `..`, or a link that points out of it).
     """
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise MaclError(f"{relative!r}, named in {folder}, lies outside that folder: mend or remove the entry.")
+        raise MaclError(
+            f"{relative!r}, named in {folder}, lies outside that folder: correct or delete it."
+        )
     return path
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_disk_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """Fail before a long write that the disk cannot hold, keeping 5 % in hand.
+    """Check that the disk holds `needed_bytes` and 5 % more, before a long write.
 
     Raises:
-        MaclError: fewer bytes are free than `what` needs.
+        MaclError: it does not; `what` names the thing to be written.
     """
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = next(
+        parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists()
+    )
     free = shutil.disk_usage(existing).free
     if needed_bytes * 1.05 > free:
         raise MaclError(
-            f"{what} needs about {needed_bytes / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free: "
-            "free some space or choose another folder."
+            f"{what} needs about {needed_bytes / 2**30:.1f} GiB in {folder}, but only "
+            f"{free / 2**30:.1f} GiB are free: free some space or choose another folder."
         )
 
 
 DEEPEST = 4
-"""How many folders below the one that a user names a data set may begin."""
+"""How many folders below the source a data set may begin."""
 
 
 def files_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
-    """Visible files at most `deepest` folders below `source`, sorted; links to folders are not followed."""
+    """Visible files at most `deepest` folders below `source`, sorted; follows no folder links."""
     if not source.is_dir():
         return []
     found: list[Path] = []
@@ -137,12 +144,14 @@ def files_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
 
 
 def folders_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
-    """`source` and the visible folders at most `deepest` levels below it, sorted; links are not followed."""
+    """`source` and visible folders at most `deepest` levels below it, sorted; follows no links."""
     if not source.is_dir():
         return []
     found = [source]
     if deepest:
-        inside = (path for path in sorted(source.iterdir()) if path.is_dir() and not path.is_symlink())
+        inside = (
+            path for path in sorted(source.iterdir()) if path.is_dir() and not path.is_symlink()
+        )
         for path in inside:
             if not path.name.startswith("."):
                 found += folders_below(path, deepest - 1)

@@ -1,4 +1,4 @@
-"""The same work on many items, in several processes that end when this one does."""
+"""The same function on many items, in worker processes that end with this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from macl.utils.errors import MaclError
 
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
+ParallelMap = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
 
 
 def available_cores() -> int:
@@ -23,16 +23,22 @@ def available_cores() -> int:
 
 
 @contextmanager
-def workers_for(items: int, workers: int) -> Iterator[Run]:
-    """Hand out `run(function, items)`, which yields (index, result) as they come; one worker is this process itself.
+def workers_for(items: int, workers: int) -> Iterator[ParallelMap]:
+    """Yield `run(function, items)`, which yields (index, result) in the order of completion.
+
+    A single worker is this process itself.
 
     Raises:
         MaclError: a worker was killed.
     """
     if min(items, workers) <= 1:
-        yield lambda function, things: ((index, function(thing)) for index, thing in enumerate(things))
+        yield lambda function, things: (
+            (index, function(thing)) for index, thing in enumerate(things)
+        )
         return
-    pool = ProcessPoolExecutor(min(items, workers), mp_context=get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(
+        min(items, workers), mp_context=get_context("spawn"), initializer=_end_with_parent
+    )
 
     def run(function: Callable[[Any], Any], things: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         futures = {pool.submit(function, thing): index for index, thing in enumerate(things)}
@@ -43,11 +49,12 @@ def workers_for(items: int, workers: int) -> Iterator[Run]:
         yield run
     except BrokenProcessPool:
         raise MaclError(
-            "A worker process was killed, probably for want of memory: run the command again with --workers 1. "
+            "A worker process was killed, probably because memory ran out: run the command again "
+            "with --workers 1. "
             '(From a script, call it under `if __name__ == "__main__":`.)'
         ) from None
     except KeyboardInterrupt:
-        # One that is just starting may never hear that the pool has ended; what workers write is whole or not there.
+        # A worker that is just starting may miss the end of the pool. Its writes are atomic.
         for worker in active_children():
             worker.kill()
         raise
@@ -56,7 +63,7 @@ def workers_for(items: int, workers: int) -> Iterator[Run]:
 
 
 def _end_with_parent() -> None:
-    """Ctrl-C is the parent's to answer; but a killed parent cannot stop its workers, so each watches for that itself."""
+    """Leave Ctrl-C to the parent, and watch for its death: a killed parent stops nobody."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:

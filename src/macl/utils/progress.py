@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a pipe."""
+"""Messages to the user, and progress of long work: a bar on a terminal, lines in a pipe."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import TimeRemainingColumn as _TimeRemainingColumn
 from rich.text import Text
 
-from macl.distributed.ranks import place
+from macl.utils.ranks import this_rank
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(message: str) -> None:
-    """Tell the user one line on stderr; stdout is kept for results. Of several processes the first speaks for all."""
-    if place().is_zero:
+    """Print one line to stderr, from rank 0 alone; stdout is for results."""
+    if this_rank().is_zero:
         print(message, file=sys.stderr, flush=True)
 
 
 class Advance(Protocol):
-    """Report that `steps` more are done, with a short note such as the present loss."""
+    """Report `steps` more as done, with a short note such as the current loss."""
 
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
@@ -37,8 +37,8 @@ class _RateColumn(ProgressColumn):
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Show how far `total` steps of `title` have come, `done` of them in an earlier run."""
-    show = _bar if sys.stderr.isatty() and place().is_zero else _lines
+    """Show the progress of `total` steps, `done` of which an earlier run has taken."""
+    show = _bar if sys.stderr.isatty() and this_rank().is_zero else _lines
     with show(title, total, done) as advance:
         yield advance
 

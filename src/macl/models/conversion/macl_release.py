@@ -12,42 +12,42 @@ from torch import Tensor
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError
 
-_AUTHORS_PLACES = (
+_NAMES = (
     (
         r"share_encoder\.contr_([1-4])_1\.([01])\.",
-        lambda m: f"encoder.levels.{int(m[1]) - 1}.{m[2]}.",
+        lambda match: f"encoder.levels.{int(match[1]) - 1}.{match[2]}.",
     ),
     (
         r"share_encoder\.contr_([1-4])_2\.([01])\.",
-        lambda m: f"encoder.levels.{int(m[1]) - 1}.{int(m[2]) + 3}.",
+        lambda match: f"encoder.levels.{int(match[1]) - 1}.{int(match[2]) + 3}.",
     ),
-    (r"share_encoder\.center\.([02])\.", lambda m: f"encoder.centre.{m[1]}."),
-    (r"online_decoder\.upscale([2-5])\.", lambda m: f"decoder.blocks.{5 - int(m[1])}.up."),
+    (r"share_encoder\.center\.([02])\.", lambda match: f"encoder.centre.{match[1]}."),
+    (r"online_decoder\.upscale([2-5])\.", lambda match: f"decoder.blocks.{5 - int(match[1])}.up."),
     (
         r"online_decoder\.expand_([1-4])_1\.([01])\.",
-        lambda m: f"decoder.blocks.{4 - int(m[1])}.convolutions.{m[2]}.",
+        lambda match: f"decoder.blocks.{4 - int(match[1])}.convolutions.{match[2]}.",
     ),
     (
         r"online_decoder\.expand_([1-4])_2\.([01])\.",
-        lambda m: f"decoder.blocks.{4 - int(m[1])}.convolutions.{int(m[2]) + 3}.",
+        lambda match: f"decoder.blocks.{4 - int(match[1])}.convolutions.{int(match[2]) + 3}.",
     ),
 )
 
 
 def from_authors_names(tensors: Mapping[str, Tensor], decoder_blocks: int) -> dict[str, Tensor]:
-    """The authors' tensors under the names of our U-Net: the encoder and the decoder blocks that were trained.
+    """Rename the authors' tensors to our U-Net: the encoder and the trained decoder blocks.
 
     Args:
         tensors: the released network's state, with or without a leading `module.`.
-        decoder_blocks: N; the release saves all four blocks, though only the deepest N were trained.
+        decoder_blocks: N; the release saves all four blocks, but trains the deepest N alone.
     """
     renamed = {}
     for name, tensor in tensors.items():
         bare = name.removeprefix("module.")
-        for pattern, place in _AUTHORS_PLACES:
+        for pattern, rename in _NAMES:
             match = re.match(pattern, bare)
             if match:
-                ours = place(match) + bare[match.end() :]
+                ours = rename(match) + bare[match.end() :]
                 if not ours.startswith("decoder.") or int(ours.split(".")[2]) < decoder_blocks:
                     renamed[ours] = tensor
     return renamed
@@ -56,31 +56,33 @@ def from_authors_names(tensors: Mapping[str, Tensor], decoder_blocks: int) -> di
 def read_authors(path: Path, decoder_blocks: int) -> Checkpoint:
     """Read a weights file of the authors' program (`.pth`), tensors only.
 
+    Args:
+        path: the file.
+        decoder_blocks: N, which the file does not say.
+
     Raises:
-        MaclError: the file is missing, holds more than tensors, or none that the released network has.
+        MaclError: the file is missing, holds more than tensors, or none of the released network.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise MaclError(f"There is no {path}: check the path given to --init.") from None
-    except Exception as error:  # broken bytes make the unpickler trip over whatever comes next
+    except Exception as error:  # broken bytes can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MaclError(
-            f"{path} cannot be read as plain weights ({reason}): save the network's state_dict() alone and try again."
+            f"{path} cannot be read as plain weights ({reason}): save the network's state_dict() "
+            "alone and try again."
         ) from None
     for key in ("state_dict", "model", "net"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    named = (
-        {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
+    items = content.items() if isinstance(content, Mapping) else ()
+    named = {name: value for name, value in items if isinstance(value, Tensor)}
     tensors = from_authors_names(named, decoder_blocks)
     if not tensors:
         raise MaclError(
-            f"{path} holds no tensor of the released MACL network (share_encoder.…, online_decoder.…)."
+            f"{path} holds no tensor of the released MACL network "
+            "(share_encoder.…, online_decoder.…)."
         )
-    return Checkpoint(
-        tensors, {"method": "macl", "decoder_blocks": decoder_blocks, "authors_file": path.name}
-    )
+    about = {"kind": "pretrain", "method": "macl", "dims": 2, "decoder_blocks": decoder_blocks}
+    return Checkpoint(tensors, about)
