@@ -9,9 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from macl.config import AugmentationSettings, FinetuneSettings, IntensitySettings, SpatialSettings
+from macl.augmentation import AXES
+from macl.config import (
+    ArrayAxis,
+    AugmentationSettings,
+    FinetuneSettings,
+    IntensitySettings,
+    SpatialSettings,
+)
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
+from macl.io.geometry import ANATOMICAL_AXES, Plane
 from macl.losses import soft_dice
 from macl.models import unet
 from macl.records import runs
@@ -70,6 +78,50 @@ def test_axes_that_would_swap_left_and_right_are_not_mirrored(
     assert mirror_axes(FinetuneSettings(augmentation=UPRIGHT), classes, plane) == axes
 
 
+VOLUMES: dict[str, Any] = {"dims": 3, "training": {"size": (32, 64, 64)}}
+THIN: dict[str, Any] = {"dims": 3, "training": {"size": (8, 64, 64)}}
+SIDED = ("background", "left kidney", "right kidney")
+
+
+@pytest.mark.parametrize(
+    ("classes", "plane", "axes"),
+    [
+        (("background", "liver", "spleen"), "axial", ("slice", "row", "column")),
+        (("background", "RV", "MYO", "LV"), "sagittal", ("slice", "row", "column")),
+        (SIDED, "axial", ("slice", "row")),
+        (SIDED, "coronal", ("slice", "row")),
+        (SIDED, "sagittal", ("row", "column")),
+    ],
+)
+def test_of_a_volume_with_sides_only_the_left_right_axis_is_not_mirrored(
+    classes: tuple[str, ...], plane: Plane, axes: tuple[ArrayAxis, ...]
+) -> None:
+    settings = FinetuneSettings(augmentation=UPRIGHT, **VOLUMES)
+    assert mirror_axes(settings, classes, plane) == axes
+
+
+@pytest.mark.parametrize(
+    ("rotation", "tilt", "patch", "plane", "axes"),
+    [
+        (180.0, 30.0, VOLUMES, "axial", ("slice",)),
+        (180.0, 30.0, VOLUMES, "coronal", ("slice",)),
+        (180.0, 30.0, VOLUMES, "sagittal", ("row", "column")),
+        (30.0, 180.0, VOLUMES, "axial", ("row",)),
+        (30.0, 180.0, VOLUMES, "sagittal", ()),
+        (180.0, 180.0, VOLUMES, "axial", ()),
+        (180.0, 180.0, THIN, "axial", ("slice",)),
+        (180.0, 180.0, THIN, "sagittal", ("row", "column")),
+    ],
+)
+def test_half_turns_take_mirrors_from_volumes_with_sides(
+    rotation: float, tilt: float, patch: Any, plane: Plane, axes: tuple[ArrayAxis, ...]
+) -> None:
+    """A half turn joins the two axes of its plane; thin patches are turned in plane alone."""
+    spatial = SpatialSettings(rotation_degrees=rotation, tilt_degrees=tilt)
+    settings = FinetuneSettings(augmentation=AugmentationSettings(spatial=spatial), **patch)
+    assert mirror_axes(settings, SIDED, plane) == axes
+
+
 def test_a_mirrored_row_and_a_half_turn_are_a_mirrored_column() -> None:
     turning = AugmentationSettings(spatial=SpatialSettings(rotation_degrees=180.0))
     classes = ("background", "left kidney", "right kidney")
@@ -105,6 +157,34 @@ def test_mirror_axes_as_set() -> None:
     assert mirror_axes(FinetuneSettings(mirror_axes=()), ("background", "liver"), "axial") == ()
 
 
+@pytest.mark.parametrize(
+    ("plane", "axes"),
+    [
+        ("axial", ("column", "row", "slice")),
+        ("coronal", ("column", "slice", "row")),
+        ("sagittal", ("slice", "column", "row")),
+    ],
+)
+def test_mirror_axes_by_the_names_of_the_anatomy(plane: Plane, axes: tuple[ArrayAxis, ...]) -> None:
+    names = ("left-right", "anterior-posterior", "inferior-superior")
+    for name, axis in zip(names, axes, strict=True):
+        settings = FinetuneSettings(mirror_axes=(name,), **VOLUMES)
+        assert mirror_axes(settings, SIDED, plane) == (axis,)
+        assert ANATOMICAL_AXES[plane][AXES.index(axis)] == name
+    twice = FinetuneSettings(mirror_axes=("row", *names), **VOLUMES)
+    assert mirror_axes(twice, SIDED, plane) == ("row", *(axis for axis in axes if axis != "row"))
+
+
+@pytest.mark.parametrize(
+    ("name", "plane"),
+    [("slice", "axial"), ("inferior-superior", "axial"), ("left-right", "sagittal")],
+)
+def test_an_axis_that_a_slice_lacks_is_no_mirror_axis(name: Any, plane: Plane) -> None:
+    with pytest.raises(MaclError, match=f"mirror_axes names {name}.*{plane} slices"):
+        mirror_axes(FinetuneSettings(mirror_axes=("row", name)), SIDED, plane)
+    assert mirror_axes(FinetuneSettings(mirror_axes=(name,), **VOLUMES), SIDED, plane) == ("slice",)
+
+
 @pytest.mark.parametrize("axes", [(), ("row",), ("column",), ("row", "column")])
 def test_augmentation_mirrors_the_axes_it_may(axes: tuple[str, ...]) -> None:
     always = AugmentationSettings(spatial=SpatialSettings(mirror=1.0, deform=0.0))
@@ -113,6 +193,19 @@ def test_augmentation_mirrors_the_axes_it_may(axes: tuple[str, ...]) -> None:
     dimensions = [{"row": -2, "column": -1}[axis] for axis in axes]
     assert torch.equal(labels, given.labels.flip(dimensions))
     torch.testing.assert_close(images, given.images.flip(dimensions), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("axes", [(), ("slice",), ("slice", "column"), AXES])
+def test_augmentation_of_volumes_mirrors_the_axes_it_may(axes: tuple[ArrayAxis, ...]) -> None:
+    always = AugmentationSettings(spatial=SpatialSettings(mirror=1.0, deform=0.0))
+    images, labels = batch(8).images, batch(8).labels
+    volumes = Batch(  # one person's slices, stacked
+        images.movedim(0, 1)[None], torch.ones(1, 3), SampleRng(0, 0, torch.arange(1)), labels[None]
+    )
+    moved, moved_labels = task(axes, augmentation=always).augment(volumes)
+    dimensions = [AXES.index(axis) - 3 for axis in axes]
+    assert torch.equal(moved_labels, volumes.labels.flip(dimensions))
+    torch.testing.assert_close(moved, volumes.images.flip(dimensions), rtol=0, atol=1e-4)
 
 
 def test_intensity_changes_leave_the_labels() -> None:
@@ -153,7 +246,7 @@ def test_a_tiny_batch_is_learned_by_heart() -> None:
 
 def test_the_names_are_the_backbones() -> None:
     named = task().segmenter.named_state()
-    backbone = unet.PLUGIN.build(unet.Settings(width=4), 1).state_dict()
+    backbone = unet.PLUGIN(unet.Settings(width=4), 1, dims=2).state_dict()
     assert set(named) == {*backbone, "head.weight", "head.bias"}
     assert set(segmenter_weights(task().state_dict())) == set(named)
 
@@ -163,9 +256,10 @@ def test_the_names_are_the_backbones() -> None:
 
 def write_run(folder: Path, one: SegmentationTask, **changes: Any) -> Path:
     values: dict[str, Any] = {
-        "kind": "finetune", "finished": True, "settings": one.settings.model_dump(mode="json"), "seed": 0,
-        "device": "cpu", "versions": {}, "store": "a", "store_checksum": "", "reader": "folder", "modality": "MR",
-        "prepared": {}, "channels": ("image",), "classes": ("background", "ring", "disc"),
+        "kind": "finetune", "finished": True, "settings": one.settings.model_dump(mode="json"),
+        "seed": 0, "device": "cpu", "versions": {}, "store": "a", "store_checksum": "",
+        "reader": "folder", "modality": "MR", "prepared": {}, "channels": ("image",),
+        "classes": ("background", "ring", "disc"),
     }  # fmt: skip
     runs.write_record(folder, runs.RunRecord(**(values | changes)))
     checkpoint.write(
