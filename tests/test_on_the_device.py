@@ -17,9 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from fakes.networks import method
 from fakes.toy_store import write_toy_store
-from macl.config import FinetuneSettings, IntensitySettings, TrainingSettings
+from macl.augmentation import random_blocks, small_view, view
+from macl.config import AugmentationSettings, FinetuneSettings, IntensitySettings, TrainingSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.data.rng import SampleRng
 from macl.engine.compiling import to_device_layout
 from macl.engine.optimisation import MovingAverage, make_optimiser, optimiser_tensors
 from macl.plugins import find, names
@@ -104,6 +106,18 @@ def test_pre_training_stays_on_the_device(name: str, batches: Loader) -> None:
     known = find("methods", name).Settings.model_fields
     settings = {key: value for key, value in SMALL.items() if key in known}
     train(method(name, settings, width=2, in_channels=2), batches, (0, 8))
+
+
+@pytest.mark.parametrize("patch", [(32, 48), (32, 32, 48), (8, 32, 48)])
+def test_views_stay_on_the_device(patch: tuple[int, ...]) -> None:
+    images = torch.zeros(2, 1, *patch, device=META)
+    rng = SampleRng(0, 3, torch.arange(2, device=META))
+    settings = AugmentationSettings(intensity=EVERY_CHANGE)
+    with OnTheDevice():
+        assert view(images, rng, settings).shape == images.shape
+        window = small_view(images, rng, settings, 0.5, (4,) * len(patch))
+        assert window.shape[2:] == tuple(side // 2 for side in patch)
+        assert random_blocks(rng, patch, 16, 0.5).device == META
 
 
 @pytest.mark.parametrize("recipe", ["cross_entropy", "cross_entropy_dice"])
