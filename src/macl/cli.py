@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 import macl
-from macl.options import (
-    Convention,
-    Device,
-    DeviceOption,
-    DevicesOption,
-    FramesOption,
-    JsonOption,
-    Out,
-    OverlapOption,
-    RecipeOption,
-    ResumeOption,
-    SeedOption,
-    SetOption,
-    StoreArgument,
-    WorkersOption,
-)
 from macl.utils.errors import MaclError
 from macl.utils.progress import say
 from macl.utils.ranks import exit_rank, require_single_process
@@ -33,27 +18,86 @@ from macl.utils.ranks import exit_rank, require_single_process
 app = typer.Typer(
     name="macl",
     help="From unlabelled scans and a handful of labels to a segmentation model.",
-    epilog="The path: inspect → prepare → split → pretrain → finetune → predict → evaluate → report.",
+    epilog="The path: inspect → prepare → split → pretrain → finetune → predict → evaluate → "
+    "report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+class Convention(StrEnum):
+    """How to score."""
+
+    strict = "strict"
+    paper = "paper"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder to write. Anything else in it is an error.")
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed of all random draws; saved with the result.")
+]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="Where to compute; auto uses a GPU if there is one.")
+]
+DevicesOption = Annotated[
+    int,
+    typer.Option(
+        "--devices", min=1, help="GPUs to train on in parallel (with --device cpu: processes)."
+    ),
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.epochs=50."),
+]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="Recipe, by name or path (.toml). Default: the method's own.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Resume the unfinished run in --out.")
+]
+OverlapOption = Annotated[
+    bool,
+    typer.Option("--allow-overlap", help="Allow test people in the training data; recorded."),
+]
+FramesOption = Annotated[
+    bool, typer.Option("--frames", help="The fourth axis is time: each time point is a case.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes. Default: one per core.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"macl {macl.__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def alone(
+def check_launch(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which macl this is, and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Refuse several processes where they would do the same work over each other."""
+    """Refuse several processes for commands that cannot share their work."""
     if context.invoked_subcommand not in ("pretrain", "finetune"):
         require_single_process(f"macl {context.invoked_subcommand}")
 
@@ -148,8 +192,12 @@ def split(
 def pretrain(
     store: StoreArgument,
     out: Out,
-    method: Annotated[str | None, typer.Option(help="Way to pre-train; by default the recipe's, or `macl`.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split file or name; its test people are left out.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="How to pre-train. Default: the recipe's, or macl.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split file or name; its test people are left out.")
+    ] = None,
     recipe: RecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
@@ -158,25 +206,40 @@ def pretrain(
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
 ) -> None:
-    """Pre-train an encoder and decoder blocks on unlabelled slices."""
+    """Pre-train a network on unlabelled scans, in 2D or 3D."""
     from macl.distributed.launch import launch_processes
     from macl.stages.pretrain import pretrain as run
 
     launch_processes(devices, sys.argv[1:])
     run(
-        store, out, method=method, split=split, recipe=recipe, overrides=overrides, device=device.value, seed=seed,
-        resume=resume, allow_overlap=allow_overlap,
-    )  # fmt: skip
+        store,
+        out,
+        method=method,
+        split=split,
+        recipe=recipe,
+        overrides=overrides,
+        device=device.value,
+        seed=seed,
+        resume=resume,
+        allow_overlap=allow_overlap,
+    )
 
 
 @app.command()
 def finetune(
     store: StoreArgument,
     out: Out,
-    init: Annotated[str, typer.Option(help="Where to start: a pre-training run, a weights file, or scratch.")],
-    split: Annotated[str, typer.Option(help="Split file, or the name of a split in the package.")],
+    init: Annotated[
+        str, typer.Option(help="Where to start: a pre-training run, a weights file, or scratch.")
+    ],
+    split: Annotated[
+        str, typer.Option(help="Split file, or the name of a split in the package.")
+    ],
     labels: Annotated[str, typer.Option(help="Label budget of the split, such as 8 or 10%.")],
-    recipe: Annotated[str, typer.Option(help="strong, paper, or a path (.toml).")] = "strong",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="strong, strong-3d, paper, or a path (.toml). Default: strong."),
+    ] = None,
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
     devices: DevicesOption = 1,
@@ -187,7 +250,8 @@ def finetune(
         bool, typer.Option("--encoder-only", help="Accept an init without decoder blocks.")
     ] = False,
     init_decoder_blocks: Annotated[
-        int, typer.Option(min=0, max=4, help="Decoder blocks that the authors' weights files trained.")
+        int,
+        typer.Option(min=0, max=4, help="Trained decoder blocks in a weights file of the authors."),
     ] = 2,
 ) -> None:
     """Fine-tune a segmenter with few labels, from pre-trained weights or from scratch."""
@@ -196,10 +260,20 @@ def finetune(
 
     launch_processes(devices, sys.argv[1:])
     run(
-        store, out, init=init, split=split, labels=labels, recipe=recipe, overrides=overrides, device=device.value,
-        seed=seed, resume=resume, allow_overlap=allow_overlap, encoder_only=encoder_only,
+        store,
+        out,
+        init=init,
+        split=split,
+        labels=labels,
+        encoder_only=encoder_only,
         init_decoder_blocks=init_decoder_blocks,
-    )  # fmt: skip
+        recipe=recipe,
+        overrides=overrides,
+        device=device.value,
+        seed=seed,
+        resume=resume,
+        allow_overlap=allow_overlap,
+    )
 
 
 @app.command()
@@ -207,30 +281,54 @@ def predict(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN... SCAN|FOLDER|STORE...", help="Fine-tuned runs (several are averaged), then scans."
+            metavar="RUN... SCAN|FOLDER|STORE...",
+            help="Fine-tuned runs, whose probabilities are averaged, then scans.",
         ),
     ],
     out: Out,
-    cases: Annotated[Literal["test", "all"], typer.Option(help="Of a store: its run's test cases, or all.")] = "test",
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 16,
+    cases: Annotated[
+        Literal["test", "all"], typer.Option(help="Of a store: its run's test cases, or all.")
+    ] = "test",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write class probabilities.")
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Windows at a time. Default: 16 slices, or fewer volumes of as many voxels.",
+        ),
+    ] = None,
     frames: FramesOption = False,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Segment scans: a mask in each scan's own geometry."""
     from macl.stages.predict import predict as run
 
-    chosen = {"cases": cases, "probabilities": probabilities, "batch_size": batch_size, "frames": frames}
-    run(paths, out, **chosen, device=device.value)
+    run(
+        paths,
+        out,
+        cases=cases,
+        probabilities=probabilities,
+        batch_size=batch_size,
+        frames=frames,
+        device=device.value,
+    )
 
 
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of masks.")],
-    truth: Annotated[Path, typer.Argument(help="Folder of true masks, a source in a known layout, or a store.")],
+    truth: Annotated[
+        Path,
+        typer.Argument(help="Folder of true masks, a source in a known layout, or a store."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Table to write (.csv).")],
     convention: Annotated[
-        Convention, typer.Option(help="strict: 3D, mm, misses punished. paper: the release's way.")
+        Convention,
+        typer.Option(
+            help="strict: whole scans, in mm, and misses count. paper: as the release measures."
+        ),
     ] = Convention.strict,
 ) -> None:
     """Score masks against the truth: Dice, Jaccard, HD95 and ASD per case and class."""
@@ -241,29 +339,40 @@ def evaluate(
 
 @app.command()
 def profile(
-    method: Annotated[str, typer.Option(help="Way to pre-train.")] = "macl",
+    method: Annotated[str, typer.Option(help="How to pre-train.")] = "macl",
     recipe: RecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
     store: Annotated[
-        Path | None, typer.Option(help="Store whose channels and slices to take, to estimate the whole run.")
+        Path | None, typer.Option(help="Store to estimate the whole run for.")
     ] = None,
-    channels: Annotated[int, typer.Option(min=1, help="Image channels, where no store is named.")] = 1,
-    slices: Annotated[int | None, typer.Option(min=1, help="Slices of a data set that is not prepared yet.")] = None,
+    channels: Annotated[
+        int, typer.Option(min=1, help="Image channels, if no store is named.")
+    ] = 1,
+    patches: Annotated[
+        int | None,
+        typer.Option(min=1, help="Patches per epoch (2D: slices), if no store is named."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 5,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what pre-training costs on this machine: time, memory, and where the time goes."""
+    """Measure what pre-training costs on this machine: time per part of a step, and memory."""
     import json
 
     from macl.stages.profile import profile as run
     from macl.stages.profile import render
 
-    found = run(
-        method=method, recipe=recipe, overrides=overrides, store=store, channels=channels, slices=slices,
-        device=device.value, steps=steps,
-    )  # fmt: skip
-    print(json.dumps(found, indent=1) if as_json else render(found))
+    figures = run(
+        method=method,
+        recipe=recipe,
+        overrides=overrides,
+        store=store,
+        channels=channels,
+        patches=patches,
+        steps=steps,
+        device=device.value,
+    )
+    print(json.dumps(figures, indent=1) if as_json else render(figures))
 
 
 @app.command()
@@ -291,18 +400,19 @@ def report(
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends in one sentence and exit code 1."""
-    # PyTorch's threads otherwise spin while they wait: beside another busy program a step takes ten times as long.
+    """Entry point: a user's mistake is printed as one sentence, with exit code 1."""
+    # Otherwise PyTorch's idle threads spin: beside another busy program a step takes ten times as
+    # long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(prog_name="macl")
     except MaclError as error:
-        # Any process may be the one that speaks for all here, which `say` leaves to the first.
+        # Not `say`, which is silent in all processes but the first: any of them may have failed.
         print(f"macl: {error}", file=sys.stderr, flush=True)
         exit_rank(1)
     except (KeyboardInterrupt, SystemExit) as end:
-        # Typer turns Ctrl-C into this exit code without a word.
+        # Typer turns Ctrl-C into this exit code without a message.
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        say("macl: interrupted; run the same command again (with --resume for training) to go on.")
+        say("macl: interrupted. Run the same command again to continue (training: with --resume).")
         sys.exit(130)
