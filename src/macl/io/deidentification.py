@@ -1,4 +1,4 @@
-"""Who was scanned: what must not be told of a patient, and the names that stand in for it."""
+"""What would identify a patient, and the pseudonyms that replace it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _SALT = "macl/patient/1/"
+
 _SHORTEST_PART = 3
+"""Shorter identifiers count only as whole words."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a DICOM header says of the patient.
+    """What DICOM headers say about the patient.
 
     Attributes:
         patient_id: PatientID as written, perhaps empty.
-        series: SeriesInstanceUID, perhaps empty.
-        secrets: parts of the patient's names, and the birth date in the ways it is written.
-        readable: whether any header could be read; if not, a file's own name may tell who was scanned.
+        series_uid: SeriesInstanceUID, perhaps empty.
+        identifiers: parts of the patient's names, and the birth date in its usual notations.
+        readable: whether any header could be read; if not, the file's own name may identify the
+            patient.
     """
 
     patient_id: str
-    series: str
-    secrets: tuple[str, ...]
+    series_uid: str
+    identifiers: tuple[str, ...]
     readable: bool
 
 
-def hashed(kind: str, text: str) -> str:
-    """A stand-in such as "patient-3f2a…": the same for the same text, everywhere."""
+def pseudonym(kind: str, text: str) -> str:
+    """A name such as "patient-3f2a…" that stands for `text`: the same one on every machine."""
     return f"{kind}-{hashlib.sha256((_SALT + text).encode()).hexdigest()[:12]}"
 
 
-def secrets_of(names: Iterable[str], birth_date: str) -> tuple[str, ...]:
-    """The parts of DICOM person names, and a birth date (YYYYMMDD) in its usual orders of digits."""
-    parts = {part for name in names for part in _tokens(name)}
+def identifiers_in(names: Iterable[str], birth_date: str) -> tuple[str, ...]:
+    """The parts of DICOM person names, and a birth date (YYYYMMDD) in its usual notations."""
+    parts = {word for name in names for word in _words(name)}
     if re.fullmatch(r"\d{8}", birth_date):
         year, month, day = birth_date[:4], birth_date[4:6], birth_date[6:]
         parts |= {year + month + day, day + month + year, month + day + year}
@@ -44,17 +47,22 @@ def secrets_of(names: Iterable[str], birth_date: str) -> tuple[str, ...]:
     return tuple(sorted(parts))
 
 
-def reveals(text: str, secrets: Iterable[str]) -> bool:
-    """Whether `text` contains a secret, whatever its case, accents and separators; very short ones as whole words."""
-    words = _tokens(text)
-    together = "".join(words)
-    return any(
-        secret in together if len(secret) >= _SHORTEST_PART or not secret.isascii() else secret in words
-        for part in secrets
-        if (secret := "".join(_tokens(part)))
-    )
+def contains_identifier(text: str, identifiers: Iterable[str]) -> bool:
+    """Whether `text` contains an identifier, whatever its case, accents and separators.
+
+    Very short identifiers count only as whole words.
+    """
+    words = _words(text)
+    joined = "".join(words)
+    for identifier in identifiers:
+        plain = "".join(_words(identifier))
+        whole_words_only = len(plain) < _SHORTEST_PART and plain.isascii()
+        if plain and plain in (words if whole_words_only else joined):
+            return True
+    return False
 
 
-def _tokens(text: str) -> list[str]:
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
+def _words(text: str) -> list[str]:
+    letters = unicodedata.normalize("NFKD", text)
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter)).casefold()
     return re.findall(r"[^\W_]+", plain)

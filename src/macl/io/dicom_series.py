@@ -1,17 +1,20 @@
-"""A tree of DICOM files sorted into series, by what their headers say."""
+"""A tree of DICOM files grouped into series, by what their headers say."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from macl.io import dicom
-from macl.io.source import Scan, Stack
+from macl.io.source import ScanPath, SliceFiles
 from macl.utils.files import files_below
 
 DEEPEST = 12
-"""How many folders below the one that a user names series are looked for."""
+"""How many folders below the one that a user names are searched for series."""
 
 
 @dataclass(frozen=True)
@@ -19,66 +22,80 @@ class Series:
     """One series.
 
     Attributes:
-        folder: the folder that holds its files, or the deepest one above them.
-        number: SeriesNumber, or "" where the header names none.
-        alone: whether no other series lies in that folder.
-        scan: its files; the folder itself where that holds nothing else of DICOM.
+        folder: holds its files, or is the deepest one above them.
+        number: SeriesNumber, or "" if the headers give none.
+        alone_in_folder: whether no other series lies in that folder.
+        scan: its files, or the folder itself if it holds no other DICOM files.
     """
 
     folder: Path
     number: str
-    alone: bool
-    scan: Scan
+    alone_in_folder: bool
+    scan: ScanPath
 
 
-def holds_dicom(source: Path) -> bool:
+class _FileHeader(NamedTuple):
+    has_image: bool
+    series_uid: str
+    series_number: str
+
+
+def contains_dicom(source: Path) -> bool:
     """Whether there is a DICOM file below `source`."""
-    return any(dicom.belongs(path) for path in files_below(source, DEEPEST))
+    return any(dicom.is_dicom_file(path) for path in files_below(source, DEEPEST))
 
 
-def dicom_files(source: Path) -> tuple[list[Path], list[Path]]:
-    """Files below `source` that are DICOM by name or contents, and the other ones."""
-    files = files_below(source, DEEPEST)
-    told = [dicom.belongs(path) for path in files]
-    found = [path for path, is_dicom in zip(files, told, strict=True) if is_dicom]
-    return found, [path for path, is_dicom in zip(files, told, strict=True) if not is_dicom]
+def find_dicom_files(source: Path) -> tuple[list[Path], list[Path]]:
+    """The files below `source` that are DICOM by name or contents, and the other files."""
+    dicom_files: list[Path] = []
+    others: list[Path] = []
+    for path in files_below(source, DEEPEST):
+        (dicom_files if dicom.is_dicom_file(path) else others).append(path)
+    return dicom_files, others
 
 
-def sort_into_series(files: list[Path]) -> tuple[list[Series], list[Path]]:
-    """The series that files belong to by their SeriesInstanceUID, and the files that hold no image (reports, contours).
+def group_into_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
+    """The series that files belong to by their SeriesInstanceUID, and the files without an image.
 
-    A file whose header cannot be read belongs to the only series of its folder, or else makes a series of its folder,
-    so that reading it tells what is broken.
+    A file without an image is a report or a contour, say. A file whose header cannot be read joins
+    the only series of its folder, or else makes a series of its own, so that reading it reports the
+    damage.
     """
-    by_uid: dict[str, list[Path]] = {}
+    files_by_uid: dict[str, list[Path]] = {}
     numbers: dict[str, str] = {}
-    broken: list[Path] = []
+    unreadable: list[Path] = []
     without_image: list[Path] = []
     for file in files:
-        told = _told(file)
-        if told is None:
-            broken.append(file)
-        elif not told[0]:
+        header = _read_file_header(file)
+        if header is None:
+            unreadable.append(file)
+        elif not header.has_image:
             without_image.append(file)
         else:
-            _, uid, number = told
-            by_uid.setdefault(uid, []).append(file)
-            numbers.setdefault(uid, number)
-    for file in broken:
-        beside = [uid for uid, members in by_uid.items() if any(one.parent == file.parent for one in members)]
-        by_uid.setdefault(beside[0] if len(beside) == 1 else f"broken in {file.parent}", []).append(file)
-    folders = {uid: _above(members) for uid, members in by_uid.items()}
+            files_by_uid.setdefault(header.series_uid, []).append(file)
+            numbers.setdefault(header.series_uid, header.series_number)
+    for file in unreadable:
+        beside = [
+            uid
+            for uid, members in files_by_uid.items()
+            if any(member.parent == file.parent for member in members)
+        ]
+        uid = beside[0] if len(beside) == 1 else f"unreadable in {file.parent}"
+        files_by_uid.setdefault(uid, []).append(file)
+    folders = {uid: _common_folder(members) for uid, members in files_by_uid.items()}
+    series_in = Counter(folders.values())
     series: list[Series] = []
-    for uid, members in by_uid.items():
+    for uid, members in files_by_uid.items():
         folder = folders[uid]
-        alone = list(folders.values()).count(folder) == 1
-        whole = alone and sorted(members) == dicom.members(folder)
-        series.append(Series(folder, numbers.get(uid, ""), alone, folder if whole else Stack(tuple(sorted(members)))))
+        alone = series_in[folder] == 1
+        fills_folder = alone and sorted(members) == dicom.files_in(folder)
+        scan = folder if fills_folder else SliceFiles(tuple(sorted(members)))
+        series.append(Series(folder, numbers.get(uid, ""), alone, scan))
     return series, without_image
 
 
-def _told(file: Path) -> tuple[bool, str, str] | None:
-    """Whether a file holds an image, its SeriesInstanceUID and its SeriesNumber; None: its header cannot be read."""
+def _read_file_header(file: Path) -> _FileHeader | None:
+    """What a file's header says; None: it cannot be read."""
     import pydicom
 
     tags = ["SeriesInstanceUID", "SeriesNumber", "Rows", "SOPClassUID"]
@@ -86,12 +103,17 @@ def _told(file: Path) -> tuple[bool, str, str] | None:
         with warnings.catch_warnings(action="ignore"):
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
             number = "" if header.get("SeriesNumber") is None else str(header.SeriesNumber)
-            return header.get("Rows") is not None, str(header.get("SeriesInstanceUID", "")), number
-    except Exception:  # pydicom raises whatever a damaged header leads it to
+            has_image = header.get("Rows") is not None
+            return _FileHeader(has_image, str(header.get("SeriesInstanceUID", "")), number)
+    except Exception:  # pydicom raises anything when a header is damaged
         return None
 
 
-def _above(files: list[Path]) -> Path:
+def _common_folder(files: Iterable[Path]) -> Path:
+    """The deepest folder that holds all of the files, in itself or below."""
     folders = {file.parent for file in files}
     first = min(folders)
-    return next(above for above in (first, *first.parents) if all(one.is_relative_to(above) for one in folders))
+    candidates = (first, *first.parents)
+    return next(
+        above for above in candidates if all(folder.is_relative_to(above) for folder in folders)
+    )

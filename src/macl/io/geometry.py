@@ -1,4 +1,4 @@
-"""A scan in memory, its header, and the grid that its voxels lie on; no file format is known here."""
+"""A scan in memory, its header, and the grid of its voxels, whatever its file format."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from macl.config import AnatomicalAxis, ArrayAxis, Settings
+from macl.utils.text import format_size
 
 Plane = Literal["axial", "coronal", "sagittal"]
 
@@ -87,7 +88,7 @@ def direction_matrix(geometry: Geometry) -> np.ndarray:
 
 
 def nearest_axes(geometry: Geometry) -> tuple[int, int, int]:
-    """The anatomical axes (0 left, 1 posterior, 2 superior) nearest to x, y and z, each used once."""
+    """The anatomical axes (0 left, 1 posterior, 2 superior) nearest to x, y and z, each once."""
     closeness = np.abs(direction_matrix(geometry))
 
     def total(axes: tuple[int, ...]) -> float:
@@ -141,11 +142,6 @@ def array_axis(axis: ArrayAxis | AnatomicalAxis, plane: Plane) -> ArrayAxis:
             return axis
         case _:
             return get_args(ArrayAxis)[ANATOMICAL_AXES[plane].index(axis)]
-
-
-def format_size(size: tuple[int, ...]) -> str:
-    """A size for a sentence: "5×4×3"."""
-    return "×".join(map(str, size))
 
 
 def _format_numbers(values: tuple[float, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -9,13 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from macl.io.geometry import Geometry, Volume
+from macl.io.geometry import Geometry, Header, Volume, direction_matrix
 from macl.io.integrity import gunzip, require_length, require_size
 from macl.utils.errors import RefusedCaseError
 
 SUFFIXES = (".nii.gz", ".nii")
 
-_LPS = np.diag([-1.0, -1.0, 1.0])
+_HEADER_BYTES = 544
+"""Enough for the header of NIfTI-1 (348) or NIfTI-2 (540)."""
+
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
+"""Turns NIfTI's right-anterior-superior coordinates into left-posterior-superior ones, and back."""
+
 _MM_BY_UNIT_CODE = {1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI's codes of metre, millimetre and micrometre."""
 
@@ -24,12 +30,12 @@ _LARGEST_SHEAR = 1e-3
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What the first bytes say.
+    """What the first bytes of a file say.
 
     Attributes:
         geometry: the grid.
-        stacked: volumes along the fourth axis and further.
-        moments: volumes along the fourth axis, where it is the last one.
+        volumes: number of volumes along the fourth axis and further ones.
+        time_points: volumes along the fourth axis, if it is the last one.
         dtype: of the stored numbers.
         offset: bytes before the image data.
         slope, intercept: value = stored × slope + intercept.
@@ -37,8 +43,8 @@ class NiftiHeader:
     """
 
     geometry: Geometry
-    stacked: int
-    moments: int
+    volumes: int
+    time_points: int
     dtype: np.dtype
     offset: int
     slope: float
@@ -48,17 +54,33 @@ class NiftiHeader:
     @property
     def data_bytes(self) -> int:
         """Length of the image data."""
-        return int(np.prod(self.geometry.size, dtype=object)) * self.stacked * self.dtype.itemsize
+        return math.prod(self.geometry.size) * self.volumes * self.dtype.itemsize
 
 
-def read_header(path: Path) -> NiftiHeader:
-    """The header alone; RefusedCaseError where it makes no sense."""
-    return _parse(_first_bytes(path))
+def read_header(path: Path) -> Header:
+    """The header alone.
+
+    Raises:
+        RefusedCaseError: it is invalid or announces too much.
+    """
+    header = _read_nifti_header(path)
+    return Header(
+        format="NIfTI",
+        geometry=header.geometry,
+        channels=header.volumes,
+        dtype=header.dtype.name,
+        time_points=header.time_points,
+    )
 
 
 def read(path: Path) -> Volume:
-    """The whole file as (stacked, z, y, x); RefusedCaseError unless every byte is there and fits the checksum."""
-    header = read_header(path)
+    """The whole file as (volumes, z, y, x).
+
+    Raises:
+        RefusedCaseError: the header is invalid, bytes are missing or left over, or a checksum does
+            not match.
+    """
+    header = _read_nifti_header(path)
     expected = header.offset + header.data_bytes
     if _is_gzip(path):
         data = bytearray()
@@ -71,39 +93,37 @@ def read(path: Path) -> Volume:
         data = bytearray(path.read_bytes())
     require_length(len(data) - header.offset, header.data_bytes)
     flat = np.frombuffer(data, dtype=header.dtype, offset=header.offset)
-    array = flat.reshape((header.stacked, *reversed(header.geometry.size)))
+    array = flat.reshape((header.volumes, *reversed(header.geometry.size)))
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    rescale = ((header.slope, header.intercept),) * header.volumes
     if header.slope < 0:
         array = array.astype(np.float64) * header.slope + header.intercept
-    plain = header.slope < 0 or (header.slope, header.intercept) == (1.0, 0.0)
-    rescale = () if plain else ((header.slope, header.intercept),) * header.stacked
-    return Volume(array, header.geometry, rescale, header.notes)
+        rescale = ()
+    elif (header.slope, header.intercept) == (1.0, 0.0):
+        rescale = ()
+    return Volume(array, header.geometry, rescale, header.notes, is_4d=header.volumes > 1)
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write (C, z, y, x) or (z, y, x) to `path` itself; the same input gives the same bytes."""
     import nibabel
 
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8)
-    elif array.dtype == np.float16:
-        array = array.astype(np.float32)
-    image = nibabel.Nifti1Image(array.T if array.ndim == 3 else np.moveaxis(array, 0, -1).transpose(2, 1, 0, 3),
-                                affine_of(geometry), dtype=array.dtype)  # fmt: skip
+    x_first = array.T if array.ndim == 3 else np.moveaxis(array, 0, -1).transpose(2, 1, 0, 3)
+    affine = affine_of(geometry)
+    image = nibabel.Nifti1Image(x_first, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    image.set_sform(affine_of(geometry), code=1)
-    image.set_qform(affine_of(geometry), code=1, strip_shears=True)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1, strip_shears=True)
     if not geometry.spacing_known:
         image.header.set_xyzt_units("unknown")
     image.to_filename(path)
 
 
 def affine_of(geometry: Geometry) -> np.ndarray:
-    """(4, 4): voxel indices x, y, z → millimetres in right-anterior-superior coordinates, NIfTI's own."""
+    """(4, 4): voxel indices x, y, z → mm in NIfTI's right-anterior-superior coordinates."""
     affine = np.eye(4)
-    matrix = np.asarray(geometry.direction).reshape(3, 3) * np.asarray(geometry.spacing)
-    affine[:3, :3] = _LPS @ matrix
-    affine[:3, 3] = _LPS @ np.asarray(geometry.origin)
+    affine[:3, :3] = _LPS_FROM_RAS @ (direction_matrix(geometry) * np.asarray(geometry.spacing))
+    affine[:3, 3] = _LPS_FROM_RAS @ np.asarray(geometry.origin)
     return affine
 
 
@@ -111,37 +131,25 @@ def _is_gzip(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
-def _first_bytes(path: Path) -> bytes:
-    if not _is_gzip(path):
-        with path.open("rb") as file:
-            return file.read(544)
-    first = b""
-    for piece in gunzip(path):
-        first += piece
-        if len(first) >= 544:
-            break
-    return first
-
-
-def _parse(first: bytes) -> NiftiHeader:
-    header = _nibabel_header(first)
+def _read_nifti_header(path: Path) -> NiftiHeader:
+    header = _nibabel_header(_first_bytes(path))
     shape = tuple(int(count) for count in header.get_data_shape())
     if not 2 <= len(shape) <= 7:
-        raise RefusedCaseError(f"its header announces {len(shape)} dimensions where 3 are meant")
-    size = (*shape, 1)[:3] if len(shape) == 2 else shape[:3]
+        raise RefusedCaseError(f"its header announces {len(shape)} dimensions, expected 3")
     require_size(shape)
+    size = (*shape, 1)[:3]
     dtype = header.get_data_dtype()
     if dtype.names or dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise RefusedCaseError(f"its voxels are {dtype}, where real numbers are meant")
+        raise RefusedCaseError(f"its voxels are of type {dtype}, expected real numbers")
     slope, intercept = header.get_slope_inter()
-    geometry, notes = _grid(header, (size[0], size[1], size[2]))
+    geometry, notes = _read_grid(header, (size[0], size[1], size[2]))
     offset = float(header["vox_offset"])
     if not 0 <= offset < 2**31:
-        raise RefusedCaseError("its NIfTI header makes no sense (where its data begins)")
+        raise RefusedCaseError("its NIfTI header is invalid (offset of the image data)")
     return NiftiHeader(
         geometry=geometry,
-        stacked=int(np.prod(shape[3:], dtype=int)),
-        moments=shape[3] if len(shape) > 3 and set(shape[4:]) <= {1} else 1,
+        volumes=math.prod(shape[3:]),
+        time_points=shape[3] if len(shape) > 3 and set(shape[4:]) <= {1} else 1,
         dtype=dtype,
         offset=max(int(offset), int(header["sizeof_hdr"]) + 4),
         slope=1.0 if slope is None else float(slope),
@@ -150,85 +158,107 @@ def _parse(first: bytes) -> NiftiHeader:
     )
 
 
+def _first_bytes(path: Path) -> bytes:
+    if not _is_gzip(path):
+        with path.open("rb") as file:
+            return file.read(_HEADER_BYTES)
+    first = b""
+    for piece in gunzip(path):
+        first += piece
+        if len(first) >= _HEADER_BYTES:
+            break
+    return first
+
+
 def _nibabel_header(first: bytes) -> Any:
     import nibabel
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
 
-    sizes = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
-    kind = next(
-        (sizes[size] for order in ("little", "big") if (size := int.from_bytes(first[:4], order)) in sizes), None
-    )
-    magic = first[344:347] if kind is nibabel.Nifti1Header else first[4:7]
-    if kind is None or magic not in (b"n+1", b"n+2"):
+    versions = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+    sizes = (int.from_bytes(first[:4], order) for order in ("little", "big"))
+    version = next((versions[size] for size in sizes if size in versions), None)
+    magic = first[344:347] if version is nibabel.Nifti1Header else first[4:7]
+    if version is None or magic not in (b"n+1", b"n+2"):
         raise RefusedCaseError("it is not a NIfTI file" if first else "the file is empty")
     try:
-        header = kind.from_fileobj(BytesIO(first), check=False)
+        header = version.from_fileobj(BytesIO(first), check=False)
         header.get_data_dtype()
         header.get_slope_inter()
         return header
     except (HeaderDataError, WrapStructError, ValueError) as error:
-        raise RefusedCaseError(f"its NIfTI header makes no sense ({error})") from None
+        raise RefusedCaseError(f"its NIfTI header is invalid ({error})") from None
 
 
-def _grid(header: Any, size: tuple[int, int, int]) -> tuple[Geometry, tuple[str, ...]]:
+def _read_grid(header: Any, size: tuple[int, int, int]) -> tuple[Geometry, tuple[str, ...]]:
+    """The grid, and what was assumed about it."""
     notes: list[str] = []
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
-    told = bool(np.isfinite(pixdim).all()) and bool((pixdim[[n > 1 for n in size]] > 0).all())
     if has_sform:
         affine = np.asarray(header.get_sform(), dtype=np.float64)
         if has_qform and not np.allclose(affine, _qform(header, affine), rtol=1e-3, atol=1e-2):
-            notes.append("sform and qform disagree: the sform was taken")
-    elif not told:
+            notes.append("sform and qform disagree: using the sform")
+    elif not _has_voxel_size(header, size):
         # Neither an affine nor a voxel size: the grid's numbers mean nothing.
-        notes.append("the header tells no spacing: distances are in voxels")
-        return _unknown(size), tuple(notes)
+        notes.append("the header gives no spacing: distances are in voxels")
+        return _unknown_grid(size), tuple(notes)
     elif has_qform:
-        affine = np.asarray(_qform(header, None), dtype=np.float64)
+        affine = _qform(header, None)
     else:
         affine = np.asarray(header.get_base_affine(), dtype=np.float64)
-        notes.append("the header tells no orientation: NIfTI's default (x to the left, y to the front, z up) was taken")
+        notes.append(
+            "the header gives no orientation: assuming NIfTI's default (x to the left, y to the "
+            "front, z up)"
+        )
     unit = int(header["xyzt_units"]) & 7
     if unit not in _MM_BY_UNIT_CODE:
-        notes.append("the header tells no unit of length: millimetres were taken")
+        notes.append("the header gives no unit of length: assuming millimetres")
     return _geometry(affine, size, _MM_BY_UNIT_CODE.get(unit, 1.0)), tuple(notes)
 
 
-def _qform(header: Any, instead: np.ndarray | None) -> np.ndarray:
+def _has_voxel_size(header: Any, size: tuple[int, int, int]) -> bool:
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
+    return bool(np.isfinite(pixdim).all() and (pixdim[[count > 1 for count in size]] > 0).all())
+
+
+def _qform(header: Any, fallback: np.ndarray | None) -> np.ndarray:
     try:
         return np.asarray(header.get_qform(), dtype=np.float64)
     except (ValueError, ArithmeticError) as error:
-        if instead is not None:
-            return instead
-        raise RefusedCaseError(f"its NIfTI qform makes no sense ({error})") from None
+        if fallback is not None:
+            return fallback
+        raise RefusedCaseError(f"its NIfTI qform is invalid ({error})") from None
 
 
-def _geometry(affine: np.ndarray, size: tuple[int, int, int], mm: float) -> Geometry:
+def _geometry(affine: np.ndarray, size: tuple[int, int, int], mm_per_unit: float) -> Geometry:
     if not np.isfinite(affine).all():
         raise RefusedCaseError("its affine holds numbers that are not finite")
-    matrix = _LPS @ affine[:3, :3]
+    matrix = _LPS_FROM_RAS @ affine[:3, :3]
     spacing = np.linalg.norm(matrix, axis=0)
     if (spacing <= 0).any():
         raise RefusedCaseError("its affine is singular: an axis has no length")
     direction = matrix / spacing
     if np.abs(direction.T @ direction - np.eye(3)).max() > _LARGEST_SHEAR:
-        raise RefusedCaseError("its affine is sheared: resample it to a grid with right angles first")
+        raise RefusedCaseError("its affine is sheared: resample it to a grid with right angles")
     return Geometry(
         size=size,
-        spacing=_three(spacing * mm),
-        origin=_three(_LPS @ affine[:3, 3] * mm),
+        spacing=_xyz(spacing * mm_per_unit),
+        origin=_xyz(_LPS_FROM_RAS @ affine[:3, 3] * mm_per_unit),
         direction=tuple(float(value) + 0.0 for value in direction.ravel()),  # pyright: ignore[reportArgumentType]
         spacing_known=True,
     )
 
 
-def _unknown(size: tuple[int, int, int]) -> Geometry:
+def _unknown_grid(size: tuple[int, int, int]) -> Geometry:
     return Geometry(
-        size=size, spacing=(1, 1, 1), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), spacing_known=False
+        size=size,
+        spacing=(1, 1, 1),
+        origin=(0, 0, 0),
+        direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
+        spacing_known=False,
     )
 
 
-def _three(values: np.ndarray) -> tuple[float, float, float]:
+def _xyz(values: np.ndarray) -> tuple[float, float, float]:
     x, y, z = (float(value) + 0.0 for value in values)
     return x, y, z

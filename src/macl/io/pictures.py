@@ -1,4 +1,4 @@
-"""Slices that lie in pictures of their own, as one volume without spacing."""
+"""PNG and JPEG files, one slice each, as a volume without spacing."""
 
 from __future__ import annotations
 
@@ -7,38 +7,41 @@ from dataclasses import replace
 import numpy as np
 
 from macl.io import itk
-from macl.io.geometry import Geometry, Volume
+from macl.io.geometry import Header, Volume
 from macl.io.integrity import require_size
-from macl.io.source import Stack
+from macl.io.source import SliceFiles
 from macl.utils.errors import RefusedCaseError
 
 
-def read_header(stack: Stack) -> tuple[Geometry, int, str]:
-    """Geometry, channels and type as the first picture announces them.
+def read_header(slices: SliceFiles) -> Header:
+    """The header of the volume, as its first picture announces it.
 
     Raises:
-        RefusedCaseError: it is no picture, or the stack announces too much.
+        RefusedCaseError: it is not a picture, or the slices together announce too much.
     """
-    if not itk.is_picture(stack.files[0]):
-        raise RefusedCaseError(f"{stack.name} is no picture, as its slices should be")
-    header = itk.read_header(stack.files[0])
+    if not itk.is_picture(slices.files[0]):
+        raise RefusedCaseError(f"{slices.name} is not a picture, as its slices should be")
+    header = itk.read_header(slices.files[0])
     columns, rows, _ = header.geometry.size
-    require_size((columns, rows, len(stack.files)))
-    geometry = header.geometry.model_copy(update={"size": (columns, rows, len(stack.files))})
-    return geometry, 1 if stack.grey else header.components, header.dtype
+    size = (columns, rows, len(slices.files))
+    require_size(size)
+    geometry = header.geometry.model_copy(update={"size": size})
+    channels = 1 if slices.grey_as_rgb else header.channels
+    return replace(header, geometry=geometry, channels=channels)
 
 
-def read(stack: Stack) -> Volume:
-    """The pictures as (channels, z, y, x), in the order of the stack.
+def read(slices: SliceFiles) -> Volume:
+    """The pictures as (channels, z, y, x), in the order of the files.
 
     Raises:
-        RefusedCaseError: one is missing or damaged, they differ in size, or one is coloured where grey is meant.
+        RefusedCaseError: one is missing or damaged, they differ in size, or one is coloured where
+            grey is expected.
     """
-    geometry, channels, _ = read_header(stack)
-    slices = [itk.read(file) for file in stack.files]
-    if any(one.array.shape != slices[0].array.shape for one in slices):
+    header = read_header(slices)
+    pictures = [itk.read(file) for file in slices.files]
+    if any(picture.array.shape != pictures[0].array.shape for picture in pictures):
         raise RefusedCaseError("its slices have different sizes")
-    array = np.concatenate([one.array for one in slices], axis=1)
-    if stack.grey and not (array == array[:1]).all():
-        raise RefusedCaseError("a picture of it is coloured where grey is meant")
-    return replace(slices[0], array=array[:channels], geometry=geometry)
+    array = np.concatenate([picture.array for picture in pictures], axis=1)
+    if slices.grey_as_rgb and not (array == array[:1]).all():
+        raise RefusedCaseError("one of its pictures is coloured, expected grey")
+    return replace(pictures[0], array=array[: header.channels], geometry=header.geometry)

@@ -1,42 +1,33 @@
-"""Scans on disk, as readers name them: files, cases, and a whole source."""
+"""What a reader finds in a folder: scans, cases, and the source as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-
-    pass
+from typing import Literal
 
 
 @dataclass(frozen=True)
-class Stack:
-    """One volume in several files: the slices of a DICOM series, sorted by position when read, or pictures in order.
+class SliceFiles:
+    """A volume stored as one file per slice.
 
     Attributes:
-        files: the slices.
-        grey: the pictures hold a grey image in three equal channels, of which one is read.
+        files: pictures in the order of the slices, or DICOM files, which reading sorts by position.
+        grey_as_rgb: the pictures are RGB with three equal channels, of which one is read.
     """
 
     files: tuple[Path, ...]
-    grey: bool = False
+    grey_as_rgb: bool = False
 
     @property
     def name(self) -> str:
-        """The first file's name, which stands for all in messages."""
+        """The first file's name, which stands for all of them in messages."""
         return self.files[0].name
 
 
-Scan = Path | Stack
-"""Where one volume lies: a file, a folder of a DICOM series, or a stack of files."""
-
-
-def files_of(scan: Scan) -> tuple[Path, ...]:
-    """The file, folder or files that a scan is made of."""
-    return scan.files if isinstance(scan, Stack) else (scan,)
+ScanPath = Path | SliceFiles
+"""Where a volume lies: a file, a folder with a DICOM series, or the files of its slices."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +37,24 @@ class Case:
     Attributes:
         name: unique within the source; names the case in stores, masks and tables.
         images: one scan per channel, or one file that holds all channels.
-        label: the label, with the image's geometry; a stack of pictures has a slice for each of the image's, in the
-            order of the image's files.
         patient: who was scanned; cases of one patient never cross a split.
-        frame: which moment of a time series it is, from 0: the volume along the fourth axis of its image files, and of
-            its label; None: its files hold one volume.
+        label: on the image's grid; label pictures belong to the image's files one by one.
+        frame: index of the time point, from 0, along the fourth axis of the image files and of the
+            label; None: the files hold a single volume.
     """
 
     name: str
-    images: tuple[Scan, ...]
+    images: tuple[ScanPath, ...]
     patient: str
-    label: Scan | None = None
+    label: ScanPath | None = None
     frame: int | None = None
 
-
-def scans_of(case: Case) -> tuple[Scan, ...]:
-    """A case's images and its label, if it has one."""
-    return (*case.images, case.label) if case.label else case.images
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file, or folder of a DICOM series, that the images and the label consist of."""
+        scans = (*self.images, self.label) if self.label else self.images
+        files = (scan.files if isinstance(scan, SliceFiles) else (scan,) for scan in scans)
+        return tuple(path for paths in files for path in paths)
 
 
 @dataclass(frozen=True)
@@ -71,26 +63,29 @@ class Source:
 
     Attributes:
         reader: the reader's name.
+        cases: every case of the layout, sorted by name.
         modality: "MR", "CT", "photograph" or "unknown".
-        channels: names of the image channels, in order.
-        classes: raw label value → class name, background first, in the order of the store's labels 0…K; values
-            of one name are one class;
-            empty where the layout declares none: then the values found in the labels are taken, and said.
-        cases: every case the layout names, sorted by name.
-        refused: case name → why the layout itself rules it out (a label without an image, a duplicate name).
-        series: whole time series, by the names of their frames before `_frame01`; passed over unless frames are asked for,
-            and then without the frames that `cases` has already.
-        plane: the plane the slices were scanned in, where headers tell it wrongly or not at all.
-        anonymous: the data set is published without identities, so its own names are kept whatever DICOM headers hold.
-        normalisation: "clip_zscore" (1st/99th percentile, then z-score of the case) or "zscore".
-        notes: what was assumed, in sentences for the user.
+        channels: names of the image channels, in order; empty: the layout does not name them.
+        classes: label value → class name, background first, in the order of the store's labels
+            0…K; values that share a name are one class; empty: the layout declares none, and the
+            values found in the labels are used.
+        refused: case name → why the layout itself rules it out, such as a label without an image.
+        series: whole time series, each named like its frames without `_frame01`; ignored unless
+            frames are asked for, and then without the frames that `cases` already has.
+        plane: the plane in which the slices were scanned, where headers give it wrongly or not at
+            all.
+        anonymous: the data set is published without identities, so its own names are kept whatever
+            its DICOM headers hold.
+        normalisation: "clip_zscore" (clip to the 1st and 99th percentile, then z-score per case) or
+            "zscore".
+        notes: assumptions and ignored files, in sentences for the user.
     """
 
     reader: str
-    modality: str
-    channels: tuple[str, ...]
-    classes: Mapping[int, str]
     cases: tuple[Case, ...]
+    modality: str = "unknown"
+    channels: tuple[str, ...] = ()
+    classes: Mapping[int, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     series: tuple[Case, ...] = ()
     plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto"

@@ -1,4 +1,4 @@
-"""Time series as frames: every volume along the fourth axis a case of its own, of the same patient."""
+"""Time series: each volume along the fourth axis becomes a case of its own, of the same patient."""
 
 from __future__ import annotations
 
@@ -10,31 +10,40 @@ from macl.io.volume import read_header
 from macl.utils.errors import MaclError, RefusedCaseError
 
 
-def moments_of(case: Case) -> tuple[Case, ...]:
-    """The moments of a case whose files are time series, as cases `<name>_frame01` …; none where its files are 3D.
+def frames_of(case: Case) -> tuple[Case, ...]:
+    """The frames of a case whose files are time series, `<name>_frame01` …; () if they are 3D.
 
-    A label must be a series of as many moments.
+    A label must have as many time points as its image.
 
     Raises:
-        RefusedCaseError: a file's header cannot be read, or the files do not have equally many moments.
+        RefusedCaseError: a file's header cannot be read, or the files have different numbers of
+            time points.
     """
-    counts = [read_header(image).moments for image in case.images]
+    counts = [read_header(image).time_points for image in case.images]
     if set(counts) == {1}:
         return ()
     if len(set(counts)) > 1:
-        raise RefusedCaseError(f"its channels hold {', '.join(map(str, counts))} moments, where all must hold as many")
-    moments = counts[0]
-    if case.label and (labelled := read_header(case.label).moments) != moments:
-        told = "one, and nothing tells which it shows" if labelled == 1 else str(labelled)
-        raise RefusedCaseError(f"its image holds {moments} moments and its label {told}: save that frame by itself")
-    digits = max(2, len(str(moments)))
-    return tuple(replace(case, name=f"{case.name}_frame{index + 1:0{digits}}", frame=index) for index in range(moments))
+        numbers = ", ".join(map(str, counts))
+        raise RefusedCaseError(f"its channels have different numbers of time points: {numbers}")
+    (time_points,) = set(counts)
+    labelled = read_header(case.label).time_points if case.label else time_points
+    if labelled != time_points:
+        which = "only one, of an unknown frame" if labelled == 1 else str(labelled)
+        raise RefusedCaseError(
+            f"its image has {time_points} time points and its label {which}: save the labelled "
+            "frame as a scan of its own"
+        )
+    digits = max(2, len(str(time_points)))
+    return tuple(
+        replace(case, name=f"{case.name}_frame{index + 1:0{digits}}", frame=index)
+        for index in range(time_points)
+    )
 
 
-def take_apart(source: Source) -> tuple[Source, Mapping[str, tuple[Case, ...]]]:
-    """A source whose time series are taken apart, and for the name of each all its moments, in order.
+def split_time_series(source: Source) -> tuple[Source, Mapping[str, tuple[Case, ...]]]:
+    """A source with every frame of its time series as a case, and the frames of each series.
 
-    Every moment is a case; those that are cases of their own already stay as they are. What cannot be taken apart is
+    Frames that the source already has as cases stay as they are. Series that cannot be split are
     refused.
 
     Raises:
@@ -42,29 +51,34 @@ def take_apart(source: Source) -> tuple[Source, Mapping[str, tuple[Case, ...]]]:
     """
     if len(source.channels) > 1 and any(len(case.images) == 1 for case in source.cases):
         raise MaclError(
-            f"--frames takes the fourth axis of a file as time, but this data set declares {len(source.channels)} "
-            f"channels there ({', '.join(source.channels)}): leave it out."
+            "--frames takes the fourth axis of a file as time, but this data set declares "
+            f"{len(source.channels)} channels there ({', '.join(source.channels)}): leave it out."
         )
     cases = {case.name: case for case in source.cases}
     refused = dict(source.refused)
     series: dict[str, tuple[Case, ...]] = {}
     for case in source.cases:
         try:
-            moments = moments_of(case)
+            frames = frames_of(case)
         except RefusedCaseError as error:
             refused[case.name] = str(error)
             cases.pop(case.name, None)
             continue
-        if moments:
-            series[case.name] = moments
+        if frames:
+            series[case.name] = frames
             cases.pop(case.name, None)
-            cases = {moment.name: moment for moment in moments} | cases
-    made = sum(case.frame is not None for case in cases.values())
+            cases = {frame.name: frame for frame in frames} | cases
+    count = sum(case.frame is not None for case in cases.values())
     note = (
-        f"The fourth axis is taken as time: {len(series)} series became {made} frames, counted from 1."
+        f"Taking the fourth axis as time: {len(series)} series became {count} frames, numbered "
+        "from 1."
         if series
-        else "No file here has a fourth axis, so that there are no frames to take."
+        else "No file here has a fourth axis, so there are no frames."
     )
-    ordered = tuple(sorted(cases.values(), key=lambda case: case.name))
-    apart = replace(source, cases=ordered, refused=dict(sorted(refused.items())), notes=(*source.notes, note))
-    return apart, series
+    split = replace(
+        source,
+        cases=tuple(sorted(cases.values(), key=lambda case: case.name)),
+        refused=dict(sorted(refused.items())),
+        notes=(*source.notes, note),
+    )
+    return split, series

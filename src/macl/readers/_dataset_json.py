@@ -1,113 +1,164 @@
-"""What the readers of scan folders share: descriptions, listings, one name per case, and what was passed over."""
+"""Layouts that a `dataset.json` describes."""
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
+from macl.io.source import Case, Source
+from macl.readers._filenames import no_patients_note
+from macl.readers._reader import Reader
 from macl.utils.errors import MaclError
 from macl.utils.files import read_json
 
 DESCRIPTION = "dataset.json"
 
-_MR_WORDS = re.compile(
-    r"mri?|mr[-_ ]?.*|t1.*|t2.*|flair|adc|dwi|pd.*|dce.*|bold|lge|bssfp|cine.*|perfusion|swi", re.IGNORECASE
+_MR_NAMES = re.compile(
+    r"mri?|mr[-_ ]?.*|t1.*|t2.*|flair|adc|dwi|pd.*|dce.*|bold|lge|bssfp|cine.*|perfusion|swi",
+    re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Description:
-    """The description of a data set in its folder, `dataset.json`.
+    """A data set's `dataset.json`.
 
     Attributes:
-        path: where it is.
-        found: what it holds.
+        path: the file.
+        entries: what it holds.
     """
 
     path: Path
-    found: Mapping[str, Any]
+    entries: Mapping[str, Any]
 
     @classmethod
-    def of(cls, source: Path) -> Description | None:
-        """That of a folder; None where there is none or it is no JSON object."""
+    def find(cls, folder: Path) -> Description | None:
+        """The description in a folder; None: there is none, or it is not a JSON object."""
+        path = folder / DESCRIPTION
         try:
-            return cls(source / DESCRIPTION, read_json(source / DESCRIPTION, "the data set's description"))
+            return cls(path, read_json(path, "the data set's description"))
         except MaclError:
             return None
 
-    @classmethod
-    def required(cls, source: Path, layout: str) -> Description:
-        """That of a folder.
-
-        Raises:
-            MaclError: there is none, as `layout` wants it.
-        """
-        described = cls.of(source)
-        if described is None:
-            raise MaclError(f"{source} has no readable {DESCRIPTION}, as {layout}'s layout wants: check the folder.")
-        return described
-
     def value(self, key: str, kind: type) -> Any:
-        """A value.
+        """An entry of the expected type.
 
         Raises:
             MaclError: it is missing or of another type.
         """
-        value = self.found.get(key)
+        value = self.entries.get(key)
         if not isinstance(value, kind):
-            raise MaclError(f"{self.path} has no usable {key!r}: mend it, or choose another --reader.")
+            raise MaclError(
+                f"{self.path} has no usable {key!r}: correct it, or choose another --reader."
+            )
         return value
 
     def channels(self, key: str) -> tuple[str, ...]:
-        """The names of the image channels, which are numbered from 0.
+        """The names of the image channels, from an entry that numbers them from 0.
 
         Raises:
-            MaclError: they are not.
+            MaclError: it does not.
         """
-        named = self.value(key, dict)
-        if not named or named.keys() != {str(index) for index in range(len(named))}:
-            raise MaclError(f"{self.path} does not number its {key} 0, 1, …: mend it.")
-        return tuple(str(named[str(index)]) for index in range(len(named)))
+        names = self.value(key, dict)
+        if not names or names.keys() != {str(index) for index in range(len(names))}:
+            raise MaclError(f"{self.path} does not number its {key} 0, 1, …: correct it.")
+        return tuple(str(names[str(index)]) for index in range(len(names)))
 
-    def classes(self, values: Iterable[tuple[Any, Any]]) -> dict[int, str]:
-        """Label value → class name, background first.
-
-        Args:
-            values: the pairs of label value and class name that are declared.
+    def classes(self, pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
+        """Label value → class name, sorted by value, from the declared pairs of both.
 
         Raises:
-            MaclError: a label value is no whole number, stands twice, or none is 0.
+            MaclError: a label value is not a whole number or occurs twice, or none is 0.
         """
-        declared = list(values)
+        declared = list(pairs)
         try:
             classes = {int(value): str(name) for value, name in declared}
         except (TypeError, ValueError):
-            raise MaclError(f"{self.path} declares a label that is no whole number: mend it.") from None
+            raise MaclError(
+                f"{self.path} declares a label that is not a whole number: correct it."
+            ) from None
         if len(classes) != len(declared) or 0 not in classes:
-            raise MaclError(f"{self.path} must declare one number per label, 0 for the background: mend it.")
+            raise MaclError(
+                f"{self.path} must declare one number per label, 0 for the background: correct it."
+            )
         return dict(sorted(classes.items()))
 
 
+class Listing(NamedTuple):
+    """The cases of a data set, case name → why it is refused, and notes for the user."""
+
+    cases: tuple[Case, ...]
+    refused: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+class DescribedReader(Reader):
+    """A layout that is known by its `dataset.json`, and names channels and classes in it.
+
+    Attributes:
+        title: the layout's name, for messages.
+        required_entries: entries that tell its description from those of other layouts.
+        channels_entry: the entry that names the channels.
+        specificity: how specific a sign of the layout such a description is.
+    """
+
+    title: ClassVar[str]
+    required_entries: ClassVar[tuple[str, ...]]
+    channels_entry: ClassVar[str]
+    specificity: ClassVar[int]
+
+    def evidence(self, source: Path) -> tuple[int, str] | None:
+        """A description with the layout's entries."""
+        description = Description.find(source)
+        if description is None or not description.entries.keys() >= {*self.required_entries}:
+            return None
+        return self.specificity, f"{DESCRIPTION} with {', '.join(self.required_entries)}"
+
+    def read(self, source: Path) -> Source:
+        """Every case of the data set; each counts as a patient.
+
+        Raises:
+            MaclError: the description is missing or cannot be used.
+        """
+        description = Description.find(source)
+        if description is None:
+            raise MaclError(
+                f"{source} has no readable {DESCRIPTION}, which the layout of {self.title} "
+                "requires: check the folder."
+            )
+        channels = description.channels(self.channels_entry)
+        classes = self.classes(description)
+        cases, refused, notes = self.list_cases(source, description, channels)
+        return Source(
+            reader=self.name,
+            cases=cases,
+            modality=modality_of(channels),
+            channels=channels,
+            classes=classes,
+            refused=refused,
+            notes=(no_patients_note(self.title), *notes),
+        )
+
+    @abstractmethod
+    def classes(self, description: Description) -> dict[int, str]:
+        """Label value → class name; MaclError if the description declares something else."""
+
+    @abstractmethod
+    def list_cases(
+        self, source: Path, description: Description, channels: tuple[str, ...]
+    ) -> Listing:
+        """The cases; MaclError if the description cannot be used."""
+
+
 def modality_of(channels: Iterable[str]) -> str:
-    """ "CT", "MR", "photograph" or "unknown", by the names of image channels."""
+    """ "CT", "MR", "photograph" or "unknown", judging by the names of image channels."""
     names = [name.strip() for name in channels]
     if any(name.upper() == "CT" for name in names):
         return "CT"
     if [name.upper()[:1] for name in names] == ["R", "G", "B"]:
         return "photograph"
-    return "MR" if any(_MR_WORDS.fullmatch(name) for name in names) else "unknown"
-
-
-
-
-
-
-
-
-
-
-
-
+    return "MR" if any(_MR_NAMES.fullmatch(name) for name in names) else "unknown"

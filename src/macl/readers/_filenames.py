@@ -1,194 +1,238 @@
-"""Layouts whose files tell by their names what they are: whose scan, which channel of it, or its label."""
+"""Layouts whose file names say what a file is, and what readers share about files and names."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-from macl.io.source import Case, Scan
-from macl.io.volume import safe_name, suffix_of
+from macl.io.source import Case, ScanPath, Source
+from macl.io.volume import safe_name
+from macl.readers._reader import Reader
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import files_below
 
 
-def choose_part(reader: str, counts: Mapping[str, int], wanted: str | None) -> tuple[str, tuple[str, ...]]:
-    """The part of a data set that is read, and a sentence about the parts that are not.
-
-    Args:
-        reader: its name, for the sentence.
-        counts: part → how many scans there are, the usual part first.
-        wanted: the part that was asked for; None: the first that is there.
-
-    Raises:
-        MaclError: there is no scan of the part that was asked for.
-    """
-    there = [part for part, count in counts.items() if count]
-    part = wanted or there[0]
-    if part not in there:
-        raise MaclError(
-            f"There is no {part} scan here: read it with --reader {reader}:{there[0]}, or check the folder."
-        )
-    others = [f"{counts[other]} of {other} (--reader {reader}:{other})" for other in there if other != part]
-    return part, (f"Of this data set, {part} is read; passed over: {', '.join(others)}.",) if others else ()
-
-
-class Role(NamedTuple):
-    """What a file's name says of it.
+class FileRole(NamedTuple):
+    """What a file's name says about it.
 
     Attributes:
         case: the case that it belongs to.
-        channel: which of the image's channels it is, from 0; None: it is the label.
-        part: the part of the data set that the case is in, where there are several.
+        patient: who was scanned.
+        part: the part of the data set that the case belongs to; "" if there are no parts.
+        channel: which channel of the image it holds, from 0; None: it is the label.
     """
 
     case: str
-    channel: int | None
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a folder holds.
-
-    Attributes:
-        part: the part that is read.
-        cases: those of that part.
-        refused: case name → why it is none.
-        notes: what is passed over.
-    """
-
+    patient: str
     part: str
-    cases: tuple[Case, ...]
-    refused: Mapping[str, str]
-    notes: tuple[str, ...]
+    channel: int | None
 
 
-@dataclass(frozen=True)
-class NamedLayout:
-    """A data set's layout, as far as names tell it.
+@dataclass
+class _CaseFiles:
+    """The files of one case: its images by channel, and its labels."""
+
+    patient: str
+    part: str
+    images: dict[int, list[Path]] = field(default_factory=dict)
+    labels: list[Path] = field(default_factory=list)
+
+
+class FilenameReader(Reader):
+    """A layout in which file names tell images from labels, and whose they are.
 
     Attributes:
-        reader: the reader's name.
-        title: the data set's name, for sentences.
-        example: the path of a scan, for sentences.
-        role: what a file's name says of it; None: it is neither scan nor label.
-        patient: case name → who was scanned.
-        channels: what the files of one scan show, in order.
-        parts: the data set's parts, the usual one first.
-        beside: names of files that come with the data set and are neither scans nor labels.
-        strength: how specific a sign of the layout a scan's name is.
+        title: the data set's name, for messages.
+        example: the path of a scan, for messages.
+        files: fits the name of a scan or label, alone or with its folder ("folder/name"). Its group
+            `case` names the case; `patient` who was scanned (without it, the case); `part` the part
+            of the data set; `label` fits labels only; `channel` is one of `channels`, in layouts
+            with one file per channel.
+        companions: fits the names of other files of the data set, which are ignored without a note.
+        modality: of the scans; "" if the parts are named after their modalities ("ct", "mr").
+        channels: names of the image channels; () if there is one, named after the modality.
+        classes: label value → class name, as in `Source`.
+        plane: as in `Source`.
+        normalisation: as in `Source`.
+        specificity: how specific a sign of the layout a scan's name is.
     """
 
-    reader: str
-    title: str
-    example: str
-    role: Callable[[Path], Role | None]
-    patient: Callable[[str], str] = lambda case: case
-    channels: tuple[str, ...] = ("image",)
-    parts: tuple[str, ...] = ("",)
-    beside: re.Pattern[str] | None = None
-    strength: int = 80
+    title: ClassVar[str]
+    example: ClassVar[str]
+    files: ClassVar[re.Pattern[str]]
+    companions: ClassVar[re.Pattern[str] | None] = None
+    modality: ClassVar[str] = ""
+    channels: ClassVar[tuple[str, ...]] = ()
+    classes: ClassVar[Mapping[int, str]]
+    plane: ClassVar[Literal["auto", "axial"]] = "auto"
+    normalisation: ClassVar[Literal["clip_zscore", "zscore"]] = "clip_zscore"
+    specificity: ClassVar[int] = 80
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
-        """A scan's name, as `Reader.evidence` wants it."""
+        """The name of a scan."""
         for path in files_below(source):
             role = self.role(path)
             if role and role.channel is not None:
-                return self.strength, f"{path.relative_to(source).as_posix()}, as {self.title} names its scans"
+                scan = path.relative_to(source).as_posix()
+                return self.specificity, f"{scan}, as {self.title} names its scans"
         return None
 
-    def listing(self, source: Path, part: str | None = None) -> Listing:
-        """The scans of one part with their labels.
+    def read(self, source: Path) -> Source:
+        """Every scan of one part as a case, with its label if there is one.
 
-        Refused: a label without an image, a scan that lacks a channel, several files where one is meant.
+        Labels without an image, scans without all channels, and doubled files are refused.
 
         Raises:
-            MaclError: there is no scan, or none of the part that was asked for.
+            MaclError: there are no scans, or none of the part that was asked for.
         """
-        files: dict[str, dict[int | None, list[Path]]] = {}
-        part_of: dict[str, str] = {}
-        strange: list[Path] = []
-        for path in files_below(source):
-            if role := self.role(path):
-                files.setdefault(role.case, {}).setdefault(role.channel, []).append(path)
-                part_of[role.case] = role.part
-            elif not (self.beside and self.beside.fullmatch(path.name)):
-                strange.append(path)
-        counts = Counter(part_of[case] for case, found in files.items() if found.keys() != {None})
+        files_of, unrecognised = self._find_files(source)
+        counts = Counter(files.part for files in files_of.values() if files.images)
         if not counts:
-            raise MaclError(f"{source} holds no {self.example}, as {self.title} names its scans: check the folder.")
-        part, notes = choose_part(self.reader, {name: counts[name] for name in self.parts}, part)
+            expected = f"{self.example}, as {self.title} names its scans"
+            raise MaclError(f"{source} holds no {expected}: check the folder.")
+        part, ignored_parts = self.choose_part({name: counts[name] for name in self.parts or ("",)})
         cases: list[Case] = []
         refused: dict[str, str] = {}
-        for name, found in files.items():
-            if part_of[name] != part:
+        for name, files in files_of.items():
+            if files.part != part:
                 continue
-            if problem := self._problem(found):
+            if problem := self._problem(files):
                 refused[name] = problem
             else:
-                images = tuple(found[channel][0] for channel in range(len(self.channels)))
-                cases.append(Case(name, images, self.patient(name), found.get(None, [None])[0]))
-        kept, duplicates = one_of_each_name(cases)
-        notes += passed_over(strange, source, "neither scans nor labels of this layout")
-        return Listing(part, kept, refused | duplicates, notes)
+                images = tuple(files.images[channel][0] for channel in sorted(files.images))
+                label = files.labels[0] if files.labels else None
+                cases.append(Case(name, images, files.patient, label))
+        kept, refused = keep_unique_names(cases, refused)
+        strays = ignored_note(unrecognised, source, "neither scans nor labels of this layout")
+        modality = self.modality or part.upper()
+        return Source(
+            reader=self.name,
+            cases=kept,
+            modality=modality,
+            channels=self.channels or (modality,),
+            classes=self.classes,
+            refused=refused,
+            plane=self.plane,
+            normalisation=self.normalisation,
+            notes=(*self.assumptions(part), *ignored_parts, *strays),
+        )
 
-    def _problem(self, found: Mapping[int | None, list[Path]]) -> str | None:
-        if found.keys() == {None}:
-            return f"a label without an image: {readable(found[None][0])}"
-        missing = [name for channel, name in enumerate(self.channels) if channel not in found]
+    def role(self, path: Path) -> FileRole | None:
+        """What a file's name says about it; None: it is neither a scan nor a label."""
+        name, parent = path.name, path.parent.name
+        match = self.files.fullmatch(name) or self.files.fullmatch(f"{parent}/{name}")
+        if match is None:
+            return None
+        groups = match.groupdict()
+        channel = groups.get("channel")
+        index = self.channels.index(channel) if channel else 0
+        return FileRole(
+            case=groups["case"],
+            patient=groups.get("patient") or groups["case"],
+            part=groups.get("part") or "",
+            channel=None if groups["label"] else index,
+        )
+
+    def assumptions(self, part: str) -> tuple[str, ...]:
+        """What is assumed about a part of the data set, in sentences for the user."""
+        return ()
+
+    def _find_files(self, source: Path) -> tuple[dict[str, _CaseFiles], list[Path]]:
+        """The files of every case, and the files that are neither scans nor labels."""
+        files_of: dict[str, _CaseFiles] = {}
+        unrecognised: list[Path] = []
+        for path in files_below(source):
+            role = self.role(path)
+            if role is None:
+                if not (self.companions and self.companions.fullmatch(path.name)):
+                    unrecognised.append(path)
+                continue
+            files = files_of.setdefault(role.case, _CaseFiles(role.patient, role.part))
+            if role.channel is None:
+                files.labels.append(path)
+            else:
+                files.images.setdefault(role.channel, []).append(path)
+        return files_of, unrecognised
+
+    def _problem(self, files: _CaseFiles) -> str | None:
+        if not files.images:
+            return label_without_image(files.labels[0])
+        channels = self.channels if "channel" in self.files.groupindex else ("image",)
+        missing = [name for index, name in enumerate(channels) if index not in files.images]
         if missing:
             return f"it has no {', '.join(missing)} scan"
-        for channel, paths in found.items():
+        for paths in files.images.values():
             if len(paths) > 1:
-                what = "labels fit it" if channel is None else "scans share this name"
-                return f"{len(paths)} {what} ({', '.join(map(readable, paths))}): rename or remove all but one"
-        return None
+                return several_scans(paths)
+        return several_labels(files.labels) if len(files.labels) > 1 else None
+
+
+def keep_unique_names(
+    cases: Iterable[Case], refused: Mapping[str, str]
+) -> tuple[tuple[Case, ...], dict[str, str]]:
+    """Cases under safe names, sorted, and the refused ones with those that share a name.
+
+    Names that differ only in upper and lower case are the same.
+    """
+    cases_of: dict[str, list[Case]] = {}
+    for case in cases:
+        safe = replace(case, name=safe_name(case.name))
+        cases_of.setdefault(safe.name.casefold(), []).append(safe)
+    kept = [same[0] for same in cases_of.values() if len(same) == 1]
+    duplicates = {
+        same[0].name: several_scans([case.images[0] for case in same])
+        for same in cases_of.values()
+        if len(same) > 1
+    }
+    return tuple(sorted(kept, key=lambda case: case.name)), {**refused, **duplicates}
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """The files of a folder, sorted; hidden ones (`.DS_Store`, `._scan.nii.gz`) are left out; none if it is missing."""
+    """The files of a folder, sorted, without hidden ones (`._scan.nii.gz`); [] if it is missing."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = (path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in files if not path.name.startswith("."))
 
 
-def is_scan(path: Path) -> bool:
-    """Whether a file's name says that it is a scan."""
-    return suffix_of(path) is not None
-
-
-def one_of_each_name(cases: Iterable[Case]) -> tuple[tuple[Case, ...], dict[str, str]]:
-    """Cases under safe names, sorted; where several share a name, upper and lower case aside, all are refused."""
-    by_name: dict[str, list[Case]] = {}
-    for case in cases:
-        safe = Case(safe_name(case.name), case.images, case.patient, case.label)
-        by_name.setdefault(safe.name.casefold(), []).append(safe)
-    kept = [found[0] for found in by_name.values() if len(found) == 1]
-    refused = {
-        found[0].name: f"{len(found)} scans share this name ({', '.join(readable(case.images[0]) for case in found)}): "
-        "rename or remove all but one"
-        for found in by_name.values()
-        if len(found) > 1
-    }
-    return tuple(sorted(kept, key=lambda case: case.name)), dict(sorted(refused.items()))
-
-
-def readable(path: Scan) -> str:
+def printable_name(scan: ScanPath) -> str:
     """A file's name as text that can be written anywhere, whatever bytes it holds."""
-    return _as_text(path.name)
+    return _printable(scan.name)
 
 
-def passed_over(paths: Iterable[Path], source: Path, what: str) -> tuple[str, ...]:
-    """One sentence about files that were not used, or none."""
-    names = sorted(_as_text(path.relative_to(source).as_posix()) for path in paths)
-    if not names:
-        return ()
-    return (f"Passed over, {what}: {listed(names)}.",)
+def ignored_note(paths: Iterable[Path], source: Path, why: str) -> tuple[str, ...]:
+    """A sentence about files below `source` that are not used, or () if there are none."""
+    names = sorted(_printable(path.relative_to(source).as_posix()) for path in paths)
+    return (f"Ignored ({why}): {listed(names)}.",) if names else ()
 
 
-def _as_text(name: str) -> str:
+def no_patients_note(title: str) -> str:
+    """A sentence about a layout that does not say who was scanned."""
+    return f"{title} names no patients: every case counts as a patient of its own."
+
+
+def label_without_image(label: Path) -> str:
+    """Why a label alone is not a case."""
+    return f"a label without an image: {printable_name(label)}"
+
+
+def several_scans(scans: Sequence[ScanPath]) -> str:
+    """Why scans under one name are not a case."""
+    return f"{len(scans)} scans share this name ({_names(scans)}): rename or remove all but one"
+
+
+def several_labels(labels: Sequence[ScanPath]) -> str:
+    """Why a scan with several labels is not a case."""
+    return f"{len(labels)} labels fit it ({_names(labels)}): rename or remove all but one"
+
+
+def _names(scans: Iterable[ScanPath]) -> str:
+    return ", ".join(map(printable_name, scans))
+
+
+def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()

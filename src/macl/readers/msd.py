@@ -1,4 +1,4 @@
-"""Medical Segmentation Decathlon: `imagesTr`, `labelsTr`, `imagesTs`, and `dataset.json` that lists them."""
+"""Medical Segmentation Decathlon: `imagesTr`, `labelsTr`, `imagesTs`, listed by `dataset.json`."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from macl.io.source import Case, Source
+from macl.io.source import Case
 from macl.io.volume import stem_of
-from macl.readers._dataset_json import DESCRIPTION, Description, modality_of
-from macl.readers._filenames import one_of_each_name, passed_over, readable, visible_files
-from macl.readers._reader import Reader
+from macl.readers._dataset_json import DESCRIPTION, DescribedReader, Description, Listing
+from macl.readers._filenames import ignored_note, keep_unique_names, printable_name, visible_files
 from macl.utils.errors import MaclError
 from macl.utils.files import inside
 
+_FOLDERS = (".", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
-class Msd(Reader):
-    """One of the ten tasks' folders. The Decathlon names no patients, so every case counts as one.
 
-    Modality, channels and classes: as `dataset.json` says; several channels share one 4D file (Task01, Task05).
+class Msd(DescribedReader):
+    """The folder of one of the ten tasks.
+
+    Modality, channels and classes: as `dataset.json` says; several channels share one 4D file
+    (Task01, Task05).
     Licence: CC BY-SA 4.0.
     Obtain: http://medicaldecathlon.com
     Cite: Antonelli et al., Nature Communications 2022, doi 10.1038/s41467-022-30695-9.
-    Layout from: Task04 itself; for the other tasks, their `dataset.json` as published programs quote it.
+    Layout from: Task04 itself; for the other tasks, their `dataset.json` as published programs
+    quote it.
     """
 
+    title = "MSD"
+    required_entries = ("modality", "labels", "training")
+    channels_entry = "modality"
+    specificity = 90
 
-    def evidence(self, source: Path) -> tuple[int, str] | None:
-        """`dataset.json` with a modality and a list of training pairs."""
-        described = Description.of(source)
-        if not described or not {"modality", "training", "labels"} <= described.found.keys():
-            return None
-        return 90, f"{DESCRIPTION} with modality, labels and a list of training pairs"
+    def classes(self, description: Description) -> dict[int, str]:
+        """The values and names of `labels`."""
+        return description.classes(description.value("labels", dict).items())
 
-    def read(self, source: Path) -> Source:
-        """Training pairs as labelled cases, test scans as unlabelled ones.
-
-        Raises:
-            MaclError: `dataset.json` is missing or unusable.
-        """
-        described = Description.required(source, "the Decathlon")
-        channels = described.channels("modality")
-        test = described.value("test", list) if "test" in described.found else []
-        pairs = [_pair(source, entry) for entry in (*described.value("training", list), *test)]
+    def list_cases(
+        self, source: Path, description: Description, channels: tuple[str, ...]
+    ) -> Listing:
+        """Training pairs as labelled cases, test scans as unlabelled ones."""
+        test = description.value("test", list) if "test" in description.entries else []
+        entries = [*description.value("training", list), *test]
+        pairs = [_image_and_label(source, entry) for entry in entries]
         cases: list[Case] = []
         refused: dict[str, str] = {}
         for image, label in pairs:
@@ -52,31 +53,29 @@ class Msd(Reader):
                 refused[name] = problem
             else:
                 cases.append(Case(name, (source / image,), name, source / label if label else None))
-        kept, duplicates = one_of_each_name(cases)
+        kept, refused = keep_unique_names(cases, refused)
         listed = {(source / path).resolve() for pair in pairs for path in pair if path}
-        folders = (source, *(source / name for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")))
-        there = [path for folder in folders for path in visible_files(folder) if path.name != DESCRIPTION]
-        unlisted = [path for path in there if path.resolve() not in listed]
-        note = "The Decathlon names no patients: every case counts as a patient of its own."
-        return Source(
-            reader=self.name,
-            modality=modality_of(channels),
-            channels=channels,
-            classes=described.classes(described.value("labels", dict).items()),
-            cases=kept,
-            refused=refused | duplicates,
-            notes=(note, *passed_over(unlisted, source, f"not listed in {DESCRIPTION}")),
-        )
+        there = (path for folder in _FOLDERS for path in visible_files(source / folder))
+        unlisted = [
+            path for path in there if path.resolve() not in listed and path.name != DESCRIPTION
+        ]
+        return Listing(kept, refused, ignored_note(unlisted, source, f"not in {DESCRIPTION}"))
 
 
-def _pair(source: Path, entry: Any) -> tuple[str, str | None]:
-    image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, Mapping) else (entry, None)
+def _image_and_label(source: Path, entry: Any) -> tuple[str, str | None]:
+    """The paths of a training pair, or of a test scan."""
+    is_pair = isinstance(entry, Mapping)
+    image, label = (entry.get("image"), entry.get("label")) if is_pair else (entry, None)
     if not isinstance(image, str) or not isinstance(label, str | None):
-        raise MaclError(f"{source / DESCRIPTION} lists something that is no path: mend its training and test lists.")
+        raise MaclError(
+            f"{source / DESCRIPTION} lists something that is not a path: correct its training and "
+            "test lists."
+        )
     return image, label
 
 
 def _problem(source: Path, relative: str) -> str | None:
+    """Why a listed file cannot be read."""
     try:
         path = inside(source, relative)
     except MaclError:
@@ -85,7 +84,7 @@ def _problem(source: Path, relative: str) -> str | None:
         return None
     first_channel = path.with_name(f"{path.name.removesuffix('.nii.gz')}_0000.nii.gz")
     hint = ", but its channels are, as in nnU-Net's older layout" if first_channel.is_file() else ""
-    return f"{readable(path)}, listed in {DESCRIPTION}, is not there{hint}"
+    return f"{printable_name(path)}, listed in {DESCRIPTION}, is not there{hint}"
 
 
 PLUGIN = Msd
