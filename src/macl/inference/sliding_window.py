@@ -1,171 +1,307 @@
-"""From slices to class probabilities, and from a case's slices to probabilities on its scan's own grid."""
+"""Class probabilities of volumes of any size, from windows of a network's patch size.
+
+Slices and volumes share this code: a network for slices has a patch (y, x), which is taken as a
+patch of depth 1. A volume is predicted from its first slice to its last, and every slice is
+returned as soon as no later window touches it, so that memory does not grow with the number of
+slices.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, product
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from macl.data.store import Normalisation, Slicing
-from macl.engine.compiling import out_of_memory
+from macl.augmentation import AXES
+from macl.config import ArrayAxis
+from macl.data.store import Normalisation
 from macl.preprocessing.normalisation import normalise
-from macl.preprocessing.resampling import to_scan_plane
 from macl.utils.errors import MaclError
+from macl.utils.memory import is_out_of_memory, largest_that_fits
+from macl.utils.text import format_size
 
-MirrorAxis = Literal["row", "column"]
-DIMENSIONS = {"row": -2, "column": -1}
+SLICES_PER_BATCH = 16
+VOXELS_PER_BATCH = 16 * 256 * 256
+
+Slab = Callable[[int, int], Tensor]
+"""start, stop → the normalised slices from start to stop: (C, stop − start, Y, X) float32."""
 
 
 @dataclass(frozen=True)
-class Member:
-    """A segmenter as one member of an ensemble, which may have a single member.
+class SegmenterMember:
+    """One segmenter of an ensemble. An ensemble may have a single member.
 
     Attributes:
-        network: in eval mode, (B, C, size, size) → (B, K, size, size) logits.
-        size: side of its windows in pixels.
-        mirror_axes: axes whose mirror images its prediction is averaged over.
+        network: in eval mode, (B, C, *patch) → (B, K, *patch) logits, on the device that computes.
+        patch: sides of its windows in voxels, (y, x) or (z, y, x).
+        mirror_axes: the axes whose mirror images its prediction is averaged over.
+
+    Raises:
+        ValueError: the network is in training mode, or a mirror axis is not one of the patch.
     """
 
     network: nn.Module
-    size: int
-    mirror_axes: tuple[MirrorAxis, ...]
+    patch: tuple[int, ...]
+    mirror_axes: tuple[ArrayAxis, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.network.training:
+            raise ValueError("The network must be in eval mode: call network.eval() first.")
+        if not {*self.mirror_axes} <= {*AXES[-len(self.patch) :]}:
+            raise ValueError(f"A patch of {self.patch} voxels has no axes {self.mirror_axes}.")
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Sides (z, y, x) of its windows; slices are windows of depth 1."""
+        depth, rows, columns = (1,) * (3 - len(self.patch)) + self.patch
+        return depth, rows, columns
 
 
-def predict_case(
-    ensemble: Sequence[Member],
-    slices: np.ndarray,
-    normalisation: Normalisation,
-    slicing: Slicing,
+def predict_volume(
+    network: nn.Module,
+    image: Tensor,
     *,
-    batch_size: int,
-) -> Iterator[np.ndarray]:
-    """Predict a case in pieces of a few slices, so that memory does not grow with the scan.
+    patch: Sequence[int],
+    mirror_axes: Sequence[ArrayAxis] = (),
+    batch_size: int | None = None,
+) -> Tensor:
+    """Class probabilities of one volume.
+
+    Axes shorter than the patch are zero-padded around their middle. Longer ones are covered by
+    windows that overlap by half or more, weighted by a Gaussian around their middle. The softmax is
+    averaged over each window and its mirror images.
 
     Args:
-        ensemble: segmenters of the same classes; their probabilities are averaged.
-        slices: (n, C, rows, columns) in the units of `normalisation`.
-        slicing: how the slices came from the scan.
-        batch_size: windows at a time, and slices of a piece.
+        network: in eval mode, (B, C, *patch) → (B, K, *patch) logits.
+        image: (C, Z, Y, X) float32, normalised, on the device that is to hold the result.
+        patch: sides of the network's windows in voxels: (y, x) to predict each slice by itself, or
+            (z, y, x).
+        mirror_axes: "slice" reverses the order of slices, "row" that of rows, "column" that of
+            columns.
+        batch_size: windows at a time; None: `default_batch_size`.
 
-    Yields:
-        (m, K, *slicing.scanned_size) float32 probabilities, the m summing to n in the order of the slices.
+    Returns:
+        (K, Z, Y, X) float32 on the device of `image`.
+
+    Raises:
+        MaclError: memory runs out; the sentence names the batch size that would fit.
     """
-    for start in range(0, len(slices), batch_size):
-        images = torch.from_numpy(normalise(slices[start : start + batch_size], normalisation))
-        predicted = [
-            predict_slices(one.network, images, size=one.size, mirror_axes=one.mirror_axes, batch_size=batch_size)
-            for one in ensemble
-        ]
-        yield to_scan_plane(torch.stack(predicted).mean(0).numpy(), slicing)
+    member = SegmenterMember(network, tuple(patch), tuple(mirror_axes))
+    windows = Windows.over(image.shape[1:], member.window)
+    slices = _predict([member], windows, lambda start, stop: image[:, start:stop], batch_size)
+    first, size = next(slices), image.shape[1:]
+    probabilities = first.new_empty((len(first), *size))
+    probabilities[:, 0] = first
+    for index, one in enumerate(slices, start=1):
+        probabilities[:, index] = one
+    return probabilities
 
 
 def predict_slices(
-    network: nn.Module, images: Tensor, *, size: int, mirror_axes: Sequence[MirrorAxis] = (), batch_size: int = 16
-) -> Tensor:
-    """Class probabilities of normalised slices of any height and width.
+    ensemble: Sequence[SegmenterMember],
+    image: np.ndarray,
+    normalisation: Normalisation,
+    *,
+    batch_size: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Class probabilities of one volume, slice by slice, averaged over an ensemble.
 
-    Smaller slices are zero-padded to `size` around their middle. Larger ones are covered by windows that overlap by half or
-    more, weighted by a Gaussian around their middle. The softmax is averaged over the slice and its mirror images.
+    Memory holds the probabilities of about as many slices as the deepest window has, whatever the
+    number of slices. Members for volumes whose patches are equal share that memory.
 
     Args:
-        network: in eval mode, (B, C, size, size) → (B, K, size, size) logits, on the device that computes.
-        images: (n, C, H, W) float32, on the device that is to hold the result.
-        size: side of the network's windows in pixels.
-        mirror_axes: "row" reverses the order of rows, "column" that of columns.
-        batch_size: windows at a time.
+        ensemble: segmenters of the same classes, for slices, for volumes, or for both.
+        image: (C, Z, Y, X) in the units of `normalisation`.
+        normalisation: of the image.
+        batch_size: windows at a time; None: `default_batch_size`.
 
-    Returns:
-        (n, K, H, W) float32 on the device of `images`.
+    Yields:
+        (K, Y, X) float32 probabilities of every slice, in order.
 
     Raises:
-        MaclError: the device's memory does not suffice; the batch size that would fit is named.
+        MaclError: memory runs out; the sentence names the batch size that would fit.
     """
-    if network.training:
-        raise ValueError("The network must be in eval mode: call network.eval() first.")
+    # A window of a volume is averaged over the ensemble before it is added up. In 2D there is no
+    # memory to save, so every member adds up its own.
+    groups: dict[object, list[SegmenterMember]] = {}
+    for number, member in enumerate(ensemble):
+        groups.setdefault(member.patch if len(member.patch) == 3 else number, []).append(member)
+
+    @lru_cache(maxsize=len(groups))
+    def slab(start: int, stop: int) -> Tensor:
+        return torch.from_numpy(normalise(image[:, start:stop], normalisation))
+
+    predicted = [
+        _predict(members, Windows.over(image.shape[1:], members[0].window), slab, batch_size)
+        for members in groups.values()
+    ]
+    counts = torch.tensor([len(members) for members in groups.values()])[:, None, None, None]
+    for slices in zip(*predicted, strict=True):
+        together = torch.stack(slices)
+        if len(ensemble) == len(groups):
+            yield together.mean(0).numpy()
+        else:
+            yield (together * counts).sum(0).div_(len(ensemble)).numpy()
+
+
+def default_batch_size(patch: Sequence[int]) -> int:
+    """How many windows to predict at a time: as many voxels as 16 slices of 256 × 256 have.
+
+    At most 16, and always 16 slices, whatever their size.
+    """
+    if len(patch) == 2:
+        return SLICES_PER_BATCH
+    return min(SLICES_PER_BATCH, max(1, VOXELS_PER_BATCH // math.prod(patch)))
+
+
+# ---------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows that cover a volume, in order of their first slice, and how they are weighted.
+
+    Attributes:
+        size: of the volume, (Z, Y, X).
+        sides: of a window within the volume, (z, y, x): the patch's, or the volume's if shorter.
+        corners: first slice, row and column of every window.
+        weights: of the voxels of a window, (z, y, x): a Gaussian around the middle.
+        depth_weight: (Z,), and
+        plane_weight: (Y, X), whose product is the sum of weights over all windows.
+    """
+
+    size: tuple[int, int, int]
+    sides: tuple[int, int, int]
+    corners: tuple[tuple[int, int, int], ...]
+    weights: Tensor
+    depth_weight: Tensor
+    plane_weight: Tensor
+
+    @classmethod
+    def over(cls, size: Sequence[int], window: Sequence[int]) -> Windows:
+        """Windows of sides `window` over a volume of `size` voxels, both (z, y, x)."""
+        starts_z, starts_y, starts_x = map(window_starts, size, window)
+        sides = [min(pair) for pair in zip(size, window, strict=True)]
+        depth, rows, columns = sides
+        bell_z, bell_y, bell_x = map(_bell, sides, window)
+        plane = torch.outer(bell_y, bell_x)
+        depth_weight, plane_weight = torch.zeros(size[0]), torch.zeros(*size[1:])
+        for z in starts_z:
+            depth_weight[z : z + depth] += bell_z
+        for y, x in product(starts_y, starts_x):
+            plane_weight[y : y + rows, x : x + columns] += plane
+        return cls(
+            (size[0], size[1], size[2]),
+            (depth, rows, columns),
+            tuple(product(starts_z, starts_y, starts_x)),
+            bell_z[:, None, None] * plane,
+            depth_weight,
+            plane_weight,
+        )
+
+    def cut(self, slab: Slab, corner: tuple[int, int, int]) -> Tensor:
+        """The image within a window: (C, *sides)."""
+        z, y, x = corner
+        depth, rows, columns = self.sides
+        return slab(z, z + depth)[..., y : y + rows, x : x + columns]
+
+
+def window_starts(side: int, window: int) -> list[int]:
+    """First voxels of windows along an axis of `side` voxels.
+
+    Windows of `window` voxels are spread evenly from edge to edge and overlap by half or more.
+    """
+    if side <= window:
+        return [0]
+    steps = math.ceil((side - window) / max(window // 2, 1))
+    return [round(step * (side - window) / steps) for step in range(steps + 1)]
+
+
+def _bell(side: int, window: int) -> Tensor:
+    """(side,) Gaussian weights around the middle; the deviation is an eighth of a window."""
+    offset = torch.arange(side) - (side - 1) / 2
+    return torch.exp(-0.5 * (offset / (window / 8)) ** 2)
+
+
+# ---------------------------------------------------------------- prediction
+
+
+def _predict(
+    members: Sequence[SegmenterMember], windows: Windows, slab: Slab, batch_size: int | None
+) -> Iterator[Tensor]:
+    """(K, Y, X) probabilities of every slice, in order: the mean of members of equal windows."""
+    batch_size = batch_size or default_batch_size(members[0].patch)
+    depth, rows, columns = windows.sides
+    sums: dict[int, Tensor] = {}
+    for first in range(0, len(windows.corners), batch_size):
+        batch = windows.corners[first : first + batch_size]
+        images = torch.stack([windows.cut(slab, corner) for corner in batch])
+        predicted = [_window_probabilities(member, images) for member in members]
+        probabilities = predicted[0] if len(members) == 1 else torch.stack(predicted).mean(0)
+        weights, plane_weight = (
+            weight.to(images.device) for weight in (windows.weights, windows.plane_weight)
+        )
+        for (z, y, x), window in zip(batch, probabilities, strict=True):
+            for offset in range(depth):
+                if z + offset not in sums:
+                    sums[z + offset] = window.new_zeros(len(window), *windows.size[1:])
+                part = sums[z + offset][:, y : y + rows, x : x + columns]
+                part += weights[offset] * window[:, offset]
+        following = windows.corners[first + batch_size :][:1]
+        finished = following[0][0] if following else windows.size[0]
+        for z in [z for z in sums if z < finished]:
+            yield sums.pop(z).div_(plane_weight * windows.depth_weight[z])
+
+
+def _window_probabilities(member: SegmenterMember, images: Tensor) -> Tensor:
+    """`_probabilities`, or a MaclError that names a batch size that fits into memory."""
     try:
-        return _predict(network, images, size, tuple(DIMENSIONS[axis] for axis in mirror_axes), batch_size)
+        return _probabilities(member, images)
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # Outside the handler: the error would keep the tensors alive that did not fit.
-    fits = _fitting_batch(network, (images.shape[1], size, size), batch_size)
-    advice = f"use --batch-size {fits}" if fits else "use a device with more memory, or --device cpu"
+    alone = SegmenterMember(member.network, member.patch)
+    fits = largest_that_fits(
+        lambda count: _probabilities(alone, torch.zeros_like(images[:count])), len(images)
+    )
+    advice = (
+        f"use --batch-size {fits} (when fine-tuning, training.batch_size={fits})"
+        if fits
+        else "use a device with more memory, or --device cpu"
+    )
     raise MaclError(
-        f"The device ran out of memory predicting {batch_size} windows of {size} × {size} pixels at a time: {advice}."
+        f"The device ran out of memory predicting {len(images)} windows of "
+        f"{format_size(member.patch)} voxels at a time: {advice}."
     )
 
 
 @torch.inference_mode()
-def _predict(network: nn.Module, images: Tensor, size: int, mirrored: tuple[int, ...], batch_size: int) -> Tensor:
-    count, _, height, width = images.shape
-    rows, columns = min(size, height), min(size, width)
-    corners = list(product(window_starts(height, size), window_starts(width, size)))
-    weight = torch.outer(_bell(rows, size), _bell(columns, size)).to(images.device)
-    total_weight = torch.zeros(height, width, device=images.device)
-    for top, left in corners:
-        total_weight[top : top + rows, left : left + columns] += weight
-    total: Tensor | None = None
-    windows = [(index, top, left) for index in range(count) for top, left in corners]
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        cut = torch.stack([images[index, :, top : top + rows, left : left + columns] for index, top, left in batch])
-        probabilities = _probabilities(network, cut, size, mirrored).to(images.device)
-        if total is None:
-            total = torch.zeros(count, probabilities.shape[1], height, width, device=images.device)
-        for (index, top, left), window in zip(batch, probabilities, strict=True):
-            total[index, :, top : top + rows, left : left + columns] += weight * window
-    if total is None:
-        raise ValueError("There are no slices to predict.")
-    return total.div_(total_weight)
-
-
-def _probabilities(network: nn.Module, images: Tensor, size: int, mirrored: tuple[int, ...]) -> Tensor:
-    """(B, C, h, w) → (B, K, h, w), h and w at most `size`: padded, averaged over mirror images, cut back."""
-    device = next(network.parameters()).device
-    rows, columns = images.shape[-2:]
-    top, left = (size - rows + 1) // 2, (size - columns + 1) // 2  # as slices are padded for training
-    padded = functional.pad(images.to(device), (left, size - columns - left, top, size - rows - top))
-    flips = [flip for number in range(len(mirrored) + 1) for flip in combinations(mirrored, number)]
+def _probabilities(member: SegmenterMember, images: Tensor) -> Tensor:
+    """(B, C, *sides) → (B, K, *sides) on the device of the images, averaged over mirror images."""
+    device = next(member.network.parameters()).device
+    dims = len(member.patch)
+    flat = images if dims == 3 else images.squeeze(2)
+    before, padding = [], []
+    for side, of in zip(flat.shape[2:], member.patch, strict=True):
+        before.append((of - side + 1) // 2)  # as patches are padded for training
+        padding = [before[-1], of - side - before[-1], *padding]
+    padded = functional.pad(flat.to(device), padding)
+    axes = [AXES.index(axis) - len(AXES) for axis in member.mirror_axes]
+    flips = [flip for number in range(len(axes) + 1) for flip in combinations(axes, number)]
     mean = torch.zeros((), device=device)
     halved = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     with torch.autocast(device.type, torch.bfloat16, enabled=halved):
         for flip in flips:
-            mean = mean + network(padded.flip(flip)).float().softmax(1).flip(flip) / len(flips)
-    return mean[..., top : top + rows, left : left + columns]
-
-
-def window_starts(side: int, size: int) -> list[int]:
-    """Where windows of `size` begin along `side` pixels: evenly, overlapping by half or more, from edge to edge."""
-    if side <= size:
-        return [0]
-    steps = math.ceil((side - size) / max(size // 2, 1))
-    return [round(step * (side - size) / steps) for step in range(steps + 1)]
-
-
-def _bell(side: int, size: int) -> Tensor:
-    """(side,) Gaussian weights around the middle, standard deviation an eighth of a window."""
-    offset = torch.arange(side) - (side - 1) / 2
-    return torch.exp(-0.5 * (offset / (size / 8)) ** 2)
-
-
-@torch.inference_mode()
-def _fitting_batch(network: nn.Module, shape: tuple[int, int, int], batch_size: int) -> int | None:
-    """The largest of `batch_size` / 2, / 4, … that the device takes, found by trying."""
-    device = next(network.parameters()).device
-    while (batch_size := batch_size // 2) >= 1:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            _probabilities(network, torch.zeros(batch_size, *shape), shape[-1], ())
-            return batch_size
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-    return None
+            logits = member.network(padded.flip(flip)).float()
+            mean = mean + logits.softmax(1).flip(flip) / len(flips)
+    inner = [slice(start, start + side) for start, side in zip(before, flat.shape[2:], strict=True)]
+    probabilities = mean[(..., *inner)].to(images.device)
+    return probabilities if dims == 3 else probabilities.unsqueeze(2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -11,11 +13,18 @@ import numpy as np
 
 from macl.config import FinetuneSettings, validate
 from macl.engine.trainer import make_fabric
-from macl.inference.scans import ReadyScan, Scan, find_scans, grid_settings, read_ahead
-from macl.inference.sliding_window import Member, predict_case
-from macl.io.volume import grid_difference, read_header, write_volume
+from macl.inference.masks import segment
+from macl.inference.scans import (
+    PreparedScan,
+    ScanToSegment,
+    find_scans,
+    prepared_settings,
+    read_ahead,
+)
+from macl.inference.sliding_window import SegmenterMember
+from macl.io.geometry import grid_difference
+from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
-from macl.preprocessing.orientation import to_scan
 from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
 from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
 from macl.tasks.segmentation import load_segmenter, require_segmenter
@@ -30,64 +39,72 @@ def predict(
     *,
     cases: Literal["test", "all"] = "test",
     probabilities: bool = False,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     frames: bool = False,
     device: str = "auto",
 ) -> list[Path]:
-    """Write a mask `<case>.nii.gz` (or in the scan's own format) for every scan; masks that are there are kept.
+    """Segment scans and write a mask for each: `<case>.nii.gz`, or in the scan's own format.
+
+    Keeps masks that an earlier call has written.
 
     Args:
-        paths: fine-tuned runs, whose probabilities are averaged, then scans, folders of scans, or stores.
+        paths: fine-tuned runs, for slices, volumes or both, whose probabilities are averaged; then
+            scans, folders of scans, or stores.
         out: folder of masks; refused if it holds anything but masks of the same runs.
-        cases: of a store, the runs' test cases or all.
+        cases: which cases of a store: the runs' test cases, or all.
         probabilities: also write `<case>.probabilities.nii.gz`, (C, z, y, x) float32.
-        batch_size: windows at a time.
-        frames: the fourth axis of a file is time: every moment is segmented, and the mask is 4D too; so it is without
-            being asked for where the runs were trained on frames.
+        batch_size: windows at a time; None: 16 slices, or 3D windows of as many voxels as 16 slices
+            of 256 × 256 have.
+        frames: the fourth axis of a file is time: segment every time point into a 4D mask. Runs
+            that were trained on frames do so in any case.
         device: "auto", "cpu", "cuda" or "mps".
 
     Returns:
-        The masks, those of earlier calls among them.
+        The masks, earlier ones included.
 
     Raises:
-        MaclError: runs that do not belong together, nothing to segment, or, after all others, scans that failed.
+        MaclError: the runs do not fit each other, there is nothing to segment, or, once all others
+            are done, some scans could not be segmented.
     """
     runs = list(takewhile(lambda path: (path / RECORD).is_file(), paths))
     records = read_runs(runs, paths)
     frames = frames or any(record.prepared.frames for record in records)
-    scans, failed = find_scans(paths[len(runs) :], records, cases, readers(), frames)
-    if probabilities and any(len(scan.moments) > 1 for scan in scans):
+    scans, refused = find_scans(paths[len(runs) :], records, cases, readers(), frames)
+    if probabilities and any(len(scan.time_points) > 1 for scan in scans):
         raise MaclError(
-            "--probabilities are written for scans, not for time series: leave it out, or split the series."
+            "--probabilities are written for scans, not for time series: leave it out, or split "
+            "the series."
         )
     ensemble = [_load(run, record, device) for run, record in zip(runs, records, strict=True)]
     record = PredictionsRecord(
         weights=tuple(sorted(sha256(run / WEIGHTS) for run in runs)),
         classes=records[0].classes,
         label_values=records[0].label_values,
-        cases=tuple(sorted([*(scan.name for scan in scans), *failed])),
+        cases=tuple(sorted([*(scan.name for scan in scans), *refused])),
     )
     open_predictions(out, record)
     waiting = [scan for scan in scans if not _is_done(scan, out, probabilities)]
     if len(waiting) < len(scans):
-        say(f"{len(scans) - len(waiting)} of {len(scans)} scans have their mask in {out} already.")
+        say(f"{len(scans) - len(waiting)} of {len(scans)} scans already have their mask in {out}.")
+    writer = _MaskWriter(ensemble, record, out, probabilities, batch_size)
+    failures = _Failures(refused)
     notes: dict[str, list[str]] = {}
     with progress("Predicting", len(scans), done=len(scans) - len(waiting)) as advance:
         for scan, reading in read_ahead(waiting):
             try:
-                moments = reading.result()
+                time_points = reading.result()
             except MaclError as error:
-                failed[scan.name] = str(error)
-                say(f"{scan.name}: not segmented, {error}")
+                failures.add(scan.name, str(error))
             else:
-                for note in moments[0].notes:
+                failures.print_pending()
+                for note in time_points[0].notes:
                     notes.setdefault(note, []).append(scan.name)
-                masks = [_segment(ensemble, scan, ready, record, out, probabilities, batch_size) for ready in moments]
-                mask = masks[0] if len(masks) == 1 else np.stack(masks)
-                write_volume(_mask_path(scan, out), mask, moments[0].geometry)
+                writer.write(scan, time_points)
             advance(note=scan.name)
-    say(f"Wrote {sum(scan.name not in failed for scan in waiting)} masks to {out}.")
-    _report(notes, failed, len(record.cases))
+    say(f"Wrote {sum(scan.name not in failures.reasons for scan in waiting)} masks to {out}.")
+    for note, names in notes.items():
+        say(f"Assumed for {listed(names)}: {note}.")
+    failures.raise_if_any(len(record.cases))
     return [_mask_path(scan, out) for scan in scans]
 
 
@@ -95,91 +112,147 @@ def predict(
 
 
 def read_runs(runs: Sequence[Path], paths: Sequence[Path]) -> list[RunRecord]:
-    """The records of an ensemble's runs.
+    """Read the records of an ensemble's runs.
 
     Raises:
-        MaclError: there is none, one is not a finished fine-tuning run, or they do not belong together.
+        MaclError: there is no run, one is not a finished fine-tuning run, or they do not fit each
+            other.
     """
     if not runs:
         first = paths[0] if paths else "the first path"
-        raise MaclError(f"{first} is not a run: name a folder that `macl finetune` has written, then scans.")
+        raise MaclError(
+            f"{first} is not a run: name a folder that `macl finetune` has written, then scans."
+        )
     if len(runs) == len(paths):
-        raise MaclError("There is nothing to segment: name scans, a folder of scans or a store after the run.")
+        raise MaclError(
+            "There is nothing to segment: name scans, a folder of scans or a store after the run."
+        )
     records = [read_record(run) for run in runs]
+    first = records[0]
     for run, record in zip(runs, records, strict=True):
         require_segmenter(run, record)
         for what, ours, theirs in (
-            ("classes", (record.classes, record.label_values), (records[0].classes, records[0].label_values)),
-            ("channels", record.channels, records[0].channels),
-            ("prepared slices", grid_settings(record.prepared), grid_settings(records[0].prepared)),
+            (
+                "classes",
+                (record.classes, record.label_values),
+                (first.classes, first.label_values),
+            ),
+            ("channels", record.channels, first.channels),
+            (
+                "settings of prepare",
+                prepared_settings(record.prepared),
+                prepared_settings(first.prepared),
+            ),
         ):
             if ours != theirs:
                 raise MaclError(
-                    f"{run} and {runs[0]} differ in their {what}, so they cannot be averaged: {ours}, {theirs}."
+                    f"{run} and {runs[0]} differ in their {what}, so they cannot be averaged: "
+                    f"{ours}, {theirs}."
                 )
     return records
 
 
-def _load(run: Path, record: RunRecord, device: str) -> Member:
+def _load(run: Path, record: RunRecord, device: str) -> SegmenterMember:
     settings = validate(FinetuneSettings, record.settings)
-    network = load_segmenter(run, find("models", settings.backbone), make_fabric(device, "fp32").device)
-    return Member(network, settings.patch[0], record.mirror_axes if settings.mirror_averaging else ())
+    network = load_segmenter(
+        run, find("models", settings.backbone), make_fabric(device, "fp32").device
+    )
+    mirror_axes = record.mirror_axes if settings.mirror_averaging else ()
+    return SegmenterMember(network, settings.patch, mirror_axes)
 
 
 # ---------------------------------------------------------------- the masks
 
 
-def _mask_path(scan: Scan, out: Path) -> Path:
+def _mask_path(scan: ScanToSegment, out: Path) -> Path:
     return inside(out, f"{scan.name}{scan.suffix}")
 
 
-def _is_done(scan: Scan, out: Path, probabilities: bool) -> bool:
-    if probabilities and not inside(out, f"{scan.name}{PROBABILITIES}").is_file():
+def _probabilities_path(scan: ScanToSegment, out: Path) -> Path:
+    return inside(out, f"{scan.name}{PROBABILITIES}")
+
+
+def _is_done(scan: ScanToSegment, out: Path, probabilities: bool) -> bool:
+    if probabilities and not _probabilities_path(scan, out).is_file():
         return False
     try:
         mask = read_header(_mask_path(scan, out))
-        return mask.moments == len(scan.moments) and grid_difference(mask.geometry, scan.geometry()) is None
+        same_grid = grid_difference(mask.geometry, scan.geometry()) is None
+        return same_grid and mask.time_points == len(scan.time_points)
     except RefusedCaseError:
         return False
 
 
-def _segment(
-    ensemble: Sequence[Member],
-    scan: Scan,
-    ready: ReadyScan,
-    record: PredictionsRecord,
-    out: Path,
-    probabilities: bool,
-    batch_size: int,
-) -> np.ndarray:
-    """The mask (z, y, x) of a scan or moment; its probabilities are written, if asked for."""
-    if probabilities:
-        voxels = len(ready.slices) * np.prod(ready.orientation.scanned_size[1:])
-        require_disk_space(out, int(4 * len(record.classes) * voxels), f"The probabilities of {scan.name}")
-    labels: list[np.ndarray] = []
-    kept: list[np.ndarray] = []
-    for piece in predict_case(ensemble, ready.slices, ready.normalisation, ready.orientation, batch_size=batch_size):
-        labels.append(piece.argmax(axis=1))
-        if probabilities:
-            kept.append(piece)
-    if probabilities:
-        of_classes = np.moveaxis(np.concatenate(kept), 1, 0)
-        volume = np.stack([to_scan(one, ready.orientation) for one in of_classes])
-        write_volume(inside(out, f"{scan.name}{PROBABILITIES}"), volume, ready.geometry)
-    return _label_values(record.label_values)[to_scan(np.concatenate(labels), ready.orientation)]
+@dataclass(frozen=True)
+class _MaskWriter:
+    """Segments scans and writes what was asked for."""
+
+    ensemble: Sequence[SegmenterMember]
+    record: PredictionsRecord
+    out: Path
+    probabilities: bool
+    batch_size: int | None
+
+    def write(self, scan: ScanToSegment, time_points: Sequence[PreparedScan]) -> None:
+        """Write the mask, of all time points if there are several, and the probabilities."""
+        masks = [self._mask(scan, time_point) for time_point in time_points]
+        mask = masks[0] if len(masks) == 1 else np.stack(masks)
+        write_volume(_mask_path(scan, self.out), mask, time_points[0].geometry)
+
+    def _mask(self, scan: ScanToSegment, prepared: PreparedScan) -> np.ndarray:
+        if self.probabilities:
+            needed = 4 * len(self.record.classes) * math.prod(prepared.geometry.size)
+            require_disk_space(self.out, needed, f"The probabilities of {scan.name}")
+        segmentation = segment(
+            self.ensemble,
+            prepared,
+            self.record.label_values,
+            with_probabilities=self.probabilities,
+            batch_size=self.batch_size,
+        )
+        if segmentation.probabilities is not None:
+            path = _probabilities_path(scan, self.out)
+            write_volume(path, segmentation.probabilities, prepared.geometry)
+        return segmentation.mask
 
 
-def _label_values(values: Sequence[int]) -> np.ndarray:
-    """(K,) in the smallest type that holds them all."""
-    return np.asarray(values, dtype=np.result_type(*(np.min_scalar_type(value) for value in values)))
+class _Failures:
+    """Scans that could not be segmented; each reason is printed once.
 
+    A reason is held back until another scan succeeds or fails for another reason: where all fail
+    for the same one, the error at the end says it all.
+    """
 
-def _report(notes: Mapping[str, Sequence[str]], failed: Mapping[str, str], asked: int) -> None:
-    for note, cases in notes.items():
-        say(f"Assumed for {listed(cases)}: {note}.")
-    if failed:
-        reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in list(failed.items())[:5])
-        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+    def __init__(self, refused: Mapping[str, str]) -> None:
+        self.reasons = dict(refused)
+        self._pending: dict[str, list[str]] = {}
+        self._printed: set[str] = set()
+
+    def add(self, name: str, reason: str) -> None:
+        """Note that a scan failed."""
+        self.reasons[name] = reason
+        if reason not in self._pending:
+            self.print_pending()
+        self._pending.setdefault(reason, []).append(name)
+
+    def print_pending(self) -> None:
+        """Print the reasons that have been held back, unless they were printed before."""
+        for reason, names in self._pending.items():
+            if reason not in self._printed:
+                say(f"Not segmented: {listed(names)} ({reason.rstrip('.')}).")
+        self._printed |= {*self._pending}
+        self._pending.clear()
+
+    def raise_if_any(self, asked: int) -> None:
+        """Raise a MaclError that gives every reason once, if any of the `asked` scans failed."""
+        if not self.reasons:
+            return
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            by_reason.setdefault(reason.rstrip("."), []).append(name)
+        sentences = [f"{listed(names)}: {reason}" for reason, names in by_reason.items()]
+        more = f"; and {len(sentences) - 5} more reasons" if len(sentences) > 5 else ""
         raise MaclError(
-            f"{len(failed)} of {asked} scans could not be segmented ({reasons}{more}): mend them and run this again."
+            f"{len(self.reasons)} of {asked} scans could not be segmented "
+            f"({'; '.join(sentences[:5])}{more}): correct them and run this again."
         )
