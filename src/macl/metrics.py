@@ -1,11 +1,12 @@
-"""How far a mask lies from the truth: overlap and surface distances, in two named conventions.
+"""Segmentation metrics: overlap and surface distances, in two named conventions.
 
-`strict` scores a case as one volume, in millimetres (or voxels where the spacing is unknown), and punishes a structure
-that was missed or invented with the longest distance the scan has. `paper` repeats what the authors of MACL report:
-distances slice by slice in pixels, as MedPy defines them, a missed or invented structure counting 0.
+`strict` scores a case as one volume, in millimetres (in voxels where the spacing is unknown). A
+structure that was missed or invented gets the longest distance in the scan. `paper` repeats what
+the authors of MACL report: distances per slice in pixels, as MedPy defines them, where a missed or
+invented structure counts as 0.
 
-A structure's surface is made of its voxels that share a face with a voxel outside it; what lies beyond the scan's edge is
-outside. Distances run from centre to centre of surface voxels.
+A structure's surface consists of its voxels that share a face with a voxel outside it; everything
+beyond the scan's edge is outside. Distances run between the centres of surface voxels.
 """
 
 from __future__ import annotations
@@ -25,22 +26,29 @@ DEFINITIONS: Mapping[Convention, Mapping[str, str]] = {
     "strict": {
         "dice": "per case in 3D, 2|P∩T| / (|P|+|T|); mean over cases",
         "jaccard": "per case in 3D, |P∩T| / |P∪T|; mean over cases",
-        "hd95": "per case in 3D, the larger of the two directed 95th percentiles of surface distance; mean over cases",
-        "asd": "per case in 3D, mean surface distance over all surface voxels of both masks; mean over cases",
-        "surface": "voxels with a face towards the outside; axes of a single voxel (a flat image) do not count",
-        "both_empty": "undefined: left out of the means and counted apart",
+        "hd95": "per case in 3D, the larger of the two directed 95th percentiles of surface "
+        "distance; mean over cases",
+        "asd": "per case in 3D, mean surface distance over all surface voxels of both masks; mean "
+        "over cases",
+        "surface": "voxels with a face towards the outside; axes of a single voxel (a flat image) "
+        "do not count",
+        "both_empty": "undefined: left out of the means and counted separately",
         "missed, invented": "Dice and Jaccard 0, both distances the scan's physical diagonal",
     },
     "paper": {
-        "dice": "pooled: voxels summed over all slices of all cases, then 2|P∩T| / (|P|+|T|); no spread",
-        "jaccard": "pooled: voxels summed over all slices of all cases, then |P∩T| / |P∪T|; no spread",
-        "hd95": "per slice in pixels, the 95th percentile of both directed surface distances put together (MedPy); "
-        "mean over all slices of all cases (the release: mean of its batches' means)",
-        "asd": "per slice in pixels, mean distance from the prediction's surface to the truth's (MedPy); "
-        "mean over all slices of all cases (the release: mean of its batches' means)",
-        "surface": "pixels with an edge towards the outside; the whole slice is scored (the release: a centre crop)",
-        "both_empty": "distance 0 in such a slice, which enters the mean",
-        "missed, invented": "distance 0 in such a slice, which enters the mean",
+        "dice": "pooled: voxels summed over all slices of all cases, then 2|P∩T| / (|P|+|T|); no "
+        "spread",
+        "jaccard": "pooled: voxels summed over all slices of all cases, then |P∩T| / |P∪T|; no "
+        "spread",
+        "hd95": "per slice in pixels, the 95th percentile over the surface distances of both "
+        "directions together (MedPy); mean over all slices of all cases (the release: mean of its "
+        "batches' means)",
+        "asd": "per slice in pixels, mean distance from the prediction's surface to the truth's "
+        "(MedPy); mean over all slices of all cases (the release: mean of its batches' means)",
+        "surface": "pixels with an edge towards the outside; the whole slice is scored (the "
+        "release: a centre crop)",
+        "both_empty": "distance 0 in such a slice, included in the mean",
+        "missed, invented": "distance 0 in such a slice, included in the mean",
     },
 }
 
@@ -51,7 +59,7 @@ class Score:
 
     Attributes:
         truth_voxels, predicted_voxels, shared_voxels: |T|, |P|, |T∩P|.
-        hd95, asd: in the convention's sense and unit; NaN where undefined.
+        hd95, asd: as the convention defines them, in its unit; NaN where undefined.
     """
 
     truth_voxels: int
@@ -72,7 +80,7 @@ class Score:
 
     @property
     def outcome(self) -> MaskOutcome:
-        """Whether the class stands in both masks, in neither, in the truth alone or in the prediction alone."""
+        """Which of the two masks hold the class: both, neither, the truth or the prediction."""
         if self.truth_voxels:
             return "scored" if self.predicted_voxels else "missed"
         return "invented" if self.predicted_voxels else "both_empty"
@@ -91,7 +99,7 @@ def jaccard(truth_voxels: int, predicted_voxels: int, shared_voxels: int) -> flo
 
 
 def empty_score(convention: Convention) -> Score:
-    """A class that stands in neither mask."""
+    """The score of a class that neither mask holds."""
     distance = math.nan if convention == "strict" else 0.0
     return Score(0, 0, 0, distance, distance)
 
@@ -100,15 +108,22 @@ def empty_score(convention: Convention) -> Score:
 
 
 def score_classes(
-    truth: np.ndarray, prediction: np.ndarray, classes: int, spacing: Sequence[float], convention: Convention
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    classes: int,
+    spacing: Sequence[float],
+    convention: Convention,
 ) -> list[Score]:
     """Score classes 1…`classes` of one case.
 
     Args:
-        truth, prediction: (slices, rows, columns) integers from 0 to `classes`, 0 the background.
-        classes: how many classes there are besides the background.
-        spacing: between voxels along the three axes; `paper` does not use it.
+        truth, prediction: (slices, rows, columns) integers from 0 to `classes`; 0 is background.
+        classes: number of classes without the background.
+        spacing: distance between voxels along the three axes; `paper` does not use it.
         convention: see `DEFINITIONS`.
+
+    Returns:
+        One score per class.
     """
     from scipy.ndimage import find_objects
 
@@ -131,19 +146,23 @@ def score_classes(
 def union(boxes: Sequence[Box]) -> Box:
     """The smallest box around all `boxes`."""
     return tuple(
-        slice(min(side.start for side in sides), max(side.stop for side in sides)) for sides in zip(*boxes, strict=True)
+        slice(min(side.start for side in sides), max(side.stop for side in sides))
+        for sides in zip(*boxes, strict=True)
     )
 
 
 def strict_score(
-    truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], scan_shape: tuple[int, ...] | None = None
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    spacing: Sequence[float],
+    scan_shape: tuple[int, ...] | None = None,
 ) -> Score:
-    """One class as one volume.
+    """Score one class as one volume.
 
     Args:
-        truth, prediction: bool of one shape, of the whole scan or of any box that holds both structures.
-        spacing: between voxels along the axes; the distances come in its unit.
-        scan_shape: shape of the whole scan, where the masks are only a box of it.
+        truth, prediction: bool of one shape: the whole scan, or any box that holds both structures.
+        spacing: distance between voxels along the axes; distances are in its unit.
+        scan_shape: shape of the whole scan; None: the masks are the whole scan.
     """
     shape = truth.shape if scan_shape is None else scan_shape
     counts = _counts(truth, prediction)
@@ -161,11 +180,12 @@ def strict_score(
 
 
 def paper_score(truth: np.ndarray, prediction: np.ndarray, slices: int | None = None) -> Score:
-    """One class slice by slice, in pixels.
+    """Score one class slice by slice, in pixels.
 
     Args:
-        truth, prediction: bool (slices, rows, columns), of the whole scan or of any box that holds both structures.
-        slices: how many the whole scan has, where the masks are only a box of it.
+        truth, prediction: bool (slices, rows, columns): the whole scan, or any box that holds both
+            structures.
+        slices: number of slices of the whole scan; None: the masks are the whole scan.
     """
     hd95 = asd = 0.0
     for true_slice, predicted_slice in zip(truth, prediction, strict=True):
@@ -190,7 +210,7 @@ def surface(mask: np.ndarray) -> np.ndarray:
     """The voxels of a structure that share a face with the outside.
 
     Args:
-        mask: bool of any shape; what lies beyond its edge is outside.
+        mask: bool of any shape; everything beyond its edge is outside.
 
     Returns:
         bool of the same shape.
@@ -204,17 +224,20 @@ def surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~inner
 
 
-def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """From every surface voxel of one structure to the nearest surface voxel of the other, and back.
+def surface_distances(
+    first: np.ndarray, second: np.ndarray, spacing: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances from each structure's surface voxels to the nearest surface voxel of the other.
 
-    A search tree over the surfaces' voxels is exact and, unlike a distance map, does not grow with the volume.
+    Uses a search tree over the surface voxels, which is exact and, unlike a distance map, does not
+    grow with the volume.
 
     Args:
         first, second: bool of one shape, neither empty.
-        spacing: between voxels along the axes.
+        spacing: distance between voxels along the axes.
 
     Returns:
-        Distances (surface voxels of first,) and (surface voxels of second,), in the unit of `spacing`.
+        (surface voxels of first,) and (surface voxels of second,), in the unit of `spacing`.
     """
     there, back = surface(first), surface(second)
     return _nearest(there, back, spacing), _nearest(back, there, spacing)
@@ -223,7 +246,8 @@ def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[f
 def _nearest(start: np.ndarray, goal: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     from scipy.spatial import KDTree
 
-    tree = KDTree(np.argwhere(goal) * np.asarray(spacing), leafsize=32, balanced_tree=False, compact_nodes=False)
+    points = np.argwhere(goal) * np.asarray(spacing)
+    tree = KDTree(points, leafsize=32, balanced_tree=False, compact_nodes=False)
     distances = np.zeros(np.count_nonzero(start))
     apart = ~goal[start]  # where the surfaces touch, the distance is 0
     distances[apart] = tree.query(np.argwhere(start & ~goal) * np.asarray(spacing))[0]

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from macl.data.store import INDEX, Orientation, Store
-from macl.io.geometry import Geometry
-from macl.io.source import Scan, Source
-from macl.io.volume import Volume, grid_difference, read_label
+from macl.io.geometry import Geometry, grid_difference
+from macl.io.source import ScanPath, Source
+from macl.io.volume import Volume, read_label
 from macl.metrics import Convention, Score, empty_score, score_classes
 from macl.plugins import readers
-from macl.preprocessing.orientation import orient, plan, spacing_of, to_scan
-from macl.preprocessing.source import recognise, survey
+from macl.preprocessing.orientation import choose_orientation, orient, spacing_of, to_scan
+from macl.preprocessing.source import recognise, scan_source
 from macl.records.predictions import RECORD as PREDICTIONS_RECORD
 from macl.records.predictions import list_masks, read_predictions
 from macl.records.scores import ScoreRow, render, summarise, write_rows
@@ -29,7 +29,13 @@ from macl.utils.progress import progress, say
 
 @dataclass(frozen=True)
 class Label:
-    """The truth of one case: (z, y, x) in the scan's own values, its grid, and how the case's slices lie in it."""
+    """The true label of one case.
+
+    Attributes:
+        array: (z, y, x) in the scan's own values.
+        geometry: the scan's own grid.
+        orientation: which of its axes the slices lie along.
+    """
 
     array: np.ndarray
     geometry: Geometry
@@ -38,12 +44,12 @@ class Label:
 
 @dataclass(frozen=True)
 class Truth:
-    """Where the truth comes from.
+    """Where the true labels come from.
 
     Attributes:
-        names: the cases that have a label, sorted.
-        classes: the scans' own label value → class name, background first; None where nobody names them.
-        read: a case's label by name.
+        names: the labelled cases, sorted.
+        classes: label value, as in the scans → class name, background first; None: unknown.
+        read: the label of a case by name.
     """
 
     names: tuple[str, ...]
@@ -53,7 +59,14 @@ class Truth:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """One case: its classes' scores by label value, and what they were measured on."""
+    """The scores of one case.
+
+    Attributes:
+        case: its name.
+        scores: label value → score.
+        spacing_known: distances are in mm; otherwise in voxels.
+        slices: of the scan.
+    """
 
     case: str
     scores: Mapping[int, Score]
@@ -61,16 +74,25 @@ class CaseScores:
     slices: int
 
 
-def evaluate(predictions: Path, truth: Path, out: Path, *, convention: Convention = "strict") -> list[ScoreRow]:
-    """Score a folder of masks against the truth; write `out` (.csv) and `<out's stem>.summary.json` beside it.
+def evaluate(
+    predictions: Path, truth: Path, out: Path, *, convention: Convention = "strict"
+) -> list[ScoreRow]:
+    """Score a folder of masks against the truth, on the grid of each scan.
+
+    Writes the table `out` and its means `<stem of out>.summary.json` beside it; prints the means.
 
     Args:
         predictions: folder of masks called `<case>.nii.gz` (or .nrrd, .mha, .png).
-        truth: a store, a source in a known layout, or a folder of true masks, matched by case name.
+        truth: a store, a source in a known layout, or a folder of true masks; matched by case name.
+        out: table to write (.csv).
         convention: see `macl.metrics.DEFINITIONS`.
 
+    Returns:
+        One row per case and class.
+
     Raises:
-        MaclError: nothing matches, a mask cannot be read, grids differ, or a label value is not among the classes.
+        MaclError: nothing matches, a mask cannot be read, grids differ, or a label value is not
+            among the classes.
     """
     if out.suffix != ".csv":
         raise MaclError(f"--out {out} should be a file that ends in .csv.")
@@ -81,7 +103,10 @@ def evaluate(predictions: Path, truth: Path, out: Path, *, convention: Conventio
     rows = to_rows(scored, opened.classes, convention)
     summary = summarise(rows, convention)
     if summary["unit"] == "mixed":
-        say("The spacing of some cases is unknown: the table has distances in mm and in voxels, and no mean of them.")
+        say(
+            "The spacing of some cases is unknown: the table has distances in mm and in voxels, "
+            "and no mean of them."
+        )
     write_rows(out, rows)
     write_json(out.with_name(f"{out.stem}.summary.json"), summary)
     print(render(summary))
@@ -93,7 +118,11 @@ def evaluate(predictions: Path, truth: Path, out: Path, *, convention: Conventio
 
 
 def open_truth(path: Path, predictions: Path) -> Truth:
-    """Recognise a store, a source with labels, or else a folder of masks.
+    """Open a store, a source with labels, or else a folder of masks.
+
+    Args:
+        path: any of these.
+        predictions: folder whose record names the classes where `path` does not.
 
     Raises:
         MaclError: the path is none of these.
@@ -102,22 +131,25 @@ def open_truth(path: Path, predictions: Path) -> Truth:
         return _store_truth(Store.open(path))
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
-        raise MaclError(f"{path} {what}: name a store, a folder of scans with labels, or a folder of true masks.")
-    source = _recognise(path)
-    labels = {case.name: (case.label, case.images[0]) for case in source.cases if case.label} if source else {}
+        raise MaclError(
+            f"{path} {what}: name a store, a folder of scans with labels, or a folder of true "
+            "masks."
+        )
+    source = _read_source(path)
+    cases = source.cases if source else ()
+    labels = {case.name: (case.label, case.images[0]) for case in cases if case.label}
     if source and labels:
-        say(f"{path} is read as {source.reader}: {len(labels)} cases with a label.")
+        say(f"Read {path} as {source.reader}: {len(labels)} labelled cases.")
         return _files_truth(labels, source.classes or None)
     record = read_predictions(path) or read_predictions(predictions)
     classes = dict(zip(record.label_values, record.classes, strict=True)) if record else None
     return _files_truth({name: (mask, None) for name, mask in list_masks(path).items()}, classes)
 
 
-def _recognise(path: Path) -> Source | None:
-    """What the fitting reader finds in a folder; None where it is no source of images."""
+def _read_source(path: Path) -> Source | None:
+    """A folder as the best reader lists it; None if it is not a source of images."""
     try:
-        reader = recognise(path, readers())
-        return survey(path, reader.read(path)).source
+        return scan_source(path, recognise(path, readers()).read(path)).source
     except MaclError:
         return None
 
@@ -128,37 +160,47 @@ def _store_truth(store: Store) -> Truth:
 
     def read(name: str) -> Label:
         case = store.case(name)
-        slices = store.read(name, "truth" if "truth" in case.arrays else "label")
-        return Label(values[to_scan(slices, case.orientation)], case.geometry, case.orientation)
+        label = store.read(name, "truth" if "truth" in case.arrays else "label")
+        return Label(values[to_scan(label, case.orientation)], case.geometry, case.orientation)
 
     labelled = sorted(case.name for case in index.cases if case.labelled)
-    return Truth(tuple(labelled), dict(zip(index.label_values, index.classes, strict=True)), read)
+    classes = dict(zip(index.label_values, index.classes, strict=True))
+    return Truth(tuple(labelled), classes, read)
 
 
-def _files_truth(labels: Mapping[str, tuple[Scan, Scan | None]], classes: Mapping[int, str] | None) -> Truth:
-    firsts: dict[str, int] = {}
-    same = {value: firsts.setdefault(name, value) for value, name in (classes or {}).items()}
+def _files_truth(
+    labels: Mapping[str, tuple[ScanPath, ScanPath | None]], classes: Mapping[int, str] | None
+) -> Truth:
+    # Values that share a name are one class, which the first of them stands for.
+    first_values: dict[str, int] = {}
+    merged = {
+        value: first_values.setdefault(name, value) for value, name in (classes or {}).items()
+    }
 
     def read(name: str) -> Label:
         volume = _read_mask(*labels[name])
         array = volume.array[0]
         for value in np.unique(array).tolist():
-            if same.get(value, value) != value:
-                array = np.where(array == value, same[value], array)
-        return Label(array, volume.geometry, plan(volume.geometry))
+            if merged.get(value, value) != value:
+                array = np.where(array == value, merged[value], array)
+        return Label(array, volume.geometry, choose_orientation(volume.geometry))
 
-    return Truth(tuple(sorted(labels)), classes and {value: name for name, value in firsts.items()}, read)
+    named = classes and {value: name for name, value in first_values.items()}
+    return Truth(tuple(sorted(labels)), named, read)
 
 
-def _read_mask(path: Scan, image: Scan | None = None) -> Volume:
+def _read_mask(path: ScanPath, image: ScanPath | None = None) -> Volume:
     try:
         return read_label(path, image)
     except RefusedCaseError as error:
-        raise MaclError(f"The mask {path if isinstance(path, Path) else path.name} cannot be used: {error}.") from None
+        name = path if isinstance(path, Path) else path.name
+        raise MaclError(f"The mask {name} cannot be used: {error}.") from None
 
 
-def match(predictions: Path, masks: Mapping[str, Path], truth: Path, labelled: Sequence[str]) -> list[str]:
-    """The cases that have both a mask and a truth; those that lack one are named.
+def match(
+    predictions: Path, masks: Mapping[str, Path], truth: Path, labelled: Sequence[str]
+) -> list[str]:
+    """The cases that have both a mask and a true label; prints those that lack one.
 
     Raises:
         MaclError: no case has both.
@@ -166,32 +208,38 @@ def match(predictions: Path, masks: Mapping[str, Path], truth: Path, labelled: S
     cases = sorted(set(masks) & set(labelled))
     if not cases:
         raise MaclError(
-            f"No mask in {predictions} ({listed(sorted(masks)) or 'none'}) is called like a case with a label in {truth} "
-            f"({listed(sorted(labelled)) or 'none'}): masks should be called <case>.nii.gz."
+            f"No mask in {predictions} ({listed(sorted(masks)) or 'none'}) has the name of a "
+            f"labelled case in {truth} ({listed(sorted(labelled)) or 'none'}): masks should be "
+            "called <case>.nii.gz."
         )
-    if untrue := sorted(set(masks) - set(labelled)):
-        say(f"Not scored, {len(untrue)} predicted without a truth: {listed(untrue)}.")
+    if without_truth := sorted(set(masks) - set(labelled)):
+        say(f"Not scored: {len(without_truth)} masks without a truth ({listed(without_truth)}).")
     record = read_predictions(predictions)
     asked = set(labelled) if record is None else set(labelled) & set(record.cases)
-    if unpredicted := sorted(asked - set(masks)):
-        said = "" if record is None else f", though {PREDICTIONS_RECORD} says they were asked for"
-        say(f"Not scored, {len(unpredicted)} with a truth but no prediction{said}: {listed(unpredicted)}.")
+    if without_mask := sorted(asked - set(masks)):
+        why = f", though {PREDICTIONS_RECORD} lists them" if record else ""
+        say(f"Not scored: {len(without_mask)} cases without a mask{why} ({listed(without_mask)}).")
     return cases
 
 
 # ---------------------------------------------------------------- scores
 
 
-def _score_cases(masks: Mapping[str, Path], truth: Truth, convention: Convention) -> list[CaseScores]:
+def _score_cases(
+    masks: Mapping[str, Path], truth: Truth, convention: Convention
+) -> list[CaseScores]:
     with (
         progress("Scoring", len(masks)) as advance,
         ThreadPoolExecutor(min(available_cores(), len(masks))) as threads,
     ):
-        waiting = [threads.submit(score_case, case, mask, truth, convention) for case, mask in masks.items()]
+        futures = [
+            threads.submit(score_case, case, mask, truth, convention)
+            for case, mask in masks.items()
+        ]
         scored: list[CaseScores] = []
         try:
-            for one in waiting:
-                scored.append(one.result())
+            for future in futures:
+                scored.append(future.result())
                 advance()
         finally:
             threads.shutdown(cancel_futures=True)
@@ -199,45 +247,68 @@ def _score_cases(masks: Mapping[str, Path], truth: Truth, convention: Convention
 
 
 def score_case(case: str, mask: Path, truth: Truth, convention: Convention) -> CaseScores:
-    """Score every class of one case; where nobody names the classes, every value found in either mask.
+    """Score every class of one case.
+
+    Where the classes are unknown, every value of the mask and of the label is one.
 
     Raises:
-        MaclError: the mask cannot be read, lies on another grid, or holds a value that is not among the classes.
+        MaclError: the mask cannot be read, lies on another grid, or holds a value that is not among
+            the classes.
     """
     label, predicted = truth.read(case), _read_mask(mask)
     if difference := grid_difference(predicted.geometry, label.geometry):
         raise MaclError(
             f"{mask} lies on another grid than the truth of the case {case!r} ({difference}): "
-            "bring both onto one grid before scoring."
+            "resample one to the other's grid before scoring."
         )
-    found = {f"the mask {mask}": values_of(predicted.array), f"the truth of the case {case!r}": values_of(label.array)}
-    known = list(truth.classes) if truth.classes else [0, *sorted(set().union(*found.values()) - {0})]
-    for where, values in found.items():
-        if strange := sorted(values - set(known)):
-            raise MaclError(f"The label values {strange} in {where} are not among the classes {known}: mend the mask.")
-    pair = [_numbered(orient(array, label.orientation), known) for array in (label.array, predicted.array[0])]
-    spacing = spacing_of(label.geometry, label.orientation) if label.geometry.spacing_known else (1.0, 1.0, 1.0)
-    scores = score_classes(pair[0], pair[1], len(known) - 1, spacing, convention)
-    return CaseScores(case, dict(zip(known[1:], scores, strict=True)), label.geometry.spacing_known, len(pair[0]))
+    values_in = {
+        f"the mask {mask}": values_of(predicted.array),
+        f"the truth of the case {case!r}": values_of(label.array),
+    }
+    known = (
+        list(truth.classes)
+        if truth.classes
+        else [0, *sorted(set().union(*values_in.values()) - {0})]
+    )
+    for where, values in values_in.items():
+        if unknown := sorted(values - set(known)):
+            raise MaclError(
+                f"The label values {unknown} in {where} are not among the classes {known}: correct "
+                "the mask."
+            )
+    true_classes, predicted_classes = (
+        _as_indices(orient(array, label.orientation), known)
+        for array in (label.array, predicted.array[0])
+    )
+    spacing_known = label.geometry.spacing_known
+    spacing = spacing_of(label.geometry, label.orientation) if spacing_known else (1.0, 1.0, 1.0)
+    scores = score_classes(true_classes, predicted_classes, len(known) - 1, spacing, convention)
+    by_value = dict(zip(known[1:], scores, strict=True))
+    return CaseScores(case, by_value, spacing_known, len(true_classes))
 
 
 def values_of(array: np.ndarray) -> set[int]:
-    """The values in a label of any shape."""
+    """The values in a label of any shape, with a single slice sorted at a time."""
     slices = array.reshape(-1, *array.shape[-2:])
-    return set(reduce(np.union1d, (np.unique(one) for one in slices)).tolist())
+    return set(reduce(np.union1d, (np.unique(plane) for plane in slices)).tolist())
 
 
-def _numbered(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """The label with its values replaced by their places in `values`."""
-    numbered = np.zeros(array.shape, dtype=np.min_scalar_type(len(values)))
-    for number, value in enumerate(values[1:], start=1):
-        numbered[array == value] = number
-    return numbered
+def _as_indices(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """A label with each value replaced by its index in `values`."""
+    indices = np.zeros(array.shape, dtype=np.min_scalar_type(len(values)))
+    for index, value in enumerate(values[1:], start=1):
+        indices[array == value] = index
+    return indices
 
 
-def to_rows(scored: Sequence[CaseScores], classes: Mapping[int, str] | None, convention: Convention) -> list[ScoreRow]:
+def to_rows(
+    scored: Sequence[CaseScores], classes: Mapping[int, str] | None, convention: Convention
+) -> list[ScoreRow]:
     """One row per case and class, both in order."""
-    values = list(classes)[1:] if classes else sorted({value for case in scored for value in case.scores})
+    if classes:
+        values = list(classes)[1:]
+    else:
+        values = sorted({value for case in scored for value in case.scores})
     rows: list[ScoreRow] = []
     for case in scored:
         unit = "pixel" if convention == "paper" else "mm" if case.spacing_known else "voxel"
@@ -245,10 +316,18 @@ def to_rows(scored: Sequence[CaseScores], classes: Mapping[int, str] | None, con
             score = case.scores.get(value) or empty_score(convention)
             rows.append(
                 ScoreRow(
-                    case=case.case, class_name=classes[value] if classes else str(value), dice=score.dice,
-                    jaccard=score.jaccard, hd95=score.hd95, asd=score.asd, unit=unit, outcome=score.outcome,
-                    truth_voxels=score.truth_voxels, predicted_voxels=score.predicted_voxels,
-                    shared_voxels=score.shared_voxels, slices=case.slices,
+                    case=case.case,
+                    class_name=classes[value] if classes else str(value),
+                    dice=score.dice,
+                    jaccard=score.jaccard,
+                    hd95=score.hd95,
+                    asd=score.asd,
+                    unit=unit,
+                    outcome=score.outcome,
+                    truth_voxels=score.truth_voxels,
+                    predicted_voxels=score.predicted_voxels,
+                    shared_voxels=score.shared_voxels,
+                    slices=case.slices,
                 )
-            )  # fmt: skip
+            )
     return rows
