@@ -1,10 +1,10 @@
-"""Runs as the stages leave them, without training: a store of discs, its split, logs, weights' tables and shifted masks."""
+"""Runs as the stages leave them, without training: records, logs, transfer tables, masks."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,21 @@ import numpy as np
 from fakes.toy_store import write_toy_store
 from macl.config import FinetuneSettings, PretrainSettings
 from macl.data.store import Store
+from macl.engine.task import Task
 from macl.io.volume import write_volume
+from macl.plugins import find
 from macl.preprocessing.orientation import to_scan
 from macl.records import runs
-from macl.records.runs import RunRecord, write_record
+from macl.records.runs import LoggedQuantity, RunKind, RunRecord, write_record
 from macl.stages.evaluate import evaluate
+from macl.tasks.segmentation import SegmentationTask
 
 TEST_CASES = ("patient004", "patient005", "patient006")
 
 
 @dataclass(frozen=True)
 class FakeRuns:
-    """A store and the runs made from it: pre-training, then fine-tuning from scratch and from it."""
+    """A store, a pre-training, and fine-tuning from scratch and from that pre-training."""
 
     store: Path
     pretrained: Path
@@ -32,9 +35,11 @@ class FakeRuns:
 
 
 def write_runs(folder: Path) -> FakeRuns:
-    """All of it below `folder`."""
+    """Write a store and its runs below `folder`."""
     store = write_toy_store(folder / "store")
-    fake = FakeRuns(folder / "store", folder / "pretrained", folder / "scratch", folder / "transferred")
+    fake = FakeRuns(
+        folder / "store", folder / "pretrained", folder / "scratch", folder / "transferred"
+    )
     write_pretrained(fake.pretrained, store)
     write_finetuned(fake.scratch, store, init="scratch", shift=6)
     write_finetuned(fake.transferred, store, init=f"{fake.pretrained} (0123456789ab)", shift=2)
@@ -42,10 +47,13 @@ def write_runs(folder: Path) -> FakeRuns:
 
 
 def write_pretrained(path: Path, store: Store, *, steps: int = 400, finished: bool = True) -> None:
-    """A pre-training run whose losses fall and whose features spread."""
-    settings = PretrainSettings(method="macl", method_settings={"decoder_blocks": 2, "threshold": 0.1})
+    """Write a pre-training run whose losses fall and whose features spread."""
+    settings = PretrainSettings(
+        method="macl", method_settings={"decoder_blocks": 2, "threshold": 0.1}
+    )
     cases = tuple(case for case in store.cases if case not in TEST_CASES)
-    record = _record(store, "pretrain", settings.model_dump(mode="json"), cases, steps if finished else 0)
+    record = _record(store, "pretrain", settings, cases, steps if finished else 0)
+    record = record.model_copy(update={"quantities": described(find("methods", "macl"))})
     path.mkdir(parents=True)
     write_record(path, record)
     random = np.random.default_rng(0)
@@ -53,8 +61,9 @@ def write_pretrained(path: Path, store: Store, *, steps: int = 400, finished: bo
     for step in range(1, steps + 1):
         fall = math.exp(-step / 90)
         parts = {
-            "loss_global": 4.2 + 2.6 * fall, "loss_dense": 5.0 + 1.6 * fall, "loss_regularisation": 0.1 + 0.5 * fall,
-            "positives_per_anchor": 7.0, "feature_spread": 0.9 - 0.7 * fall, "bottleneck_size": 0.4 + 0.3 * fall,
+            "loss_global": 4.2 + 2.6 * fall, "loss_dense": 5.0 + 1.6 * fall,
+            "loss_regularisation": 0.1 + 0.5 * fall, "positives_per_anchor": 7.0,
+            "feature_spread": 0.9 - 0.7 * fall, "bottleneck_size": 0.4 + 0.3 * fall,
         }  # fmt: skip
         parts = {name: value * random.normal(1, 0.05) for name, value in parts.items()}
         loss = parts["loss_global"] + 0.5 * parts["loss_dense"] + parts["loss_regularisation"]
@@ -63,38 +72,65 @@ def write_pretrained(path: Path, store: Store, *, steps: int = 400, finished: bo
 
 
 def write_finetuned(
-    path: Path, store: Store, *, init: str, shift: int, labels: str = "2", seed: int = 0, steps: int = 60
+    path: Path, store: Store, *, init: str, shift: int, settings: FinetuneSettings | None = None
 ) -> None:
-    """A fine-tuned run with its masks of the test cases, each off by up to `shift` columns, scored by `evaluate`."""
-    write_unscored(path, store, init=init, labels=labels, seed=seed, steps=steps)
+    """Write a fine-tuned run with scored masks, which are off by up to `shift` columns."""
+    write_unscored(path, store, init=init, settings=settings)
     for number, case in enumerate(TEST_CASES):
         stored = store.case(case)
-        mask = np.roll(store.read(case, "label"), shift * (number + 1) // 2, axis=2)
-        write_volume(path / runs.PREDICTIONS / f"{case}.nii.gz", to_scan(mask, stored.orientation), stored.geometry)
+        label = store.read(case, "label")
+        mask = to_scan(np.roll(label, shift * (number + 1) // 2, axis=2), stored.orientation)
+        write_volume(path / runs.PREDICTIONS / f"{case}.nii.gz", mask, stored.geometry)
     evaluate(path / runs.PREDICTIONS, store.path, path / runs.CASES)
 
 
 def write_unscored(
-    path: Path, store: Store, *, init: str, labels: str = "2", seed: int = 0, steps: int = 60, finished: bool = True
+    path: Path,
+    store: Store,
+    *,
+    init: str,
+    labels: str = "2",
+    seed: int = 0,
+    finished: bool = True,
+    settings: FinetuneSettings | None = None,
 ) -> None:
-    """A fine-tuned run that nobody has predicted with."""
+    """Write a fine-tuned run without predictions."""
     path.mkdir(parents=True)
+    steps = 60
     cases = tuple(store.cases)[: int(labels)]
-    record = _record(store, "finetune", FinetuneSettings().model_dump(mode="json"), cases, steps if finished else 0)
-    record = record.model_copy(update={"init": init, "labels": labels, "recipe": "strong", "seed": seed})
-    write_record(path, record)
+    settings = settings or FinetuneSettings()
+    record = _record(store, "finetune", settings, cases, steps if finished else 0)
+    changes = {"init": init, "labels": labels, "recipe": "strong", "seed": seed}
+    quantities = described(SegmentationTask)
+    write_record(path, record.model_copy(update={**changes, "quantities": quantities}))
     lines = [
-        _line(step, steps, {"loss": 2.5 / step, "loss_cross_entropy": 1.5 / step, "loss_dice": 1.0 / step})
+        _line(
+            step,
+            steps,
+            {"loss": 2.5 / step, "loss_cross_entropy": 1.5 / step, "loss_dice": 1.0 / step},
+        )
         for step in range(1, steps + 1)
     ]
     _write_log(path, lines)
     (path / runs.TRANSFER).write_text(json.dumps(_transfer(init)))
 
 
-def _record(store: Store, kind: runs.RunKind, settings: dict, cases: tuple[str, ...], steps: int) -> RunRecord:
+def described(task: type[Task]) -> dict[str, LoggedQuantity]:
+    """What the stages write of the values that a task logs."""
+    return {name: LoggedQuantity(**asdict(of)) for name, of in task.quantities.items()}
+
+
+def _record(
+    store: Store,
+    kind: RunKind,
+    settings: PretrainSettings | FinetuneSettings,
+    cases: tuple[str, ...],
+    steps: int,
+) -> RunRecord:
     return RunRecord(
-        kind=kind, finished=steps > 0, settings=settings, recipe="default", seed=0, device="cpu",
-        versions=runs.versions(), **runs.about_store(store, store.path), cases=cases, people=cases, patients=cases,
+        kind=kind, finished=steps > 0, settings=settings.model_dump(mode="json"),
+        recipe="default", seed=0, device="cpu", versions=runs.versions(),
+        **runs.about_store(store, store.path), cases=cases, people=cases, patients=cases,
         test_cases=TEST_CASES, steps=steps, seconds=83.2 if steps else 0.0,
     )  # fmt: skip
 
@@ -119,8 +155,10 @@ def _transfer(init: str) -> dict:
     tensors = []
     for name, shape in shapes.items():
         outcome = "loaded" if loaded and not name.startswith("head") else "fresh"
-        came_from, why = (name, "same shape") if outcome == "loaded" else (None, "not in the source")
-        tensors.append({"name": name, "shape": shape, "outcome": outcome, "why": why, "from": came_from})
-    found = [tensor["outcome"] for tensor in tensors]
-    counts = {outcome: found.count(outcome) for outcome in dict.fromkeys(found)}
+        origin, why = (name, "same shape") if outcome == "loaded" else (None, "not in the source")
+        tensors.append(
+            {"name": name, "shape": shape, "outcome": outcome, "why": why, "from": origin}
+        )
+    outcomes = [tensor["outcome"] for tensor in tensors]
+    counts = {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
     return {"source": init, "tensors": tensors, "counts": counts, "elements": {}, "unused": []}

@@ -11,11 +11,13 @@ from macl.report.charts import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, dot_charts
 
 
 def points_of(path: str) -> np.ndarray:
-    return np.array([[float(number) for number in point.split(",")] for point in path[1:].split("L")])
+    return np.array(
+        [[float(number) for number in point.split(",")] for point in path[1:].split("L")]
+    )
 
 
 def test_a_short_log_is_drawn_as_it_is() -> None:
-    chart = line_chart("loss", [(0, 4.0), (10, 2.0), (20, 0.0)])
+    chart = line_chart([(0, 4.0), (10, 2.0), (20, 0.0)])
     drawn = points_of(chart.raw)
     assert chart.smooth == ""
     assert (chart.first, chart.last) == (4.0, 0.0)
@@ -29,7 +31,7 @@ def test_a_short_log_is_drawn_as_it_is() -> None:
 def test_a_long_log_is_smoothed_by_a_moving_average() -> None:
     random = np.random.default_rng(0)
     values = random.normal(5, 1, 200)
-    chart = line_chart("loss", [(step, float(value)) for step, value in enumerate(values, start=1)])
+    chart = line_chart([(step, float(value)) for step, value in enumerate(values, start=1)])
     assert chart.window == 5
     slow = [np.mean(values[max(0, i - 2) : i + 3]) for i in range(200)]
     raw, smooth = points_of(chart.raw), points_of(chart.smooth)
@@ -38,7 +40,7 @@ def test_a_long_log_is_smoothed_by_a_moving_average() -> None:
 
 
 def test_a_very_long_log_is_binned() -> None:
-    chart = line_chart("loss", [(step, 1.0 / step) for step in range(1, 100_001)])
+    chart = line_chart([(step, 1.0 / step) for step in range(1, 100_001)])
     assert len(points_of(chart.raw)) == MOST_POINTS
     assert len(chart.raw) < 10_000
 
@@ -48,7 +50,7 @@ def test_a_very_long_log_is_binned() -> None:
     st.integers(min_value=1, max_value=1000),
 )
 def test_nothing_is_drawn_outside_the_axes(values: list[float], stride: int) -> None:
-    chart = line_chart("loss", [(stride * number, value) for number, value in enumerate(values)])
+    chart = line_chart([(stride * number, value) for number, value in enumerate(values)])
     drawn = points_of(chart.raw)
     assert (drawn[:, 0] >= LEFT - 0.1).all()
     assert (drawn[:, 0] <= RIGHT + 0.1).all()
@@ -75,7 +77,6 @@ def test_dots_share_one_axis_and_the_bar_is_their_mean() -> None:
             "left": [("scratch", False, {"a": 50.0, "b": 70.0}), ("macl", True, {"a": 80.0})],
             "right": [("scratch", False, {}), ("macl", True, {"a": 90.0})],
         },
-        top=100.0,
     )
     left, right = charts
     assert [track.label for track in left.tracks] == ["scratch", "macl"]

@@ -12,12 +12,19 @@ import pytest
 from matplotlib import image as images
 
 from fakes import browser
-from fakes.finished_runs import TEST_CASES, FakeRuns, write_pretrained, write_runs, write_unscored
+from fakes.finished_runs import (
+    TEST_CASES,
+    FakeRuns,
+    write_finetuned,
+    write_pretrained,
+    write_runs,
+    write_unscored,
+)
 from macl.cli import app
+from macl.config import FinetuneSettings, TrainingSettings
 from macl.data.store import Store
 from macl.records import runs
-from macl.report import facts
-from macl.report.facts import read_run
+from macl.report.reported_run import WEIGHTS_DIGEST, read_run
 from macl.stages.evaluate import evaluate
 from macl.stages.report import report
 from macl.utils.errors import MaclError
@@ -36,7 +43,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
+        self.loads += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data", "poster")
+        ]
 
     def handle_data(self, data: str) -> None:
         self.pieces.append(data)
@@ -57,7 +68,9 @@ def page(fake: FakeRuns, tmp_path_factory: pytest.TempPathFactory) -> Path:
     unfinished = folder / "unfinished"
     write_unscored(unfinished, Store.open(fake.store), init="scratch", labels="1", finished=False)
     found = [fake.scratch, fake.transferred, unfinished, fake.pretrained]
-    return report(found, folder / "report.html", notes=["Synthetic discs."], overlays=folder / "overlays")
+    return report(
+        found, folder / "report.html", notes=["Synthetic discs."], overlays=folder / "overlays"
+    )
 
 
 # ---------------------------------------------------------------- what it says
@@ -76,14 +89,15 @@ def test_the_numbers_are_those_of_the_evaluation(fake: FakeRuns, page: Path) -> 
     numbers = json.loads(page.with_suffix(".json").read_text())
     shown = Page(page).text
     means = {}
-    for run, told in zip((fake.scratch, fake.transferred), numbers["runs"], strict=False):
+    for run, reported in zip((fake.scratch, fake.transferred), numbers["runs"], strict=False):
         summary = json.loads((run / "cases.summary.json").read_text())
-        for one in summary["classes"]:
+        for scores in summary["classes"]:
             for measure in ("dice", "hd95"):
-                assert told["scores"][one["class"]][measure]["mean"] == one[measure]["mean"]
-            dice = one["dice"]
+                mean = scores[measure]["mean"]
+                assert reported["scores"][scores["class"]][measure]["mean"] == mean
+            dice, hd95 = scores["dice"], scores["hd95"]
             assert f"{100 * dice['mean']:.1f} ± {100 * dice['sd']:.1f}" in shown
-            assert f"{one['hd95']['mean']:.2f} ± {one['hd95']['sd']:.2f}" in shown
+            assert f"{hd95['mean']:.2f} ± {hd95['sd']:.2f}" in shown
         means[run] = summary["mean"]["dice"]["mean"]
     difference = means[fake.transferred] - means[fake.scratch]
     assert numbers["runs"][1]["dice_against_scratch"] == pytest.approx(difference)
@@ -94,9 +108,10 @@ def test_the_numbers_are_those_of_the_evaluation(fake: FakeRuns, page: Path) -> 
 def test_kinds_data_settings_and_transfer_stand_on_the_page(page: Path) -> None:
     shown = Page(page).text
     for words in (
-        "From scratch, 2 labelled", "From macl, 2 labelled", "Pre-training with macl", "unfinished", "Synthetic discs.",
-        "Feature spread", "Bottleneck size", "Positives per anchor", "Equivariant loss", "Soft Dice loss",
-        "training.learning_rate", "augmentation.intensity.gamma", "encoder.levels.0.0.weight", "2 loaded", "3 fresh",
+        "From scratch, 2 labelled", "From macl, 2 labelled", "Pre-training with macl", "unfinished",
+        "Synthetic discs.", "Feature spread", "Bottleneck size", "Positives per anchor",
+        "Equivariant loss", "Soft Dice loss", "training.learning_rate",
+        "augmentation.intensity.gamma", "encoder.levels.0.0.weight", "2 loaded", "3 fresh",
         "64 × 58 to 72 × 64", "1 × 1 mm, 5 mm apart", "ring", "disc",
     ):  # fmt: skip
         assert words in shown, words
@@ -142,6 +157,30 @@ def test_best_and_worst_are_so_by_dice(fake: FakeRuns, page: Path) -> None:
         assert f"{role} · {case}, Dice {100 * means[case]:.1f} %" in shown
 
 
+def test_runs_on_slices_and_on_volumes_stand_side_by_side(fake: FakeRuns, tmp_path: Path) -> None:
+    store = Store.open(fake.store)
+    volumes = FinetuneSettings(dims=3, training=TrainingSettings(size=(4, 56, 40)))
+    found = [fake.scratch, fake.transferred]
+    for init, shift in (("scratch", 5), (f"{fake.pretrained} (0123456789ab)", 1)):
+        found.append(tmp_path / f"volumes{shift}")
+        write_finetuned(found[-1], store, init=init, shift=shift, settings=volumes)
+    page = report(found, tmp_path / "report.html")
+    numbers = json.loads(page.with_suffix(".json").read_text())["runs"]
+    assert [run["dims"] for run in numbers] == [2, 2, 3, 3]
+    assert [run["title"] for run in numbers] == [
+        "From scratch, 2 labelled, 2D", "From macl, 2 labelled, 2D",
+        "From scratch, 2 labelled, 3D", "From macl, 2 labelled, 3D",
+    ]  # fmt: skip
+    dice = [run["scores"]["mean of classes"]["dice"]["mean"] for run in numbers]
+    differences = [run["dice_against_scratch"] for run in numbers]
+    assert differences[::2] == [None, None]
+    assert differences[1::2] == pytest.approx([dice[1] - dice[0], dice[3] - dice[2]])
+    shown = Page(page)
+    assert "4 × 56 × 40 3D" in shown.text
+    assert "256 × 256 2D" in shown.text
+    assert shown.tags.count("img") == 4 * 9 + 6
+
+
 # ---------------------------------------------------------------- what may go wrong
 
 
@@ -149,7 +188,9 @@ def test_everything_is_escaped(fake: FakeRuns, tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)>&\"'"
     run = tmp_path / "a run & <u>"
     shutil.copytree(fake.scratch, run)
-    record = runs.read_record(run).model_copy(update={"classes": ("background", evil, "disc"), "recipe": evil})
+    record = runs.read_record(run).model_copy(
+        update={"classes": ("background", evil, "disc"), "recipe": evil}
+    )
     runs.write_record(run, record)
     with (run / runs.LOG).open("a") as log:
         log.write(json.dumps({"step": 61, "epoch": 8, "loss": 1.0, evil: 2.0}) + "\n")
@@ -165,10 +206,25 @@ def test_everything_is_escaped(fake: FakeRuns, tmp_path: Path) -> None:
 def test_a_run_whose_store_is_gone_is_still_shown(fake: FakeRuns, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(fake.scratch, run)
-    runs.write_record(run, runs.read_record(run).model_copy(update={"store": str(tmp_path / "gone")}))
+    runs.write_record(
+        run, runs.read_record(run).model_copy(update={"store": str(tmp_path / "gone")})
+    )
     shown = Page(report([run], tmp_path / "report.html"))
     assert "is not there any more" in shown.text
     assert "Mean of classes" in shown.text
+    assert "img" not in shown.tags
+
+
+def test_a_store_of_another_version_is_named_with_what_to_do(
+    fake: FakeRuns, tmp_path: Path
+) -> None:
+    run, store = tmp_path / "run", tmp_path / "old.store"
+    shutil.copytree(fake.scratch, run)
+    store.mkdir()
+    (store / "store.json").write_text('{"format": "macl-store", "version": 1}')
+    runs.write_record(run, runs.read_record(run).model_copy(update={"store": str(store)}))
+    shown = Page(report([run], tmp_path / "report.html"))
+    assert re.search(r"version 1.*prepare.* again", shown.text)
     assert "img" not in shown.tags
 
 
@@ -181,7 +237,9 @@ def test_a_store_that_changed_is_not_drawn_over(fake: FakeRuns, tmp_path: Path) 
     assert "img" not in shown.tags
 
 
-def test_a_mask_that_is_broken_is_named_and_the_others_are_drawn(fake: FakeRuns, tmp_path: Path) -> None:
+def test_a_mask_that_is_broken_is_named_and_the_others_are_drawn(
+    fake: FakeRuns, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(fake.scratch, run)
     (run / runs.PREDICTIONS / f"{TEST_CASES[0]}.nii.gz").write_bytes(b"broken")
@@ -191,7 +249,9 @@ def test_a_mask_that_is_broken_is_named_and_the_others_are_drawn(fake: FakeRuns,
 
 
 @pytest.mark.parametrize("broken", [runs.CASES, runs.TRANSFER, "cases.summary.json"])
-def test_a_broken_file_is_named_and_the_rest_is_shown(fake: FakeRuns, tmp_path: Path, broken: str) -> None:
+def test_a_broken_file_is_named_and_the_rest_is_shown(
+    fake: FakeRuns, tmp_path: Path, broken: str
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(fake.scratch, run)
     (run / broken).write_text("{ half")
@@ -218,8 +278,10 @@ def test_runs_that_are_alike_get_titles_of_their_own(fake: FakeRuns, tmp_path: P
     report(found, tmp_path / "report.html")
     titles = [run["title"] for run in json.loads((tmp_path / "report.json").read_text())["runs"]]
     assert titles == [
-        "From scratch, 2 labelled, seed 0", "From scratch, 2 labelled, seed 1, seed1", "From scratch, 2 labelled, seed 1, again",
-    ]  # fmt: skip
+        "From scratch, 2 labelled, seed 0",
+        "From scratch, 2 labelled, seed 1, seed1",
+        "From scratch, 2 labelled, seed 1, again",
+    ]
 
 
 def test_a_table_without_a_summary_is_averaged_again(fake: FakeRuns, tmp_path: Path) -> None:
@@ -231,7 +293,9 @@ def test_a_table_without_a_summary_is_averaged_again(fake: FakeRuns, tmp_path: P
     assert before
     assert after
     for name in before.classes:
-        assert after.spread("dice", name).mean == pytest.approx(before.spread("dice", name).mean, abs=1e-5)
+        assert after.spread("dice", name).mean == pytest.approx(
+            before.spread("dice", name).mean, abs=1e-5
+        )
 
 
 def test_the_paper_s_convention_is_told_apart(fake: FakeRuns, tmp_path: Path) -> None:
@@ -239,14 +303,14 @@ def test_the_paper_s_convention_is_told_apart(fake: FakeRuns, tmp_path: Path) ->
     shutil.copytree(fake.scratch, run)
     evaluate(run / runs.PREDICTIONS, fake.store, run / runs.CASES, convention="paper")
     shown = Page(report([run, fake.scratch], tmp_path / "report.html")).text
-    global_average_pool = json.loads((run / "cases.summary.json").read_text())["mean"]["dice"]["mean"]
+    pooled = json.loads((run / "cases.summary.json").read_text())["mean"]["dice"]["mean"]
     assert f"{100 * pooled:.1f}" in shown
     assert "pooled over all slices of all cases" in shown
     assert "Distances are per slice and in pixels" in shown
     assert "the runs were scored by different conventions" in shown
-    told = json.loads((tmp_path / "report.json").read_text())["runs"][0]
-    assert (told["convention"], told["unit"]) == ("paper", "pixel")
-    assert told["scores"]["ring"]["dice"]["standard_deviation"] is None
+    numbers = json.loads((tmp_path / "report.json").read_text())["runs"][0]
+    assert (numbers["convention"], numbers["unit"]) == ("paper", "pixel")
+    assert numbers["scores"]["ring"]["dice"]["standard_deviation"] is None
 
 
 @pytest.mark.parametrize(
@@ -267,12 +331,14 @@ def test_mistakes_are_answered_in_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_pre_training_behind_a_start_is_named_by_its_method(fake: FakeRuns, tmp_path: Path) -> None:
+def test_the_pre_training_behind_a_start_is_named_by_its_method(
+    fake: FakeRuns, tmp_path: Path
+) -> None:
     assert read_run(fake.transferred).start == "macl"
     run = tmp_path / "run"
     write_unscored(run, Store.open(fake.store), init="weights/macl_chd.pth (0123456789ab)")
     assert read_run(run).start == "macl_chd.pth"
-    assert facts.NAMED_WEIGHTS.sub("", "a (b) (0123456789ab)") == "a (b)"
+    assert WEIGHTS_DIGEST.sub("", "a (b) (0123456789ab)") == "a (b)"
 
 
 # ---------------------------------------------------------------- how it looks
@@ -283,7 +349,9 @@ def contrast(first: str, second: str) -> float:
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     light, dark = sorted((luminance(first), luminance(second)), reverse=True)
@@ -291,7 +359,8 @@ def contrast(first: str, second: str) -> float:
 
 
 def test_text_stands_out_in_light_and_dark(page: Path) -> None:
-    themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", page.read_text(), re.DOTALL)]  # fmt: skip
+    blocks = re.findall(r":root \{(.*?)\}", page.read_text(), re.DOTALL)
+    themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in blocks]
     assert len(themes[:2]) == 2
     for theme in themes[:2]:
         pairs = [(ink, "paper") for ink in ("ink", "soft", "accent", "warn")]
@@ -303,7 +372,9 @@ def test_text_stands_out_in_light_and_dark(page: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 768, 390])
-def test_in_a_browser_it_is_whole_quiet_and_not_too_wide(page: Path, tmp_path: Path, width: int) -> None:
+def test_in_a_browser_it_is_whole_quiet_and_not_too_wide(
+    page: Path, tmp_path: Path, width: int
+) -> None:
     seen = browser.look(page, width, tmp_path)
     assert seen["width"] == width
     assert seen["errors"] == []

@@ -1,1 +1,1 @@
-"""What a report shows: the facts of runs, charts and overlays as plain values, and the template that lays them out."""
+"""The contents of a report as plain values, and the template that lays them out."""

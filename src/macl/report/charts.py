@@ -1,9 +1,10 @@
-"""Charts as numbers: what the template draws as SVG lines and as dots on a track, without a script."""
+"""Charts as coordinates, which the template draws as SVG lines and as dots on tracks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ SMOOTHED_FROM = 100
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis."""
+    """A labelled position on an axis."""
 
     at: float
     label: str
@@ -25,17 +26,16 @@ class Tick:
 
 @dataclass(frozen=True)
 class LineChart:
-    """One measure over the steps, in the coordinates of an SVG of `WIDTH` × `HEIGHT`.
+    """One logged value over the steps, in the coordinates of an SVG of `WIDTH` × `HEIGHT`.
 
     Attributes:
-        raw: every logged value (binned where there are very many), as an SVG path.
-        smooth: their moving average, as an SVG path; empty where the log is too short to need it.
-        end: x, y of the last point drawn.
-        window: logged values that one point of the moving average covers.
+        raw: every logged value as an SVG path; a long log is binned.
+        smooth: their moving average as an SVG path; empty where the log is short.
+        end: x, y of the last point of the line.
+        window: number of logged values in one point of the moving average.
         first, last: the first and last logged values.
     """
 
-    name: str
     raw: str
     smooth: str
     end: tuple[float, float]
@@ -60,8 +60,8 @@ class Track:
     """One run's cases on one line.
 
     Attributes:
-        mean_at: the mean's place in per cent of the track's width.
-        pretrained: whether the run started from pre-trained weights, which are drawn in another colour.
+        mean_at: the mean, in per cent of the track's width.
+        pretrained: whether the run started from pre-trained weights; drawn in another colour.
     """
 
     label: str
@@ -80,29 +80,27 @@ class DotChart:
     ticks: tuple[Tick, ...]
 
 
-def line_chart(name: str, points: Sequence[tuple[int, float]]) -> LineChart:
-    """A chart of (step, value) points, of which there is at least one."""
+def line_chart(points: Sequence[tuple[int, float]]) -> LineChart:
+    """A chart of (step, value) points, at least one."""
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     window = round(len(values) * SMOOTHED_FRACTION) if len(values) >= SMOOTHED_FROM else 1
     smoothed = _moving_average(values, window)
     x_low, x_high = float(steps[0]), float(max(steps[-1], steps[0] + 1))
     y_low, y_high = _padded(float(values.min()), float(values.max()))
-    x = LEFT + (steps - x_low) / (x_high - x_low) * (RIGHT - LEFT)
 
-    def place(height: np.ndarray) -> np.ndarray:
-        return BOTTOM - (height - y_low) / (y_high - y_low) * (BOTTOM - TOP)
+    def x_of(step: Any) -> Any:
+        return LEFT + (step - x_low) / (x_high - x_low) * (RIGHT - LEFT)
 
-    raw, smooth = _binned(x, place(values)), _binned(x, place(smoothed))
+    def y_of(value: Any) -> Any:
+        return BOTTOM - (value - y_low) / (y_high - y_low) * (BOTTOM - TOP)
+
+    raw, smooth = (_binned(x_of(steps), y_of(heights)) for heights in (values, smoothed))
     return LineChart(
-        name=name,
         raw=_path(raw),
         smooth=_path(smooth) if window > 1 else "",
         end=(float(smooth[-1, 0]), float(smooth[-1, 1])),
-        x_ticks=tuple(
-            Tick(LEFT + (at - x_low) / (x_high - x_low) * (RIGHT - LEFT), label)
-            for at, label in ticks(x_low, x_high, 4)
-        ),
-        y_ticks=tuple(Tick(float(place(np.array([at]))[0]), label) for at, label in ticks(y_low, y_high, 4)),
+        x_ticks=tuple(Tick(x_of(number), label) for number, label in ticks(x_low, x_high, 4)),
+        y_ticks=tuple(Tick(y_of(number), label) for number, label in ticks(y_low, y_high, 4)),
         window=window,
         first=float(values[0]),
         last=float(values[-1]),
@@ -110,27 +108,35 @@ def line_chart(name: str, points: Sequence[tuple[int, float]]) -> LineChart:
 
 
 def dot_charts(
-    values: Mapping[str, Sequence[tuple[str, bool, Mapping[str, float]]]], top: float = 1.0
+    values: Mapping[str, Sequence[tuple[str, bool, Mapping[str, float]]]],
 ) -> tuple[DotChart, ...]:
-    """Charts on one common axis that ends at `top` and starts below the lowest value.
+    """Charts on one common axis that ends at 100 and starts below the lowest value.
 
     Args:
-        values: chart's title → tracks of (label, pretrained, case → value); a track without a case is left out.
+        values: title of a chart → tracks of (label, pretrained, case → value in per cent). Tracks
+            without a case are left out.
     """
-    everything = [value for tracks in values.values() for _, _, cases in tracks for value in cases.values()]
-    if not everything:
+    in_all = [
+        value for tracks in values.values() for _, _, cases in tracks for value in cases.values()
+    ]
+    if not in_all:
         return ()
-    low = min(everything)
-    low = max(0.0, low - 0.08 * (top - low + 0.02))
-    axis = tuple(Tick(100 * (at - low) / (top - low), label) for at, label in ticks(low, top, 5))
+    low = min(in_all)
+    low = max(0.0, low - 0.08 * (100 - low + 0.02))
+
+    def at(value: float) -> float:
+        return 100 * (value - low) / (100 - low)
+
+    axis = tuple(Tick(at(number), label) for number, label in ticks(low, 100.0, 5))
 
     def track(label: str, pretrained: bool, cases: Mapping[str, float]) -> Track:
-        dots = tuple(Dot(100 * (value - low) / (top - low), case, value) for case, value in cases.items())
+        dots = tuple(Dot(at(value), case, value) for case, value in cases.items())
         mean = sum(cases.values()) / len(cases)
-        return Track(label, dots, 100 * (mean - low) / (top - low), mean, pretrained)
+        return Track(label, dots, at(mean), mean, pretrained)
 
     return tuple(
-        DotChart(title, tuple(track(*entry) for entry in tracks if entry[2]), axis) for title, tracks in values.items()
+        DotChart(title, tuple(track(*entry) for entry in tracks if entry[2]), axis)
+        for title, tracks in values.items()
     )
 
 
@@ -138,12 +144,18 @@ def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     """At most `most` + 1 round numbers from `low` to `high`, with labels of one precision."""
     from matplotlib.ticker import MaxNLocator
 
-    places = [float(at) for at in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    locator = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
     slack = 1e-6 * (high - low)
-    places = [at for at in places if low - slack <= at <= high + slack]
-    step = min(np.diff(places), default=1.0)
-    decimals = next((digits for digits in range(7) if abs(round(step, digits) - step) < 1e-3 * step), None)
-    return [(at, _tick_label(at, decimals)) for at in places]
+    numbers = [
+        float(number)
+        for number in locator.tick_values(low, high)
+        if low - slack <= number <= high + slack
+    ]
+    step = min(np.diff(numbers), default=1.0)
+    decimals = next(
+        (digits for digits in range(7) if abs(round(step, digits) - step) < 1e-3 * step), None
+    )
+    return [(number, _tick_label(number, decimals)) for number in numbers]
 
 
 def _tick_label(value: float, decimals: int | None) -> str:
@@ -155,7 +167,10 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
     """Centred mean over `window` values, over fewer at the ends."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
     index = np.arange(len(values))
-    start, stop = np.maximum(index - window // 2, 0), np.minimum(index - window // 2 + window, len(values))
+    start, stop = (
+        np.maximum(index - window // 2, 0),
+        np.minimum(index - window // 2 + window, len(values)),
+    )
     return (sums[stop] - sums[start]) / (stop - start)
 
 

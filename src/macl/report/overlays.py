@@ -1,4 +1,4 @@
-"""Truth and prediction drawn over a slice of the scan: the best, the median and the worst case of a run."""
+"""Truth and prediction drawn over one slice of a case."""
 
 from __future__ import annotations
 
@@ -16,30 +16,33 @@ from macl.utils.errors import MaclError, RefusedCaseError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#f0a030", "#4aa8e8", "#3fc08d", "#e8649a", "#e9e15a", "#a98bf0", "#ee6a50", "#7fdde0", "#b7c26a", "#c9a27c")
-"""Of classes 1, 2, …, in turn: far apart for most eyes, and on grey."""
+COLOURS = (
+    "#f0a030", "#4aa8e8", "#3fc08d", "#e8649a", "#e9e15a",
+    "#a98bf0", "#ee6a50", "#7fdde0", "#b7c26a", "#c9a27c",
+)  # fmt: skip
+"""Colours of classes 1, 2, …, in turn: easy to tell apart, also on grey."""
 
 PANEL_INCHES = 3.2
 DOTS_PER_INCH = 120
 FILL_OPACITY = 0.45
 MARGIN_FRACTION = 0.35
-SMALLEST_WINDOW = 48
+SMALLEST_CROP = 48
 CAPTION_INCHES = 0.28
 
-Kind: TypeAlias = Literal["scan", "truth", "prediction"]
-Window: TypeAlias = tuple[slice, slice]
-KINDS: tuple[Kind, ...] = ("scan", "truth", "prediction")
+OverlayKind: TypeAlias = Literal["scan", "truth", "prediction"]
+Crop: TypeAlias = tuple[slice, slice]
+OVERLAY_KINDS: tuple[OverlayKind, ...] = ("scan", "truth", "prediction")
 
 
 @dataclass(frozen=True)
-class View:
-    """One slice of a case on the store's grid.
+class CaseSlice:
+    """One slice of a case on the store's grid, with truth and prediction.
 
     Attributes:
         case: its name.
         number: the slice, counted from 1, of `slices`.
         image: (rows, columns) float in [0, 1].
-        truth: (rows, columns) integers 0…K; prediction likewise.
+        truth, prediction: (rows, columns) integers 0…K.
         aspect: height of a pixel over its width.
     """
 
@@ -58,23 +61,25 @@ def colour_of(label: int) -> str:
 
 
 def choose_cases(means: Mapping[str, float]) -> list[tuple[str, str]]:
-    """(role, case) of the best, the median and the worst case by mean Dice; fewer where there are fewer cases."""
+    """(role, case) of the best, median and worst case by mean Dice; with few cases, fewer."""
     ranked = sorted(means, key=lambda case: (means[case], case))
     if len(ranked) <= 1:
         return [("The only case", case) for case in ranked]
-    chosen = [("Best case", ranked[-1]), ("Median case", ranked[len(ranked) // 2]), ("Worst case", ranked[0])]
-    return chosen if len(ranked) > 2 else [chosen[0], chosen[2]]
+    best, worst = ("Best case", ranked[-1]), ("Worst case", ranked[0])
+    median = ("Median case", ranked[len(ranked) // 2])
+    return [best, median, worst] if len(ranked) > 2 else [best, worst]
 
 
-def view_of(store: Store, case: str, mask: Path, label_values: Sequence[int]) -> View:
-    """The slice of a case with the most true foreground, on the store's grid.
+def fullest_slice(store: Store, case: str, mask: Path, label_values: Sequence[int]) -> CaseSlice:
+    """The slice of a case with the most true foreground; without truth, the most predicted.
 
     Args:
         mask: the prediction, on the scan's own grid, in the scan's own label values.
         label_values: those values, in the order of the store's labels 0…K.
 
     Raises:
-        MaclError: the case is not in the store or has no label, or the mask cannot be read or lies on another grid.
+        MaclError: the case is not in the store or has no label, or the mask cannot be read or lies
+            on another grid.
     """
     from macl.io.volume import read_label
     from macl.preprocessing.orientation import spacing_of
@@ -87,16 +92,18 @@ def view_of(store: Store, case: str, mask: Path, label_values: Sequence[int]) ->
     except RefusedCaseError as error:
         raise MaclError(f"the mask {mask} cannot be used: {error}.") from None
     if volume.geometry.size != stored.geometry.size:
-        raise MaclError(f"{mask} does not lie on the grid of the case {case!r}: predict again from this store.")
+        raise MaclError(
+            f"{mask} does not lie on the grid of the case {case!r}: predict again from this store."
+        )
     values = volume.array[0]
     labels = np.zeros(values.shape, dtype=np.uint8)
     for label, value in enumerate(label_values):
         labels[values == value] = label
     prediction = label_to_store_grid(labels, stored.orientation, stored.size)
-    shown = truth if truth.any() else prediction
-    number = int((shown > 0).sum(axis=(1, 2)).argmax())
+    counted = truth if truth.any() else prediction
+    number = int((counted > 0).sum(axis=(1, 2)).argmax())
     _, row_mm, column_mm = stored.spacing_mm or spacing_of(stored.geometry, stored.orientation)
-    return View(
+    return CaseSlice(
         case=case,
         number=number + 1,
         slices=stored.slices,
@@ -113,50 +120,62 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.clip((image.astype(np.float32) - low) / ((high - low) or 1.0), 0.0, 1.0)
 
 
-def window_of(views: Sequence[View]) -> Window:
-    """Rows and columns around everything labelled in views of one slice, with a margin, and never a tiny window."""
-    labelled = np.any([(view.truth > 0) | (view.prediction > 0) for view in views], axis=0)
+def crop_around(slices: Sequence[CaseSlice]) -> Crop:
+    """Rows and columns around everything labelled in versions of one slice, with a margin.
+
+    A side is at least `SMALLEST_CROP` long, or the whole slice. Without labels all is kept.
+    """
+    labelled = np.any([(part.truth > 0) | (part.prediction > 0) for part in slices], axis=0)
     sides = []
     for axis, length in enumerate(labelled.shape):
-        found = np.flatnonzero(labelled.any(axis=1 - axis))
-        low, high = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, length)
-        wanted = min(length, max(SMALLEST_WINDOW, round((high - low) * (1 + 2 * MARGIN_FRACTION))))
+        indices = np.flatnonzero(labelled.any(axis=1 - axis))
+        low, high = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, length)
+        wanted = max(SMALLEST_CROP, round((high - low) * (1 + 2 * MARGIN_FRACTION)))
+        wanted = min(length, wanted)
         start = min(max(0, (low + high - wanted) // 2), length - wanted)
         sides.append(slice(start, start + wanted))
     return sides[0], sides[1]
 
 
 def draw(
-    shown: Sequence[tuple[Kind, View]],
-    window: Window,
+    panels: Sequence[tuple[OverlayKind, CaseSlice]],
+    crop: Crop,
     captions: Sequence[str] = (),
     file_format: Literal["png", "jpeg"] = "png",
 ) -> bytes:
-    """One picture, panel beside panel, each a view within the window, with its caption above it if there are captions.
+    """Draw panels side by side in one picture, each a slice within the crop.
 
-    "scan" shows the scan alone, "truth" fills the true structures, "prediction" the predicted ones; both outline the truth.
+    "scan" is the scan alone, "truth" fills the true structures, "prediction" the predicted ones;
+    both outline the truth.
+
+    Args:
+        panels: what to draw, from left to right.
+        crop: rows and columns to draw.
+        captions: one above each panel; none: no room is left for them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = (side.stop - side.start for side in window)
-    height = PANEL_INCHES * rows * shown[0][1].aspect / columns
+    rows, columns = (side.stop - side.start for side in crop)
+    height = PANEL_INCHES * rows * panels[0][1].aspect / columns
     band = CAPTION_INCHES if captions else 0.0
-    figure = Figure(figsize=(PANEL_INCHES * len(shown), height + band), dpi=DOTS_PER_INCH, facecolor="black")
+    size = (PANEL_INCHES * len(panels), height + band)
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor="black")
     FigureCanvasAgg(figure)
-    for number, (kind, view) in enumerate(shown):
-        axes = figure.add_axes((number / len(shown), 0.0, 1 / len(shown), height / (height + band)))
+    for number, (kind, part) in enumerate(panels):
+        left, width = number / len(panels), 1 / len(panels)
+        axes = figure.add_axes((left, 0.0, width, height / (height + band)))
         axes.set_axis_off()
-        axes.imshow(view.image, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="lanczos")
+        axes.imshow(part.image, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="lanczos")
         if kind != "scan":
-            _fill(axes, view.truth if kind == "truth" else view.prediction)
-            _outline(axes, view.truth)
-        axes.set_xlim(window[1].start - 0.5, window[1].stop - 0.5)
-        axes.set_ylim(window[0].stop - 0.5, window[0].start - 0.5)
+            _fill(axes, part.truth if kind == "truth" else part.prediction)
+            _outline(axes, part.truth)
+        axes.set_xlim(crop[1].start - 0.5, crop[1].stop - 0.5)
+        axes.set_ylim(crop[0].stop - 0.5, crop[0].start - 0.5)
         if captions:
             axes.set_title(captions[number], color="white", fontsize=8, pad=4)
     file = io.BytesIO()
-    # Noise makes a PNG several times larger; colours are not subsampled, so that outlines stay sharp.
+    # JPEG: a PNG of a noisy scan is several times larger. Subsampled colours would blur outlines.
     options = {"quality": 85, "subsampling": 0, "optimize": True} if file_format == "jpeg" else {}
     figure.savefig(file, format=file_format, facecolor="black", pil_kwargs=options)
     return file.getvalue()
@@ -172,7 +191,8 @@ def _fill(axes: Axes, labels: np.ndarray) -> None:
 
 
 def _outline(axes: Axes, labels: np.ndarray) -> None:
-    across, down = np.arange(-1, labels.shape[1] + 1), np.arange(-1, labels.shape[0] + 1)
+    rows, columns = (np.arange(-1, length + 1) for length in labels.shape)
     for label in np.unique(labels[labels > 0]):
         inside = np.pad(labels == label, 1).astype(float)
-        axes.contour(across, down, inside, levels=[0.5], colors=[colour_of(int(label))], linewidths=1.2)
+        colour = colour_of(int(label))
+        axes.contour(columns, rows, inside, levels=[0.5], colors=[colour], linewidths=1.2)

@@ -1,42 +1,58 @@
-"""The sections of a report, as plain values: runs, overlays of their cases, the data they were trained on."""
+"""The sections of a report as plain values: runs, overlays of their cases, and their data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from macl.data.store import Store
+from macl.config import PrepareSettings
+from macl.data.store import Store, StoreIndex
 from macl.report.charts import LineChart, line_chart
 from macl.report.comparison import Comparison
-from macl.report.facts import Missing, Run, flat_settings
-from macl.report.overlays import KINDS, Kind, View, choose_cases, draw, view_of, window_of
-from macl.report.words import Word, in_order, word_for
+from macl.report.log_columns import LogColumn, log_columns
+from macl.report.overlays import (
+    OVERLAY_KINDS,
+    CaseSlice,
+    OverlayKind,
+    choose_cases,
+    crop_around,
+    draw,
+    fullest_slice,
+)
+from macl.report.reported_run import Missing, ReportedRun, flat_settings
 from macl.utils.errors import MaclError
+from macl.utils.text import format_duration, format_size
 
-OUTCOMES = ("loaded", "adapted", "fresh", "refused")
+TRANSFER_OUTCOMES = ("loaded", "adapted", "fresh", "refused")
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """A case drawn: its role in the run, its Dice, and JPEG files by kind."""
+    """A drawn case: its role in the run, its Dice, and JPEG files by kind."""
 
     role: str
     dice: float
-    view: View
-    panels: Mapping[Kind, bytes]
+    slice: CaseSlice
+    panels: Mapping[OverlayKind, bytes]
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one run, beyond the run itself."""
+    """What the page shows of one run, beyond the run itself.
+
+    Attributes:
+        number: of the section, for links to it.
+        charts: every column of the log, drawn.
+        not_drawn: cases without an overlay, and why.
+    """
 
     number: int
-    run: Run
+    run: ReportedRun
     title: str
-    charts: tuple[tuple[str, LineChart, Word], ...]
+    charts: tuple[tuple[LogColumn, LineChart], ...]
     overlays: tuple[Overlay, ...]
-    troubles: tuple[Missing, ...]
+    not_drawn: tuple[Missing, ...]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -50,129 +66,215 @@ class Section:
 
     @property
     def epochs(self) -> str:
-        """How far the run came, in epochs."""
+        """Epochs in the log, in words."""
         return f"{self.run.log['epoch'][-1][1]:.4g} epochs" if "epoch" in self.run.log else ""
 
     @property
     def duration(self) -> str:
-        """The time in the loop, in the two largest units."""
-        minutes, seconds = divmod(round(self.run.record.seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        """The training time in words."""
+        return format_duration(self.run.record.seconds)
 
     @property
     def transfer(self) -> dict[str, Any] | None:
-        """The transfer table, with its outcomes counted in their order; None where there is none."""
+        """The transfer table, with its outcomes counted; None where there is none."""
         table = self.run.transfer
         if table is None:
             return None
-        found = [tensor["outcome"] for tensor in table["tensors"]]
-        counts = [(outcome, found.count(outcome)) for outcome in OUTCOMES if outcome in found]
+        outcomes = [tensor["outcome"] for tensor in table["tensors"]]
+        counts = [(name, outcomes.count(name)) for name in TRANSFER_OUTCOMES if name in outcomes]
         return {"source": table["source"], "tensors": table["tensors"], "counts": counts}
 
 
-def section_of(number: int, run: Run, title: str) -> Section:
-    """What the page shows of a run; cases that cannot be drawn are named among the troubles."""
-    charts = tuple((name, line_chart(name, run.log[name]), word_for(name)) for name in in_order(list(run.log)))
-    overlays, troubles = _overlays(run)
-    return Section(number, run, title, charts, overlays, troubles)
+def section_of(number: int, run: ReportedRun, title: str) -> Section:
+    """What the page shows of a run; cases that cannot be drawn are named."""
+    columns = log_columns(run.log, run.record.quantities)
+    charts = tuple((column, line_chart(run.log[column.name])) for column in columns)
+    overlays, not_drawn = _overlays(run)
+    return Section(number, run, title, charts, overlays, not_drawn)
 
 
-def _overlays(run: Run) -> tuple[tuple[Overlay, ...], tuple[Missing, ...]]:
+def _overlays(run: ReportedRun) -> tuple[tuple[Overlay, ...], tuple[Missing, ...]]:
     if run.scores is None or run.store is None or not run.predictions.is_dir():
         return (), ()
-    means, drawn, troubles = run.scores.dice_by_case(), [], []
+    means = run.scores.dice_by_case()
+    drawn: list[Overlay] = []
+    not_drawn: list[Missing] = []
     for role, case in choose_cases(means):
         try:
-            view = _view(run, case)
+            part = _slice(run, run.store, case)
         except MaclError as error:
-            troubles.append(Missing(f"{role} is not drawn: {error}"))
-        else:
-            pictures: dict[Kind, bytes] = {
-                kind: draw([(kind, view)], window_of([view]), file_format="jpeg") for kind in KINDS
-            }
-            drawn.append(Overlay(role, means[case], view, pictures))
-    return tuple(drawn), tuple(troubles)
+            not_drawn.append(Missing(f"{role} is not drawn: {error}"))
+            continue
+        crop = crop_around([part])
+        panels: dict[OverlayKind, bytes]
+        panels = {kind: draw([(kind, part)], crop, file_format="jpeg") for kind in OVERLAY_KINDS}
+        drawn.append(Overlay(role, means[case], part, panels))
+    return tuple(drawn), tuple(not_drawn)
 
 
-def _view(run: Run, case: str) -> View:
-    if run.store is None:
-        raise MaclError(f"The store {run.record.store} is not there.")
-    return view_of(run.store, case, run.predictions / f"{case}.nii.gz", run.record.label_values)
+def _slice(run: ReportedRun, store: Store, case: str) -> CaseSlice:
+    mask = run.predictions / f"{case}.nii.gz"
+    return fullest_slice(store, case, mask, run.record.label_values)
 
 
-def side_by_side(comparison: Comparison) -> dict[str, Any] | None:
-    """One case as every run sees it: the median by the mean Dice over the runs; None where there is no such case."""
-    rows = [row for row in comparison.rows if row.run.scores and row.run.store and row.run.predictions.is_dir()]
+# ---------------------------------------------------------------- one case, every run
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """One slice of one case in every run.
+
+    Attributes:
+        slice: the slice, as the first run predicts it.
+        panels: (JPEG file, caption) of the scan, of the truth, then of each run's prediction.
+    """
+
+    slice: CaseSlice
+    classes: tuple[str, ...]
+    panels: tuple[tuple[bytes, str], ...]
+
+
+def side_by_side(comparison: Comparison) -> SideBySide | None:
+    """The median case by mean Dice over the runs, in every run.
+
+    None for fewer than two runs with masks, for runs of different stores, and where the case cannot
+    be drawn.
+    """
+    rows = [row for row in comparison.rows if row.run.store and row.run.predictions.is_dir()]
     if len(rows) < 2 or len({row.run.record.store_checksum for row in rows}) > 1:
         return None
-    means = [row.run.scores.dice_by_case() for row in rows if row.run.scores]
+    means = [row.scores.dice_by_case() for row in rows]
     shared = set.intersection(*map(set, means))
     ranked = sorted(shared, key=lambda case: (sum(mean[case] for mean in means), case))
     if not ranked:
         return None
     case = ranked[len(ranked) // 2]
     try:
-        views = [_view(row.run, case) for row in rows]
+        slices = [_slice(row.run, row.run.store, case) for row in rows if row.run.store]
     except MaclError:
         return None
-    window = window_of(views)
-    captions = [f"{row.title}: {100 * mean[case]:.1f}" for row, mean in zip(rows, means, strict=True)]
-    pictures: list[tuple[Kind, View, str]] = [
-        ("scan", views[0], "Scan"),
-        ("truth", views[0], "Truth"),
-        *(("prediction", view, caption) for view, caption in zip(views, captions, strict=True)),
+    crop = crop_around(slices)
+    captions = [
+        f"{row.title}: {100 * mean[case]:.1f}" for row, mean in zip(rows, means, strict=True)
     ]
-    return {
-        "case": case,
-        "number": views[0].number,
-        "slices": views[0].slices,
-        "classes": rows[0].run.record.classes,
-        "panels": [
-            {"jpeg": draw([(kind, view)], window, file_format="jpeg"), "alt": f"{case}, {caption}", "caption": caption}
-            for kind, view, caption in pictures
-        ],
-    }
-
-
-def store_facts(run: Run) -> dict[str, Any]:
-    """What is known of the data a run was trained on: from its record, and from the store where it is still there."""
-    record = run.record
-    facts: dict[str, Any] = {
-        "path": record.store,
-        "modality": record.modality,
-        "channels": record.channels,
-        "reader": record.reader,
-        "classes": record.classes,
-        "label_values": record.label_values,
-        "prepared": (
-            f"plane: {record.prepared.plane}",
-            f"in plane: {f'{record.prepared.spacing_mm:g} mm' if record.prepared.spacing_mm else 'as scanned'}",
-            f"normalisation: {record.prepared.normalisation}",
+    pictures: list[tuple[OverlayKind, CaseSlice, str]] = [
+        ("scan", slices[0], "Scan"),
+        ("truth", slices[0], "Truth"),
+        *(("prediction", part, caption) for part, caption in zip(slices, captions, strict=True)),
+    ]
+    return SideBySide(
+        slices[0],
+        rows[0].run.record.classes,
+        tuple(
+            (draw([(kind, part)], crop, file_format="jpeg"), caption)
+            for kind, part, caption in pictures
         ),
-    }
-    return facts | (_index_facts(run.store) if run.store else {"index": None, "voxels": []})
+    )
 
 
-def _index_facts(store: Store) -> dict[str, Any]:
-    index = store.index
-    voxels = [case.class_voxels for case in index.cases if case.class_voxels]
-    totals = [sum(column) for column in zip(*voxels, strict=True)]
-    spacings = sorted({case.spacing_mm for case in index.cases if case.spacing_mm})
-    between = [
-        " – ".join(dict.fromkeys(f"{end(column):.3g}" for end in (min, max))) for column in zip(*spacings, strict=True)
-    ]
-    sizes = sorted({case.size[1:] for case in index.cases})
-    return {
-        "index": index,
-        "classes": index.classes,
-        "label_values": index.label_values,
-        "patients": len({case.patient for case in index.cases}),
-        "labelled": sum(case.labelled for case in index.cases),
-        "slices": sum(case.slices for case in index.cases),
-        "sizes": " to ".join(dict.fromkeys(f"{size[0]} × {size[1]}" for size in (sizes[0], sizes[-1])))
-        if sizes
-        else "",
-        "spacings": f"{between[1]} × {between[2]} mm, {between[0]} mm apart" if between else "spacing unknown",
-        "voxels": [total / sum(totals) for total in totals] if totals else [],
-    }
+# ---------------------------------------------------------------- the data
+
+
+@dataclass(frozen=True)
+class StoreContents:
+    """What a store holds.
+
+    Attributes:
+        slices_per_case: the fewest and the most slices of a case.
+        slice_sizes: the smallest and the largest slice, in voxels.
+        spacings: the range of spacings.
+        class_shares: share of all labelled voxels per class; empty where they were not counted.
+    """
+
+    index: StoreIndex
+    patients: int
+    labelled: int
+    slices: int
+    slices_per_case: str
+    slice_sizes: str
+    spacings: str
+    class_shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """The data that a run was trained on.
+
+    Attributes:
+        path: the store's folder, as the user gave it.
+        prepared: how the scans were prepared, one fact a line.
+        contents: None where the store is gone or has changed.
+    """
+
+    path: str
+    modality: str
+    channels: tuple[str, ...]
+    reader: str
+    classes: tuple[str, ...]
+    label_values: tuple[int, ...]
+    prepared: tuple[str, ...]
+    contents: StoreContents | None
+
+
+def store_facts(run: ReportedRun) -> StoreFacts:
+    """The data of a run: from its record, and from the store while that is unchanged."""
+    record = run.record
+    classes, label_values = record.classes, record.label_values
+    if run.store:
+        classes, label_values = run.store.index.classes, run.store.index.label_values
+    return StoreFacts(
+        path=record.store,
+        modality=record.modality,
+        channels=record.channels,
+        reader=record.reader,
+        classes=classes,
+        label_values=label_values,
+        prepared=_prepared(record.prepared),
+        contents=_contents(run.store.index) if run.store else None,
+    )
+
+
+def _prepared(settings: PrepareSettings) -> tuple[str, ...]:
+    spacing = settings.spacing_mm
+    if isinstance(spacing, tuple):
+        resampled = f"{' × '.join(f'{step:g}' for step in spacing)} mm"
+    elif isinstance(spacing, str):
+        resampled = spacing
+    else:
+        resampled = f"{spacing:g} mm in plane" if spacing else "as scanned"
+    return (
+        f"plane: {settings.plane}",
+        f"spacing: {resampled}",
+        f"normalisation: {settings.normalisation}",
+    )
+
+
+def _contents(index: StoreIndex) -> StoreContents:
+    cases = index.cases
+    counted = [case.class_voxels for case in cases if case.class_voxels]
+    totals = [sum(column) for column in zip(*counted, strict=True)]
+    return StoreContents(
+        index=index,
+        patients=len({case.patient for case in cases}),
+        labelled=sum(case.labelled for case in cases),
+        slices=sum(case.slices for case in cases),
+        slices_per_case=_range([str(count) for count in sorted(case.slices for case in cases)]),
+        slice_sizes=_range([format_size(size) for size in sorted(case.size[1:] for case in cases)]),
+        spacings=_spacings([case.spacing_mm for case in cases if case.spacing_mm]),
+        class_shares=tuple(total / sum(totals) for total in totals),
+    )
+
+
+def _spacings(spacings: Sequence[tuple[float, ...]]) -> str:
+    if not spacings:
+        return "spacing unknown"
+    apart, row, column = (
+        _range([f"{spacing:.3g}" for spacing in sorted(axis)], " – ")
+        for axis in zip(*spacings, strict=True)
+    )
+    return f"{row} × {column} mm, {apart} mm apart"
+
+
+def _range(sorted_texts: Sequence[str], between: str = " to ") -> str:
+    """The first and the last text, or one where they are the same."""
+    return between.join(dict.fromkeys((*sorted_texts[:1], *sorted_texts[-1:])))

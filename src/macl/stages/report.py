@@ -1,4 +1,4 @@
-"""Runs → one HTML page that opens offline, and the same numbers as JSON beside it."""
+"""Runs → one HTML page that opens offline, and its numbers as JSON beside it."""
 
 from __future__ import annotations
 
@@ -11,93 +11,111 @@ from typing import Any
 import macl
 from macl.metrics import DEFINITIONS, Convention
 from macl.records.runs import RunRecord
-from macl.records.scores import MEASURES
+from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.report.comparison import Comparison, caveats, compare, titles_of
-from macl.report.facts import Spread, read_run
-from macl.report.overlays import KINDS, Kind, View, colour_of, draw, window_of
+from macl.report.overlays import (
+    OVERLAY_KINDS,
+    CaseSlice,
+    OverlayKind,
+    colour_of,
+    crop_around,
+    draw,
+)
+from macl.report.reported_run import Spread, read_run
 from macl.report.sections import Section, section_of, side_by_side, store_facts
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path, write_json, write_text
 from macl.utils.progress import progress, say
 
 
-def report(runs: Sequence[Path], out: Path, *, notes: Sequence[str] = (), overlays: Path | None = None) -> Path:
-    """Write one self-contained page about runs, and `<out's stem>.json` with its numbers.
+def report(
+    runs: Sequence[Path], out: Path, *, notes: Sequence[str] = (), overlays: Path | None = None
+) -> Path:
+    """Write one self-contained page about runs, and its numbers to `<out's stem>.json`.
 
     Args:
-        runs: folders of runs, finished or not; what they lack is named on the page.
+        runs: folders of runs, finished or not; the page names what they lack.
         out: the page, `.html`.
-        notes: sentences to set at the head of the page.
-        overlays: a folder to write the overlays of truth and prediction to as well, as PNG.
+        notes: sentences for the head of the page.
+        overlays: a folder for the overlays of truth and prediction as PNG files; None: only the
+            page shows them.
 
     Returns:
         `out`.
 
     Raises:
-        MaclError: no run is given, one of them is none, or `out` is no page's name.
+        MaclError: no run is given, one of them is not a run, or `out` is not the name of a page.
     """
     if not runs:
         raise MaclError("There is no run to report: name at least one folder of a run.")
     if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
-        raise MaclError(f"--out {out} should name a page to write: give it a name that ends in .html.")
-    found = [read_run(path) for path in dict.fromkeys(runs)]
-    titles = titles_of(found)
-    comparison = compare(found, titles)
+        raise MaclError(
+            f"--out {out} should name a page to write: give it a name that ends in .html."
+        )
+    reported = [read_run(path) for path in dict.fromkeys(runs)]
+    titles = titles_of(reported)
+    comparison = compare(reported, titles)
     sections = []
-    with progress("report", len(found)) as advance:
-        for number, (run, title) in enumerate(zip(found, titles, strict=True), start=1):
+    with progress("report", len(reported)) as advance:
+        for number, (run, title) in enumerate(zip(reported, titles, strict=True), start=1):
             sections.append(section_of(number, run, title))
             advance()
     if overlays is not None:
         _write_overlays(overlays, sections)
-    said = caveats(found, comparison)
-    write_json(out.with_suffix(".json"), _numbers(sections, comparison, [*notes, *said]))
-    write_text(out, _render(sections, comparison, said, notes, out.with_suffix(".json").name))
-    say(f"Report of {len(found)} run{'s' if len(found) > 1 else ''}: {out}")
+    warnings = caveats(reported, comparison)
+    numbers = out.with_suffix(".json")
+    write_json(numbers, _numbers(sections, comparison, [*notes, *warnings]))
+    write_text(out, _render(sections, comparison, warnings, notes, numbers.name))
+    say(f"Report of {_count(len(reported), 'run')}: {out}")
     return out
 
 
 def _write_overlays(folder: Path, sections: Sequence[Section]) -> None:
     for section in sections:
         for overlay in section.overlays:
-            shown: list[tuple[Kind, View]] = [(kind, overlay.view) for kind in KINDS]
-            caption = f"{section.title}: {overlay.role.lower()}, Dice {100 * overlay.dice:.1f} %"
+            case = overlay.slice.case
+            title = f"{section.title}: {overlay.role.lower()}, Dice {100 * overlay.dice:.1f} %"
+            panels: list[tuple[OverlayKind, CaseSlice]]
+            panels = [(kind, overlay.slice) for kind in OVERLAY_KINDS]
+            picture = draw(panels, crop_around([overlay.slice]), (case, "truth", title))
             role = overlay.role.split()[0].lower()
-            with atomic_path(folder / f"{section.run.path.name}-{role}-{overlay.view.case}.png") as aside:
-                aside.write_bytes(draw(shown, window_of([overlay.view]), (overlay.view.case, "truth", caption)))
+            with atomic_path(folder / f"{section.run.path.name}-{role}-{case}.png") as aside:
+                aside.write_bytes(picture)
 
 
 def _render(
-    sections: Sequence[Section], comparison: Comparison, said: Sequence[str], notes: Sequence[str], json_name: str
+    sections: Sequence[Section],
+    comparison: Comparison,
+    warnings: Sequence[str],
+    notes: Sequence[str],
+    numbers_name: str,
 ) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("macl", "pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("macl", "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
         "data_uri": lambda jpeg: "data:image/jpeg;base64," + base64.b64encode(jpeg).decode(),
         "class_colour": colour_of,
         "short": lambda value: f"{value:.3g}".replace("-", "−"),
     }
-    records = [section.run.record for section in sections]
     by_store = {section.run.record.store_checksum: section.run for section in sections}
-    conventions: list[Convention] = list(
-        dict.fromkeys(row.run.scores.convention for row in comparison.rows if row.run.scores)
-    )
+    conventions: dict[Convention, None] = dict.fromkeys(row.scores.convention for row in comparison.rows)
     return environment.get_template("report.html.j2").render(
         title=_title(sections),
-        lede=_lede(records),
-        pages=sections,
+        lede=_lede([section.run.record for section in sections]),
+        sections=sections,
         comparison=comparison,
         has_differences=any(row.against_scratch is not None for row in comparison.rows),
         side_by_side=side_by_side(comparison),
-        caveats=said,
+        caveats=warnings,
         notes=notes,
+        counted_outcomes=COUNTED_OUTCOMES,
         definitions=[(name, DEFINITIONS[name]) for name in conventions],
         stores=[store_facts(run) for run in by_store.values()],
-        json_name=json_name,
+        json_name=numbers_name,
         macl_version=macl.__version__,
         date=date.today().isoformat(),
     )
@@ -111,34 +129,36 @@ def _title(sections: Sequence[Section]) -> str:
 
 
 def _lede(records: Sequence[RunRecord]) -> str:
+    """One sentence about all runs: how many of which kind, on which scans, segmenting what."""
     kinds = [record.kind for record in records]
-    words = {"pretrain": "pre-training", "finetune": "fine-tuned"}
-    counted = " and ".join(
-        f"{kinds.count(kind)} {words[kind]} run{'s' if kinds.count(kind) > 1 else ''}" for kind in sorted(set(kinds))
-    )
+    names = {"finetune": "fine-tuned run", "pretrain": "pre-training run"}
+    counts = [_count(kinds.count(kind), names[kind]) for kind in names if kind in kinds]
     modalities = ", ".join(sorted({record.modality for record in records}))
     structures = list(dict.fromkeys(name for record in records for name in record.classes[1:]))
-    segmenting = (
-        f", segmenting {' and '.join((', '.join(structures[:-1]), structures[-1])) if len(structures) > 1 else structures[0]}"
-        if structures
-        else ""
-    )
-    return f"{counted[:1].upper()}{counted[1:]} on {modalities} scans{segmenting}."
+    last = [" and ".join(structures[-2:])] if structures else []
+    segmenting = f", segmenting {', '.join(structures[:-2] + last)}" if structures else ""
+    return f"{' and '.join(counts)} on {modalities} scans{segmenting}."
 
 
-def _numbers(sections: Sequence[Section], comparison: Comparison, said: Sequence[str]) -> dict[str, Any]:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _numbers(
+    sections: Sequence[Section], comparison: Comparison, warnings: Sequence[str]
+) -> dict[str, Any]:
     against = {row.title: row.against_scratch for row in comparison.rows}
     return {
         "format": "macl-report",
         "version": 1,
         "macl_version": macl.__version__,
-        "caveats": list(said),
+        "caveats": list(warnings),
         "runs": [_run_numbers(section, against.get(section.title)) for section in sections],
     }
 
 
 def _run_numbers(section: Section, against_scratch: float | None) -> dict[str, Any]:
-    run, record = section.run, section.run.record
+    run, record, scores = section.run, section.run.record, section.run.scores
     numbers: dict[str, Any] = {
         "title": section.title,
         "path": str(run.path),
@@ -147,30 +167,35 @@ def _run_numbers(section: Section, against_scratch: float | None) -> dict[str, A
         "start": run.start if record.kind == "finetune" else None,
         "labels": record.labels,
         "recipe": record.recipe,
+        "dims": run.dims,
         "seed": record.seed,
         "steps": section.steps_done,
         "seconds": record.seconds,
         "cases": {
-            "trained": len(record.cases), "validation": len(record.validation_cases), "test": len(record.test_cases),
+            "trained": len(record.cases),
+            "validation": len(record.validation_cases),
+            "test": len(record.test_cases),
         },
         "last_logged": {name: points[-1][1] for name, points in run.log.items()},
         "transfer": dict(section.transfer["counts"]) if section.transfer else None,
-        "missing": [item.what for item in (*run.missing, *section.troubles)],
+        "missing": [item.what for item in (*run.missing, *section.not_drawn)],
         "settings": record.settings,
-    }  # fmt: skip
-    if run.scores is None:
+    }
+    if scores is None:
         return numbers
-    by_class = {name: {m: _spread(run.scores.spread(m, name)) for m in MEASURES} for name in run.scores.classes}
+    by_class = {
+        name: {measure: _spread(scores.spread(measure, name)) for measure in MEASURES}
+        for name in scores.classes
+    }
+    means = {measure: _spread(scores.mean(measure)) for measure in MEASURES}
     return numbers | {
-        "convention": run.scores.convention,
-        "unit": run.scores.unit,
-        "scores": by_class | {"mean of classes": {m: _spread(run.scores.mean(m)) for m in MEASURES}},
-        "missed": run.scores.count("missed"),
-        "invented": run.scores.count("invented"),
-        "both_empty": run.scores.count("both_empty"),
+        "convention": scores.convention,
+        "unit": scores.unit,
+        "scores": by_class | {"mean of classes": means},
+        **{outcome: scores.count(outcome) for outcome in COUNTED_OUTCOMES},
         "dice_against_scratch": against_scratch,
     }
 
 
-def _spread(of: Spread) -> dict[str, float | int | None]:
-    return {"mean": of.mean, "standard_deviation": of.deviation, "n": of.n}
+def _spread(spread: Spread) -> dict[str, float | int | None]:
+    return {"mean": spread.mean, "standard_deviation": spread.deviation, "n": spread.n}
