@@ -1,22 +1,36 @@
-"""Typed, frozen settings: method's defaults < recipe < `--set`; what was resolved is saved with every run."""
+"""Typed, frozen settings: the defaults, over them a recipe, over it `--set`.
+
+Every run saves its resolved settings.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from macl.utils.errors import MaclError, did_you_mean
+from macl.utils.progress import say
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown name is an error."""
+    """Base of all settings: frozen; an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,53 +40,87 @@ class PluginSettings(Settings):
 
 
 class PrepareSettings(Settings):
-    """How scans become slices. Saved in the store and in every run, so that `predict` does the same."""
+    """How scans become a store; kept in the store and in each run, so that `predict` does the same."""
 
     plane: Literal["auto", "axial", "coronal", "sagittal"] = Field(
         default="auto",
-        description="slices lie in this plane; auto: across the coarsest spacing, axial where none stands out",
+        description="plane of the slices; auto: across the coarsest spacing, axial where none "
+        "stands out",
     )
-    spacing_mm: float | None = Field(
-        default=None, gt=0, description="in-plane spacing to resample to; none: as scanned"
+    spacing_mm: float | tuple[float, float, float] | Literal["median"] | None = Field(
+        default=None,
+        description="resample to this spacing: one number (in plane), three (z, y, x), or median "
+        "(three numbers, by nnU-Net's rule; a store holds the numbers); none: as scanned",
     )
-    normalisation: Literal["clip_zscore", "zscore"] | None = Field(default=None, description="none: as the reader says")
+    normalisation: Literal["clip_zscore", "zscore"] | None = Field(
+        default=None, description="none: as the reader says"
+    )
     window: Literal["soft_tissue", "lung", "bone", "brain", "liver"] | None = Field(
-        default=None, description="CT only: clip to this window in Hounsfield units instead of percentiles"
+        default=None,
+        description="CT only: clip to this window in Hounsfield units instead of percentiles",
     )
     frames: bool = Field(
-        default=False, description="the fourth axis of a file is time, and every moment a case of its own"
+        default=False, description="take the fourth axis of a file as time: each frame is a case"
     )
-    keep_identity: bool = Field(default=False, description="keep DICOM patient ids instead of hashing them")
+    keep_identity: bool = Field(
+        default=False, description="keep DICOM patient ids instead of hashing them"
+    )
+
+    @field_validator("spacing_mm", mode="before")
+    @classmethod
+    def _parse_spacing(cls, spacing: Any) -> Any:
+        """Accept the command line's "1.5" and "5,1.5,1.5" too; any mistake gets one message."""
+        if spacing is None or spacing == "median":
+            return spacing
+        parts = spacing.split(",") if isinstance(spacing, str) else spacing
+        try:
+            numbers = tuple(map(float, parts if isinstance(parts, list | tuple) else (parts,)))
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) not in (1, 3) or not all(0 < number < math.inf for number in numbers):
+            raise PydanticCustomError(
+                "spacing",
+                "give one number (in plane), three as z,y,x, or median; in millimetres, above 0",
+            )
+        return numbers if len(numbers) == 3 else numbers[0]
 
 
+Stage = Literal["pretrain", "finetune"]
 PatchSide = Annotated[int, Field(gt=0)]
 
 
 class TrainingSettings(Settings):
-    """The loop: how long, how large, how fast."""
+    """The training loop: how long, how large, how fast."""
 
     epochs: int = Field(default=100, gt=0)
-    batch_size: int = Field(default=16, gt=0)
-    size: PatchSide | tuple[PatchSide, ...] = Field(
+    batch_size: int = Field(default=16, gt=0, description="patches per step, over all processes")
+    size: Literal["auto"] | PatchSide | tuple[PatchSide, ...] = Field(
         default=256,
-        description="sides of a patch in voxels, cropped or zero-padded to them: one number for all axes, or one for "
-        "each (y, x in 2D; z, y, x in 3D)",
+        description="sides of a patch in voxels, to which images are cropped or zero-padded: one "
+        "number for all axes, one per axis (y, x in 2D; z, y, x in 3D), or auto: chosen from the "
+        "sizes of the store's cases",
     )
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     learning_rate_floor: float = Field(default=0.0, ge=0, description="where the cosine ends")
-    warmup_epochs: float = Field(default=0.0, ge=0, description="linear rise before the cosine")
+    warmup_epochs: float = Field(
+        default=0.0, ge=0, description="epochs of linear rise before the cosine"
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
     weight_decay: float = Field(default=1e-5, ge=0)
     gradient_clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
-    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="moving average of the weights")
+    ema_decay: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of the moving average of the weights"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: Literal["auto", "off", "default", "reduce-overhead"] = Field(
-        default="auto", description="torch.compile's mode for the step; auto: default for long runs on a GPU, else off"
+        default="auto",
+        description="mode of torch.compile for the step; auto: default for long runs on a GPU, "
+        "else off",
     )
     gather_negatives: bool = Field(
         default=True,
-        description="several processes: contrast slices with those of all, not with those of their own alone",
+        description="several processes: contrast patches over all processes, not within each",
     )
     log_every_steps: int = Field(default=20, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)
@@ -124,48 +172,71 @@ class IntensitySettings(Settings):
 
 
 class NetworkRunSettings(Settings):
-    """What pre-training and fine-tuning share: a network, its dimensions and the loop."""
+    """What pre-training and fine-tuning share: a network, its dimensions and the training loop."""
 
-    dims: Literal[2, 3] = Field(default=2, description="2: patches are slices; 3: patches are parts of volumes")
+    stage: ClassVar[Stage]
+
+    dims: Literal[2, 3] = Field(
+        default=2, description="2: patches are slices; 3: patches are parts of volumes"
+    )
     backbone: str = "unet"
-    backbone_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(default_factory=dict)
+    backbone_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(
+        default_factory=dict, description="settings of the backbone"
+    )
     training: TrainingSettings = TrainingSettings()
 
     @model_validator(mode="after")
     def _size_has_dims(self) -> Self:
         size = self.training.size
-        if not isinstance(size, int) and len(size) != self.dims:
-            raise ValueError(f"training.size names {len(size)} sides, but dims is {self.dims}")
+        if isinstance(size, tuple) and len(size) != self.dims:
+            other = f", or --set dims={len(size)}" if len(size) in (2, 3) else ""
+            raise ValueError(
+                f"training.size has {len(size)} sides, but dims is {self.dims}: give "
+                f"{self.dims} sides{other}"
+            )
         return self
 
     @property
     def patch(self) -> tuple[int, ...]:
-        """Sides of a patch in voxels, `dims` of them."""
+        """Sides of a patch in voxels, `dims` of them; ValueError while the size is "auto"."""
         size = self.training.size
+        if size == "auto":
+            raise ValueError("training.size is not resolved yet.")
         return (size,) * self.dims if isinstance(size, int) else size
 
     def with_patch(self, patch: tuple[int, ...]) -> Self:
-        """The same settings for a patch of other sides."""
+        """The same settings for a patch of these sides."""
         size = patch[0] if len({*patch}) == 1 else patch
         return self.model_copy(update={"training": self.training.model_copy(update={"size": size})})
 
 
 class PretrainSettings(NetworkRunSettings):
-    """Everything a pre-training run depends on, besides its store, split, seed and device."""
+    """All that decides a pre-training run, besides store, split, seed and device."""
+
+    stage = "pretrain"
 
     method: str = "macl"
-    method_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(default_factory=dict)
+    method_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(
+        default_factory=dict, description="settings of the method"
+    )
     minimum_content: float = Field(
-        default=0.0, ge=0, le=1, description="pass over slices of which a smaller share is not air; 0: none"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="2D: leave out slices of which a smaller share is not air",
     )
     patients_per_position: int = Field(
         default=1,
         gt=0,
-        description="K: a batch shows so many patients around each of its positions, batch_size / K of them; 1: patches "
-        "are drawn apart from each other",
+        description="K: a batch holds batch_size / K positions with patches of K patients around "
+        "each; 1: patches are drawn independently",
     )
     position_jitter: float = Field(
-        default=0.05, ge=0, lt=1, description="how far a patch may lie from its group's position, as a share of the volume"
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="how far a patch may lie from the position of its group, as a share of the "
+        "volume",
     )
 
 
@@ -181,81 +252,225 @@ AnatomicalAxis = Literal["left-right", "anterior-posterior", "inferior-superior"
 
 
 class FinetuneSettings(NetworkRunSettings):
-    """Everything a fine-tuning run depends on, besides its store, split, labels, initial weights, seed and device."""
+    """All that decides a fine-tuning run, besides store, split, labels, init, seed and device."""
+
+    stage = "finetune"
 
     loss: Literal["cross_entropy", "cross_entropy_dice"] = "cross_entropy_dice"
     augmentation: AugmentationSettings = AugmentationSettings()
     mirror_axes: Literal["auto"] | tuple[ArrayAxis | AnatomicalAxis, ...] = Field(
         default="auto",
-        description="axes mirrored in training and averaged over in prediction, by the array's names "
-        "or the anatomy's; auto: all of the patch, but none that would swap a left and a right class",
+        description="axes mirrored in training and averaged over in prediction, by the array's "
+        "names or the anatomy's; auto: all of the patch, but none that swaps a left and a right "
+        "class",
     )
-    mirror_averaging: bool = Field(default=True, description="average the prediction over the mirror axes")
+    mirror_averaging: bool = Field(
+        default=True, description="average the prediction over the mirror axes"
+    )
     foreground_share: float = Field(
-        default=0.0, ge=0, le=1, description="share of a batch's patches that must show a class, each class as often"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of a batch's patches that must show a class, each class equally often",
     )
 
 
 S = TypeVar("S", bound=Settings)
+R = TypeVar("R", bound=NetworkRunSettings)
+
 PROBLEMS_NAMED = 4
+VOLUME_RECIPES: dict[Stage, str] = {"pretrain": "macl-3d", "finetune": "strong-3d"}
+SAMPLING = (
+    "training.size",
+    "training.batch_size",
+    "patients_per_position",
+    "position_jitter",
+    "foreground_share",
+)
+"""Settings that a recipe for slices cannot give for volumes."""
+
+
+def resolve_recipe(
+    kind: type[R],
+    recipe: str,
+    overrides: Iterable[str] = (),
+    *,
+    inherited: Mapping[str, Any] | None = None,
+    method: str | None = None,
+) -> R:
+    """Settings of a run: defaults < `inherited` < recipe < `method` < overrides.
+
+    If a recipe for slices is used with dims = 3, patch size, batch size and sampling come from the
+    recipe for volumes, with a message.
+
+    Args:
+        kind: PretrainSettings or FinetuneSettings.
+        recipe: name or path.
+        overrides: `key.sub=value` texts.
+        inherited: what the weights to start from say of their network.
+        method: name of the method, if the user chose one.
+
+    Raises:
+        MaclError: there is no such recipe, or a setting does not fit.
+    """
+    overrides = tuple(overrides)
+    values = read_recipe(kind.stage, recipe)
+    is_for_volumes = values.get("dims", 2) == 3
+    values = _merge(inherited or {}, values)
+    if method:
+        values["method"] = method
+    settings = resolve(kind, values, overrides)
+    if settings.dims == 2 or is_for_volumes:
+        return settings
+    volumes = VOLUME_RECIPES[kind.stage]
+    for key, value in _leaves(read_recipe(kind.stage, volumes)):
+        if key in SAMPLING:
+            _set(values, key, value)
+    say(f"{recipe} is a recipe for slices: patch size, batch size and sampling are of {volumes}.")
+    return resolve(kind, values, overrides)
 
 
 def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] = ()) -> S:
-    """Settings of a run: the defaults of `kind`, over them the recipe, over them `key.sub=value` overrides.
+    """Settings: the defaults of `kind`, over them the recipe, over it `key.sub=value` overrides.
 
     Raises:
-        MaclError: a name that does not exist or a value that does not fit, each named.
+        MaclError: a name does not exist or a value does not fit; each is named.
     """
-    merged = json.loads(json.dumps(recipe))
+    merged = _merge(recipe, {})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise MaclError(f"--set takes key=value, such as training.epochs=50, not {override!r}.")
-        *path, last = key.strip().split(".")
-        place = merged
-        for step in path:
-            place = place.setdefault(step, {})
-            if not isinstance(place, dict):
-                raise MaclError(f"--set {override}: {step!r} is a value, not a group of settings.")
-        place[last] = _parse(text.strip())
+        try:
+            _set(merged, key.strip(), _parse(text.strip()))
+        except KeyError as error:
+            step = error.args[0]
+            message = f"--set {override}: {step!r} is a value, not a group of settings."
+            raise MaclError(message) from None
     return validate(kind, merged)
 
 
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `below` with the values of `above` over it, group by group."""
+    merged: dict[str, Any] = json.loads(json.dumps(below))
+    for key, value in _leaves(above):
+        _set(merged, key, value)
+    return merged
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key.sub` to a value; KeyError names the step that is no group."""
+    *path, last = key.split(".")
+    for step in path:
+        values = values.setdefault(step, {})
+        if not isinstance(values, dict):
+            raise KeyError(step)
+    values[last] = value
+
+
+# ---------------------------------------------------------------- mistakes in settings
+
+
 def validate(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
-    """`values` as settings of `kind`; MaclError names the wrong keys, under the prefix `where`, and those there are."""
+    """Make settings of `kind`.
+
+    Args:
+        kind: which settings.
+        values: by name.
+        where: prefix of the names in messages, such as the file that the values come from.
+
+    Raises:
+        MaclError: names each wrong setting and what it takes.
+    """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        found = error.errors()
-        problems = [_problem(kind, where, problem) for problem in found[:PROBLEMS_NAMED]]
-        if len(found) > PROBLEMS_NAMED:
-            problems.append(f"and {len(found) - PROBLEMS_NAMED} more")
+        grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
+        for details in error.errors():
+            path = _path(kind, details["loc"])
+            grouped.setdefault(path, []).append(details)
+        named = list(grouped.items())[:PROBLEMS_NAMED]
+        problems = [_problem(kind, where, path, errors, values) for path, errors in named]
+        if len(grouped) > len(named):
+            problems.append(f"and {len(grouped) - len(named)} more")
         raise MaclError(f"These settings do not fit: {'; '.join(problems)}.") from None
 
 
-def _problem(kind: type[Settings], where: str, problem: ErrorDetails) -> str:
-    path = problem["loc"]
-    key = ".".join(filter(None, (where, *map(str, path))))
+def _path(annotation: Any, loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The part of an error's location that names a setting, without the tags of alternatives."""
+    if not loc:
+        return ()
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    alternatives = _alternatives(annotation)
+    if len(alternatives) > 1:
+        return ()
+    step, rest, inner = loc[0], loc[1:], alternatives[0]
+    if isinstance(inner, type) and issubclass(inner, BaseModel):
+        field = inner.model_fields.get(str(step))
+        return (step, *_path(field.annotation, rest)) if field else (step,)
+    arguments = get_args(inner)
+    return (step, *_path(arguments[-1 if len(arguments) < 3 else 0], rest)) if arguments else ()
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The types that a union allows, but None; one type is its own only alternative."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [each for each in get_args(annotation) if each is not type(None)]
+    return [annotation]
+
+
+def _problem(
+    kind: type[Settings],
+    where: str,
+    path: tuple[str | int, ...],
+    errors: Sequence[ErrorDetails],
+    values: Mapping[str, Any],
+) -> str:
+    """What is wrong with one setting, in words."""
+    error, key = errors[0], ".".join(filter(None, (where, *map(str, path))))
     group = _group(kind, path[:-1]) if path else None
-    if group and problem["type"] == "extra_forbidden":
+    if error["type"] == "value_error":
+        text = str(error.get("ctx", {}).get("error", error["msg"]))
+        return f"{key}: {text}" if key else text
+    if group and error["type"] == "extra_forbidden":
         return f"there is no {key}; {did_you_mean(str(path[-1]), tuple(group.model_fields))}"
-    if group and isinstance(problem["input"], dict) and (own := f"{path[-1]}_settings") in group.model_fields:
-        return f"{key} is a name, whose settings are under {own}"
-    return f"{key}: {problem['msg'].lower()}"
+    if group and isinstance(error["input"], dict):
+        own = f"{path[-1]}_settings"
+        if own in group.model_fields:
+            return f"{key} is a name, whose settings are under {own}"
+    field = group.model_fields.get(str(path[-1])) if group else None
+    if field and field.description and len(errors) > 1:
+        value: Any = values
+        for step in path:
+            value = value[step]
+        return f"{key} cannot be {value!r} ({field.description})"
+    message = error["msg"]
+    return f"{key}: {message[:1].lower()}{message[1:]}"
 
 
 def _group(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] | None:
-    """The settings at a path, through lists; None where it leads through something else."""
+    """The settings at a path, through lists; None if it leads through something else."""
     for step in path:
         if isinstance(step, str):
-            annotation = kind.model_fields[step].annotation if step in kind.model_fields else None
-            models = [
-                a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
-            ]
+            field = kind.model_fields.get(step)
+            annotations = (field.annotation, *get_args(field.annotation)) if field else ()
+            models = [a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel)]
             if not models:
                 return None
             kind = models[0]
     return kind
+
+
+# ---------------------------------------------------------------- recipes
 
 
 def _parse(text: str) -> Any:
@@ -266,23 +481,28 @@ def _parse(text: str) -> Any:
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """Read a TOML file; MaclError where it is missing or broken, `what` naming it ("a recipe")."""
+    """Read a TOML file.
+
+    Raises:
+        MaclError: the file is missing or broken; `what` names it in the message ("a recipe").
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MaclError(f"There is no {path}, which should be {what}: check the path.") from None
+        message = f"There is no {path}, which should be {what}: check the path."
+        raise MaclError(message) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
 
 
-def recipe_names(stage: Literal["pretrain", "finetune"]) -> tuple[str, ...]:
-    """Recipes that travel in the package for a stage."""
-    folder = files("macl") / "recipes" / stage
-    return tuple(sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")))
+def recipe_names(stage: Stage) -> tuple[str, ...]:
+    """The recipes of a stage in the package."""
+    names = (item.name for item in (files("macl") / "recipes" / stage).iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
-def read_recipe(stage: Literal["pretrain", "finetune"], name: str | Path) -> dict[str, Any]:
-    """A recipe by name (in the package) or by path (any `.toml`).
+def read_recipe(stage: Stage, name: str | Path) -> dict[str, Any]:
+    """Read a recipe by name (in the package) or by path (any `.toml`).
 
     Raises:
         MaclError: there is no such recipe; the known ones are named.
@@ -291,5 +511,9 @@ def read_recipe(stage: Literal["pretrain", "finetune"], name: str | Path) -> dic
         return read_toml(Path(name), "a recipe")
     if name not in recipe_names(stage):
         known = did_you_mean(str(name), recipe_names(stage))
-        raise MaclError(f"There is no {stage} recipe called {str(name)!r}; {known}, or the path of a .toml file.")
-    return tomllib.loads((files("macl") / "recipes" / stage / f"{name}.toml").read_text(encoding="utf-8"))
+        raise MaclError(
+            f"There is no {stage} recipe called {str(name)!r}; {known}, or the path of a .toml "
+            "file."
+        )
+    file = files("macl") / "recipes" / stage / f"{name}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One case: read, checked, sliced, written into the store, and marked as finished so that a later run can go on."""
+"""Prepare one case: read, check, orient, resample, write, and mark it as finished for a resume."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -15,41 +14,59 @@ from pydantic import ValidationError
 import macl
 from macl.config import PrepareSettings, Settings
 from macl.data.store import CASES, ArrayKind, StoredArray, StoredCase, write_array
-from macl.io.source import Case, files_of, scans_of
-from macl.io.volume import Volume, read_scan
+from macl.io.geometry import Volume
+from macl.io.source import Case
+from macl.io.volume import read_scan
+from macl.preprocessing.findings import TOO_LARGE
 from macl.preprocessing.labels import as_classes, label_on_grid, require_declared
 from macl.preprocessing.normalisation import as_stored, content_of
-from macl.preprocessing.resampling import label_to_slices, to_slices
+from macl.preprocessing.resampling import label_to_store_grid, to_store_grid
 from macl.utils.errors import RefusedCaseError
 from macl.utils.files import write_text
 
 MARKERS = ".preparing"
-"""Folder in an unfinished store: one file per finished case, and the lock of the run that is at it."""
+"""Folder of an unfinished store: a file per finished case, and the lock of the run."""
 
 LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Task:
+class CaseJob:
     """What a worker needs to prepare one case.
 
     Attributes:
         case: names and files.
-        channels: how many there must be.
-        values: the label's own value → the store's label 0…K; empty where nothing is labelled.
-        settings: resolved, so that normalisation is told.
+        channels: expected number of channels.
+        labels: value in the label → label 0…K of the store; empty: nothing is labelled.
+        settings: resolved: with a normalisation, and a spacing in numbers.
         store: the folder to write to.
     """
 
     case: Case
     channels: int
-    values: Mapping[int, int]
+    labels: Mapping[int, int]
     settings: PrepareSettings
     store: Path
 
+    @property
+    def marker(self) -> Path:
+        """The file that marks the case as finished, in an unfinished store."""
+        return self.store / MARKERS / f"{self.case.name}.json"
 
-class Outcome(Settings):
-    """How a case ended: stored, or refused for a reason. This is what a marker holds."""
+    def fingerprint(self) -> str:
+        """A hash of everything that the prepared case depends on."""
+        depends_on = [
+            files_fingerprint(self.case),
+            self.channels,
+            sorted(self.labels.items()),
+            self.settings.model_dump(),
+            macl.__version__,
+        ]
+        return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+
+
+class PreparedCase(Settings):
+    """How a case ended, which its marker holds: stored, or refused for a reason."""
 
     name: str
     fingerprint: str
@@ -59,106 +76,98 @@ class Outcome(Settings):
 
 
 def files_fingerprint(case: Case) -> str:
-    """Of a case's files: names, sizes and times of change."""
+    """A hash of a case's name and patient, and of its files' names, sizes and times of change."""
     lines = [case.name, case.patient]
-    for path in (path for scan in scans_of(case) for path in files_of(scan)):
-        for file in _parts(path):
-            state = file.stat()
-            lines.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
+    for file in (file for path in case.paths for file in _files(path)):
+        state = file.stat()
+        lines.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def fingerprint(task: Task) -> str:
-    """Of everything a prepared case depends on."""
-    parts = [
-        files_fingerprint(task.case),
-        task.channels,
-        sorted(task.values.items()),
-        task.settings.model_dump(),
-        macl.__version__,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def earlier_outcome(task: Task) -> Outcome | None:
-    """How the case ended in an earlier, interrupted run; None where it did not, or anything has changed since."""
+def finished_earlier(job: CaseJob) -> PreparedCase | None:
+    """How the case ended in an interrupted run; None: it did not, or it has changed since."""
     try:
-        outcome = Outcome.model_validate_json(_marker(task).read_bytes())
+        prepared = PreparedCase.model_validate_json(job.marker.read_bytes())
     except (OSError, ValidationError):
         return None
-    arrays = outcome.stored.arrays.values() if outcome.stored else ()
-    there = all((task.store / array.file).is_file() for array in arrays)
-    return outcome if there and outcome.fingerprint == fingerprint(task) else None
+    arrays = prepared.stored.arrays.values() if prepared.stored else ()
+    complete = all((job.store / array.file).is_file() for array in arrays)
+    return prepared if complete and prepared.fingerprint == job.fingerprint() else None
 
 
-def prepare_case(task: Task) -> Outcome:
-    """Prepare one case and write its marker; whatever is wrong with the case becomes the outcome's reason."""
-    name, mark = task.case.name, fingerprint(task)
+def prepare_case(job: CaseJob) -> PreparedCase:
+    """Prepare one case and write its marker; refuse it, with the reason, if anything is wrong."""
+    name, fingerprint = job.case.name, job.fingerprint()
     try:
-        stored, notes = _prepare(task)
-        outcome = Outcome(name=name, fingerprint=mark, stored=stored, notes=notes)
+        stored, notes = _prepare(job)
+        prepared = PreparedCase(name=name, fingerprint=fingerprint, stored=stored, notes=notes)
     except RefusedCaseError as error:
-        outcome = Outcome(name=name, fingerprint=mark, reason=str(error))
+        prepared = PreparedCase(name=name, fingerprint=fingerprint, reason=str(error))
     except MemoryError:
-        return Outcome(name=name, fingerprint=mark, reason="it does not fit into memory: try --workers 1")
-    write_text(_marker(task), outcome.model_dump_json())
-    return outcome
+        # Without a marker, so that a resumed run tries again.
+        return PreparedCase(name=name, fingerprint=fingerprint, reason=TOO_LARGE)
+    write_text(job.marker, prepared.model_dump_json())
+    return prepared
 
 
-def _prepare(task: Task) -> tuple[StoredCase, tuple[str, ...]]:
-    case, settings = task.case, task.settings
-    volume = read_scan(case.images, task.channels, case.frame)
-    label = _read_label(case, volume, task.values) if case.label else None
-    slices = to_slices(volume, settings)
-    kind: Literal["clip_zscore", "zscore"] = settings.normalisation or "clip_zscore"
-    stored = as_stored(slices.array, volume.rescale, kind, settings.window)
-    count, channels, rows, columns = stored.array.shape
-    arrays: dict[ArrayKind, StoredArray] = {"image": write_array(task.store, case.name, "image", np.moveaxis(stored.array, 1, 0))}
-    voxels = None
+def unreferenced_arrays(store: Path, kept: set[str]) -> list[Path]:
+    """Files among the store's arrays that are not in `kept`, such as those of a killed run."""
+    files = sorted((store / CASES).glob("*"))
+    return [file for file in files if f"{CASES}/{file.name}" not in kept]
+
+
+def _prepare(job: CaseJob) -> tuple[StoredCase, tuple[str, ...]]:
+    """The case as written, and assumptions about it."""
+    case, settings = job.case, job.settings
+    volume = read_scan(case.images, job.channels, case.frame)
+    label = _read_label(case, volume, job.labels) if case.label else None
+    grid = to_store_grid(volume, settings)
+    kind = settings.normalisation or "clip_zscore"
+    stored = as_stored(grid.array, volume.rescale, kind, settings.window)
+    channels, slices, rows, columns = stored.array.shape
+    size = (slices, rows, columns)
+    arrays: dict[ArrayKind, StoredArray] = {
+        "image": write_array(job.store, case.name, "image", stored.array)
+    }
+    class_voxels = None
     if label is not None:
-        small = label_to_slices(label, slices.orientation, (rows, columns))
-        arrays["label"] = write_array(task.store, case.name, "label", small)
-        voxels = tuple(int(n) for n in np.bincount(small.ravel(), minlength=len({*task.values.values()})))
-        if (rows, columns) != slices.orientation.scanned_size[1:]:
-            truth = label_to_slices(label, slices.orientation, slices.orientation.scanned_size[1:])
-            arrays["truth"] = write_array(task.store, case.name, "truth", truth)
+        orientation = grid.orientation
+        prepared = label_to_store_grid(label, orientation, size, grid.nearest_axis)
+        arrays["label"] = write_array(job.store, case.name, "label", prepared)
+        counts = np.bincount(prepared.ravel(), minlength=len({*job.labels.values()}))
+        class_voxels = tuple(counts.tolist())
+        if size != orientation.scanned_size:
+            truth = label_to_store_grid(label, orientation, orientation.scanned_size)
+            arrays["truth"] = write_array(job.store, case.name, "truth", truth)
     notes = volume.notes
-    if count == 1:
-        notes = (*notes, "a single slice: its position in the volume tells nothing")
+    if slices == 1:
+        notes = (*notes, "a single slice, whose position in the body is unknown")
     return StoredCase(
         name=case.name,
         patient=case.patient,
         channels=channels,
-        size=(count, rows, columns),
-        spacing_mm=slices.spacing_mm,
+        size=size,
+        spacing_mm=grid.spacing_mm,
         geometry=volume.geometry,
-        orientation=slices.orientation,
+        orientation=grid.orientation,
         normalisation=stored.normalisation,
         rescale=stored.rescale,
         arrays=arrays,
         content=content_of(stored.array, stored.normalisation),
-        class_voxels=voxels,
+        class_voxels=class_voxels,
     ), notes
 
 
-def _read_label(case: Case, image: Volume, values: Mapping[int, int]) -> np.ndarray:
+def _read_label(case: Case, image: Volume, labels: Mapping[int, int]) -> np.ndarray:
     """(z, y, x) labels 0…K."""
     label = label_on_grid(case, image)
-    require_declared(np.unique(label).tolist(), values)
-    return as_classes(label, values)
+    require_declared(np.unique(label).tolist(), labels)
+    return as_classes(label, labels)
 
 
-def _marker(task: Task) -> Path:
-    return task.store / MARKERS / f"{task.case.name}.json"
-
-
-def _parts(path: Path) -> Iterator[Path]:
+def _files(path: Path) -> Iterator[Path]:
+    """The file itself, or the files in a folder."""
     if path.is_dir():
         yield from (file for file in sorted(path.iterdir()) if file.is_file())
     elif path.is_file():
         yield path
-
-
-def leftovers(store: Path, kept: set[str]) -> list[Path]:
-    """Files in the store's folder of arrays that are not in `kept`, such as those of a killed run."""
-    return [path for path in sorted((store / CASES).glob("*")) if f"{CASES}/{path.name}" not in kept]

@@ -1,4 +1,4 @@
-"""Labels as the scans' files hold them: their values, how often each occurs, and the classes that they mean."""
+"""Labels as a scan's files hold them: their values, and the classes that these stand for."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from macl.io.source import Case
 from macl.io.volume import read_label
 from macl.utils.errors import MaclError, RefusedCaseError
 
-MOST_CLASSES = 64
-LARGEST_LABEL = 65535
-MOST_CLASSES_TOGETHER = 256
+MAX_VALUES_PER_LABEL = 64
+MAX_VALUE = 65535
+MAX_CLASSES = 256
 
-_NAMED = 16
-"""How many label values a sentence lists."""
+_VALUES_LISTED = 16
+"""How many label values a message lists."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What labels 0…K are called, which values in the scans mean which, and how that is known."""
+    """The classes of a data set.
+
+    Attributes:
+        names: of the store's labels 0…K.
+        labels: value in the scans → label 0…K.
+        notes: assumptions, in sentences for the user.
+    """
 
     names: tuple[str, ...]
     labels: Mapping[int, int]
@@ -30,29 +36,32 @@ class Classes:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """For every label 0…K its value in the scans, the first one declared where several mean the same."""
-        firsts: dict[int, int] = {}
+        """For each label 0…K its value in the scans; of several, the first one declared."""
+        first: dict[int, int] = {}
         for value, label in self.labels.items():
-            firsts.setdefault(label, value)
-        return tuple(firsts[label] for label in range(len(self.names)))
+            first.setdefault(label, value)
+        return tuple(first[label] for label in range(len(self.names)))
+
+
+NO_CLASSES = Classes((), {})
 
 
 def declared_classes(names: Mapping[int, str]) -> Classes:
-    """The classes of a layout that declares them: label value → name, background first."""
+    """The classes that a layout declares: label value → name, background first."""
     unique = tuple(dict.fromkeys(names.values()))
     return Classes(unique, {value: unique.index(name) for value, name in names.items()})
 
 
-def found_classes(values: Iterable[int]) -> Classes:
-    """The classes of a layout that declares none: every value that its labels hold is one, 0 the background.
+def classes_from_values(values: Iterable[int]) -> Classes:
+    """One class for each value in the labels, 0 being the background: for undeclared classes.
 
     Raises:
-        MaclError: there are more than a store's labels can tell apart.
+        MaclError: there are more values than a store can tell apart.
     """
     ordered = tuple(sorted({0, *values}))
-    if len(ordered) > MOST_CLASSES_TOGETHER:
+    if len(ordered) > MAX_CLASSES:
         raise MaclError(
-            f"The labels hold {len(ordered)} different values together, more than {MOST_CLASSES_TOGETHER}: "
+            f"The labels hold {len(ordered)} different values together, more than {MAX_CLASSES}: "
             "are they labels?"
         )
     names = tuple("background" if value == 0 else f"class {value}" for value in ordered)
@@ -61,7 +70,7 @@ def found_classes(values: Iterable[int]) -> Classes:
 
 
 def label_on_grid(case: Case, image: Volume) -> np.ndarray:
-    """A case's label, (z, y, x) whole numbers as its file holds them.
+    """Read a case's label as (z, y, x) whole numbers.
 
     Raises:
         RefusedCaseError: it cannot be read, or lies on another grid than the image.
@@ -74,52 +83,49 @@ def label_on_grid(case: Case, image: Volume) -> np.ndarray:
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:
-    """Value → voxels that hold it, of a label of any shape, sorted by value.
+    """Value → number of voxels, sorted by value, of a label (…, rows, columns).
 
     Raises:
         RefusedCaseError: the values are too many or too large for class numbers.
     """
     lowest, highest = int(label.min()), int(label.max())
-    if lowest < 0 or highest > LARGEST_LABEL:
-        raise RefusedCaseError(f"its label holds values from {lowest} to {highest}, outside 0 to {LARGEST_LABEL}")
-    # Slice by slice: counting needs eight bytes a voxel.
-    counts = np.zeros(highest + 1, dtype=np.int64)
-    for one in label.reshape(-1, label.shape[-2] * label.shape[-1]):
-        counts += np.bincount(one.astype(np.int64), minlength=highest + 1)
-    values = np.flatnonzero(counts)
-    if len(values) > MOST_CLASSES:
+    if lowest < 0 or highest > MAX_VALUE:
         raise RefusedCaseError(
-            f"its label holds {len(values)} different values, more than {MOST_CLASSES}: is it an image?"
+            f"its label holds values from {lowest} to {highest}, outside 0 to {MAX_VALUE}"
+        )
+    # Plane by plane, since counting takes eight bytes a voxel.
+    counts = np.zeros(highest + 1, dtype=np.int64)
+    for plane in label.reshape(-1, label.shape[-2] * label.shape[-1]):
+        counts += np.bincount(plane.astype(np.int64), minlength=highest + 1)
+    values = np.flatnonzero(counts)
+    if len(values) > MAX_VALUES_PER_LABEL:
+        raise RefusedCaseError(
+            f"its label holds {len(values)} different values, more than {MAX_VALUES_PER_LABEL}: "
+            "is it an image?"
         )
     return {int(value): int(counts[value]) for value in values}
 
 
-def label_values(case: Case) -> tuple[int, ...] | str:
-    """The values in a case's label, sorted; or why it cannot be a label."""
-    assert case.label
-    try:
-        return tuple(count_values(read_label(case.label, frame=case.frame).array))
-    except RefusedCaseError as error:
-        return str(error)
-
-
-def require_declared(found: Iterable[int], declared: Collection[int]) -> None:
-    """Refuse label values that mean no class.
+def require_declared(values: Iterable[int], declared: Collection[int]) -> None:
+    """Refuse a label with values that are no class.
 
     Raises:
         RefusedCaseError: there are some.
     """
-    if strange := sorted({*found} - {*declared}):
-        raise RefusedCaseError(f"its label holds {_some(strange)}, outside the declared classes ({_some(declared)})")
+    if undeclared := sorted({*values} - {*declared}):
+        raise RefusedCaseError(
+            f"its label holds {_list_values(undeclared)}, outside the declared classes "
+            f"({_list_values(declared)})"
+        )
 
 
-def as_classes(label: np.ndarray, classes: Mapping[int, int]) -> np.ndarray:
-    """Label values → labels 0…K, uint8; the values must be among `classes`."""
-    known = np.asarray(sorted(classes))
-    labels = np.asarray([classes[value] for value in known.tolist()], dtype=np.uint8)
-    return labels[np.searchsorted(known, label)]
+def as_classes(label: np.ndarray, labels: Mapping[int, int]) -> np.ndarray:
+    """Values in the scans → labels 0…K as uint8; each value must be among `labels`."""
+    values = np.asarray(sorted(labels))
+    numbers = np.asarray([labels[value] for value in values.tolist()], dtype=np.uint8)
+    return numbers[np.searchsorted(values, label)]
 
 
-def _some(values: Collection[int]) -> str:
-    listed = list(values)
-    return ", ".join(map(str, listed[:_NAMED])) + (", …" if len(listed) > _NAMED else "")
+def _list_values(values: Collection[int]) -> str:
+    more = ", …" if len(values) > _VALUES_LISTED else ""
+    return ", ".join(map(str, [*values][:_VALUES_LISTED])) + more

@@ -1,4 +1,4 @@
-"""The numbers of a case's slices: what normalises them, how a store keeps them, and how much of a slice is not air."""
+"""The intensities of a case: how they are normalised and stored, and which slices show only air."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from macl.data.store import Normalisation
 
+NormalisationKind = Literal["clip_zscore", "zscore"]
+
 WINDOWS = {
     "soft_tissue": (-160.0, 240.0),
     "lung": (-1350.0, 150.0),
@@ -17,51 +19,70 @@ WINDOWS = {
     "brain": (0.0, 80.0),
     "liver": (-45.0, 105.0),
 }
-"""Lowest and highest Hounsfield units of CT windows (level ± half the width that radiologists use)."""
+"""Lowest and highest Hounsfield units of radiologists' CT windows (level ± half the width)."""
 
 # ---------------------------------------------------------------- normalisation
 
 
 def measure(
     array: np.ndarray,
-    kind: Literal["clip_zscore", "zscore"],
+    kind: NormalisationKind,
     limits: Sequence[tuple[float, float]] | None = None,
 ) -> Normalisation:
-    """What normalises a case (n, C, rows, columns), per channel, in the array's own units.
+    """Measure what normalises a scan (C, Z, Y, X), per channel, in the array's own units.
 
-    "clip_zscore" clips to the 1st and 99th percentile before mean and deviation are taken; a channel that is constant
-    between the two (a few bright voxels on a flat ground) is not clipped. "zscore" clips nothing: low and high are the
-    channel's own. `limits` are low and high of every channel where they are given, such as those of a CT window.
+    "clip_zscore" clips to the 1st and 99th percentile before it takes mean and deviation, but not a
+    channel that is constant between the two (a few bright voxels on a flat ground). "zscore" does
+    not clip: `low` and `high` are the channel's own.
+
+    Args:
+        array: the scan.
+        kind: how to normalise.
+        limits: low and high of each channel, such as those of a CT window, in place of the
+            percentiles.
     """
     channels = [
-        _measure_channel(array[:, channel], kind, limits[channel] if limits else None)
-        for channel in range(array.shape[1])
+        _measure_channel(channel, kind, limits[number] if limits else None)
+        for number, channel in enumerate(array)
     ]
     low, high, mean, deviation = zip(*channels, strict=True)
     return Normalisation(low=low, high=high, mean=mean, deviation=deviation)
 
 
 def normalise(array: np.ndarray, normalisation: Normalisation) -> np.ndarray:
-    """(…, C, rows, columns) in stored units → float32: (clip(stored, low, high) − mean) / deviation."""
+    """Normalise a scan or a part of it: (C, Z, Y, X) as stored → the same shape in float32.
+
+    normalised = (clip(stored, low, high) − mean) / deviation, for each channel.
+    """
     low, high, mean, deviation = (
-        np.asarray(values, dtype=np.float32)[:, None, None]
-        for values in (normalisation.low, normalisation.high, normalisation.mean, normalisation.deviation)
+        np.asarray(values, dtype=np.float32)[:, None, None, None]
+        for values in (
+            normalisation.low,
+            normalisation.high,
+            normalisation.mean,
+            normalisation.deviation,
+        )
     )
     return (np.clip(array.astype(np.float32), low, high) - mean) / deviation
 
 
 def content_of(array: np.ndarray, normalisation: Normalisation) -> tuple[float, ...]:
-    """Every slice's share of pixels, 0 to 1 to four digits, that are not air: brighter than the scan's mean in a channel.
+    """Each slice's share of voxels that are not air, from 0 to 1 with four digits.
 
-    Array (n, C, rows, columns) and normalisation are in the same units. The mean is that of the clipped scan, between the
-    dark of the air and the tissue's brightness wherever air takes a good part of the scan.
+    A voxel is not air where a channel is brighter than its mean in the scan. The mean is that of
+    the clipped scan: wherever air fills a good part of the scan, it lies between air and tissue.
+
+    Args:
+        array: (C, Z, Y, X).
+        normalisation: in the array's units.
     """
     mean = np.asarray(normalisation.mean)[:, None, None]
-    return tuple(round(float((one > mean).any(axis=0).mean()), 4) for one in array)
+    shares = ((array[:, z] > mean).any(axis=0).mean() for z in range(array.shape[1]))
+    return tuple(round(float(share), 4) for share in shares)
 
 
 def _measure_channel(
-    channel: np.ndarray, kind: str, limits: tuple[float, float] | None
+    channel: np.ndarray, kind: NormalisationKind, limits: tuple[float, float] | None
 ) -> tuple[float, float, float, float]:
     channel = channel.astype(np.float32) if channel.dtype == np.float16 else channel
     lowest, highest = float(channel.min()), float(channel.max())
@@ -72,13 +93,15 @@ def _measure_channel(
         low, high = (float(value) for value in np.percentile(channel, (1.0, 99.0)))
         if low == high:
             low, high = lowest, highest
-    mean = _mean(np.clip(one.astype(np.float64), low, high) for one in channel)
-    variance = _mean((np.clip(one.astype(np.float64), low, high) - mean) ** 2 for one in channel)
+    mean = _mean(np.clip(plane.astype(np.float64), low, high) for plane in channel)
+    variance = _mean(
+        (np.clip(plane.astype(np.float64), low, high) - mean) ** 2 for plane in channel
+    )
     return low, high, mean, float(np.sqrt(variance)) or 1.0
 
 
 def _mean(planes: Iterable[np.ndarray]) -> float:
-    """The mean over slices of equal size, one slice in memory at a time."""
+    """The mean over slices of equal size, with a single slice in memory at a time."""
     return float(np.mean([plane.mean() for plane in planes]))
 
 
@@ -86,12 +109,13 @@ def _mean(planes: Iterable[np.ndarray]) -> float:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Slices in the numbers that a store keeps.
+class StoredScan:
+    """A scan in the numbers that a store keeps.
 
     Attributes:
-        array: (n, C, rows, columns): the scan's own integers, or float16.
-        rescale: per channel, the scan's value = array × first + second; empty where the array holds the values.
+        array: (C, Z, Y, X): the scan's own integers, or float16.
+        rescale: per channel, the scan's value = array × first + second; empty where the array holds
+            the values themselves.
         normalisation: in the array's units.
     """
 
@@ -103,51 +127,76 @@ class Stored:
 def as_stored(
     array: np.ndarray,
     rescale: tuple[tuple[float, float], ...],
-    kind: Literal["clip_zscore", "zscore"],
+    kind: NormalisationKind,
     window: str | None = None,
-) -> Stored:
-    """Slices (n, C, rows, columns) in the smallest type that holds them: whole numbers as they are, others as float16.
+) -> StoredScan:
+    """Put a scan into the smallest type that holds it: integers as they are, others as float16.
 
-    A `window` of `WINDOWS` takes the place of the percentiles that `kind` clips to.
+    Before they become float16, values are shifted and scaled to mean 0 and deviation 1 of the range
+    that normalisation keeps. Only values that normalisation clips can then exceed float16; they are
+    held at its limit.
 
-    Before they become float16, values are shifted and scaled to mean 0 and deviation 1 of the range that normalisation
-    keeps, so only what it clips can exceed float16 (and is then held at its limit).
+    Args:
+        array: (C, Z, Y, X).
+        rescale: per channel (slope, intercept) from the array to the scan's values; empty: the
+            array holds the values.
+        kind: how to normalise.
+        window: a window of `WINDOWS`, in place of the percentiles that `kind` clips to.
     """
-    scales = rescale or ((1.0, 0.0),) * array.shape[1]
-    limits = [_window(window, slope, intercept) for slope, intercept in scales] if window else None
+    scales = rescale or ((1.0, 0.0),) * len(array)
+    limits = None
+    if window:
+        limits = [_window_limits(window, slope, intercept) for slope, intercept in scales]
     normalisation = measure(array, kind, limits)
     low, high = array.min(), array.max()
     if is_whole(array):
         for dtype in (np.uint8, np.int16, np.uint16, np.int32):
             if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-                return Stored(array.astype(dtype), rescale, normalisation)
+                return StoredScan(array.astype(dtype), rescale, normalisation)
+    return _as_float16(array, scales, normalisation)
+
+
+def _as_float16(
+    array: np.ndarray, scales: Sequence[tuple[float, float]], normalisation: Normalisation
+) -> StoredScan:
     limit = float(np.finfo(np.float16).max)
+    mean, deviation = (
+        np.asarray(values)[:, None, None]
+        for values in (normalisation.mean, normalisation.deviation)
+    )
     stored = np.empty(array.shape, dtype=np.float16)
-    mean, deviation = (np.asarray(values)[:, None, None] for values in (normalisation.mean, normalisation.deviation))
-    for index, one in enumerate(array):
-        stored[index] = np.clip((one.astype(np.float64) - mean) / deviation, -limit, limit)
+    for z in range(array.shape[1]):
+        stored[:, z] = np.clip((array[:, z].astype(np.float64) - mean) / deviation, -limit, limit)
     channels = list(zip(normalisation.mean, normalisation.deviation, strict=True))
-    return Stored(
+
+    def in_float16(limits: Sequence[float]) -> tuple[float, ...]:
+        return tuple(
+            (value - shift) / scale for value, (shift, scale) in zip(limits, channels, strict=True)
+        )
+
+    return StoredScan(
         array=stored,
         rescale=tuple(
             (scale * slope, shift * slope + intercept)
             for (shift, scale), (slope, intercept) in zip(channels, scales, strict=True)
         ),
         normalisation=Normalisation(
-            low=tuple((v - shift) / scale for v, (shift, scale) in zip(normalisation.low, channels, strict=True)),
-            high=tuple((v - shift) / scale for v, (shift, scale) in zip(normalisation.high, channels, strict=True)),
+            low=in_float16(normalisation.low),
+            high=in_float16(normalisation.high),
             mean=(0.0,) * len(channels),
             deviation=(1.0,) * len(channels),
         ),
     )
 
 
-def _window(name: str, slope: float, intercept: float) -> tuple[float, float]:
-    """Low and high of a window, in the numbers of an array whose values are array × slope + intercept."""
+def _window_limits(name: str, slope: float, intercept: float) -> tuple[float, float]:
+    """Low and high of a window, for an array whose values are array × slope + intercept."""
     low, high = WINDOWS[name]
     return (low - intercept) / slope, (high - intercept) / slope
 
 
 def is_whole(array: np.ndarray) -> bool:
-    """Whether every value is a whole number, whatever type holds it."""
-    return array.dtype.kind in "iu" or all(bool((one == np.rint(one)).all()) for one in array)
+    """Whether all values of (C, Z, Y, X) are whole numbers, in whatever type."""
+    return array.dtype.kind in "iu" or all(
+        bool((plane == np.rint(plane)).all()) for channel in array for plane in channel
+    )

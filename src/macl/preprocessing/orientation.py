@@ -7,9 +7,8 @@ from typing import Literal
 import numpy as np
 
 from macl.data.store import Orientation
-from macl.io.geometry import Geometry, direction_matrix, nearest_axes
+from macl.io.geometry import Geometry, Plane, direction_matrix, nearest_axes
 
-Plane = Literal["axial", "coronal", "sagittal"]
 PlaneSetting = Literal["auto", "axial", "coronal", "sagittal"]
 
 ACROSS: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -62,7 +61,7 @@ def choose_orientation(geometry: Geometry, plane: PlaneSetting = "auto") -> Orie
 
 
 def orient(array: np.ndarray, orientation: Orientation) -> np.ndarray:
-    """Transpose and flip a scan's array (…, z, y, x) to the store's axes (…, Z, Y, X), as a view."""
+    """A scan's array (…, z, y, x) along the store's axes: a view (…, *scanned_size)."""
     lead = array.ndim - 3
     axes = (*range(lead), *(lead + axis for axis in orientation.permutation))
     return np.flip(np.transpose(array, axes), _flipped_axes(lead, orientation))

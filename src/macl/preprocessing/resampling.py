@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Literal
 
 import numpy as np
 
 from macl.config import PrepareSettings
 from macl.data.store import Orientation
-from macl.io.geometry import Geometry, Volume
+from macl.io.geometry import Volume
 from macl.preprocessing.normalisation import is_whole
 from macl.preprocessing.orientation import choose_orientation, orient, spacing_of
 from macl.utils.errors import RefusedCaseError
@@ -29,6 +30,7 @@ ROWS_AT_A_TIME = 64
 
 Size = tuple[int, int, int]
 Spacing = tuple[float, float, float]
+WantedSpacing = float | Spacing | Literal["median"] | None
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,15 @@ def to_store_grid(volume: Volume, settings: PrepareSettings) -> OnStoreGrid:
     """
     geometry = volume.geometry
     orientation = choose_orientation(geometry, settings.plane)
-    if settings.spacing_mm is not None and not geometry.spacing_known:
+    wanted = settings.spacing_mm
+    if wanted is not None and not geometry.spacing_known:
         raise RefusedCaseError(
-            f"its file gives no spacing, so it cannot be resampled to {_in_mm(settings)}: "
-            "prepare without --spacing-mm"
+            f"its file gives no spacing, so it cannot be resampled to {_in_mm(wanted)}: prepare "
+            "without --spacing-mm"
         )
-    size = prepared_size(geometry, settings)
     scanned_mm = spacing_of(geometry, orientation)
-    axis = None
-    if isinstance(settings.spacing_mm, tuple):
-        axis = nearest_axis(scanned_mm, settings.spacing_mm)
+    size = prepared_size(orientation.scanned_size, scanned_mm, wanted)
+    axis = nearest_axis(scanned_mm, wanted) if isinstance(wanted, tuple) else None
     array = _resample(orient(volume.array, orientation), size, axis)
     z_mm, y_mm, x_mm = (
         mm if old == new else mm * old / new
@@ -80,18 +81,24 @@ def to_store_grid(volume: Volume, settings: PrepareSettings) -> OnStoreGrid:
     return OnStoreGrid(np.ascontiguousarray(array), orientation, spacing_mm, axis)
 
 
-def prepared_size(geometry: Geometry, settings: PrepareSettings) -> Size:
-    """The (Z, Y, X) voxels of a scan in the store."""
-    orientation = choose_orientation(geometry, settings.plane)
-    if settings.spacing_mm is None:
-        return orientation.scanned_size
-    scanned_mm = spacing_of(geometry, orientation)
-    wanted_mm = _wanted_mm(scanned_mm, settings)
-    slices, rows, columns = (
+def prepared_size(size: Size, spacing_mm: Spacing | None, wanted_mm: WantedSpacing) -> Size:
+    """The (Z, Y, X) voxels of a scan in the store.
+
+    Args:
+        size: of the scan along the same axes.
+        spacing_mm: of the scan along the same axes; None: unknown.
+        wanted_mm: as in `PrepareSettings`, a median being resolved.
+    """
+    if wanted_mm is None or spacing_mm is None:
+        return size
+    assert wanted_mm != "median", "resolved before scans are read"
+    if not isinstance(wanted_mm, tuple):
+        wanted_mm = (spacing_mm[0], wanted_mm, wanted_mm)
+    z, y, x = (
         max(1, round(count * mm / wanted))
-        for count, mm, wanted in zip(orientation.scanned_size, scanned_mm, wanted_mm, strict=True)
+        for count, mm, wanted in zip(size, spacing_mm, wanted_mm, strict=True)
     )
-    return slices, rows, columns
+    return z, y, x
 
 
 def nearest_axis(scanned_mm: Spacing, wanted_mm: Spacing) -> int | None:
@@ -137,17 +144,8 @@ def label_to_store_grid(
     return resampled
 
 
-def _wanted_mm(scanned_mm: Spacing, settings: PrepareSettings) -> Spacing:
-    """The spacing to resample to: all axes, or the in-plane axes alone."""
-    if isinstance(settings.spacing_mm, tuple):
-        return settings.spacing_mm
-    assert isinstance(settings.spacing_mm, float), "a median is resolved before scans are read"
-    return scanned_mm[0], settings.spacing_mm, settings.spacing_mm
-
-
-def _in_mm(settings: PrepareSettings) -> str:
-    spacing = settings.spacing_mm
-    numbers = spacing if isinstance(spacing, tuple) else (spacing,)
+def _in_mm(wanted: WantedSpacing) -> str:
+    numbers = wanted if isinstance(wanted, tuple) else (wanted,)
     return " × ".join(f"{number:g}" for number in numbers) + " mm"
 
 
@@ -212,9 +210,7 @@ def _orders(order: int, nearest_axis: int | None) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _in_plane(
-    planes: np.ndarray, size: tuple[int, int], orders: tuple[int, int]
-) -> np.ndarray:
+def _in_plane(planes: np.ndarray, size: tuple[int, int], orders: tuple[int, int]) -> np.ndarray:
     """(…, rows, columns) → (…, *size) float64; unchanged where the size is the same."""
     if planes.shape[-2:] == size:
         return planes
@@ -233,7 +229,7 @@ def _across_planes(
     kept: dict[int, np.ndarray] = {}
     taken = 0
     for weights in _interpolation(count, wanted, order):
-        needed = np.flatnonzero(weights)
+        needed = np.flatnonzero(weights).tolist()
         while taken <= needed[-1]:
             kept[taken] = next(planes)
             taken += 1

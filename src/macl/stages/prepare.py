@@ -1,4 +1,4 @@
-"""Raw scans → a store of slices. Parallel over cases, the same whatever the number of processes, resumable, atomic."""
+"""Raw scans → a store. Resumes an unfinished store; any number of workers writes the same one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 import macl
@@ -18,17 +19,18 @@ from macl.io.source import Source
 from macl.preprocessing.case import (
     LOCK,
     MARKERS,
-    Outcome,
-    Task,
-    earlier_outcome,
+    CaseJob,
+    PreparedCase,
     files_fingerprint,
-    leftovers,
+    finished_earlier,
     prepare_case,
+    unreferenced_arrays,
 )
-from macl.preprocessing.labels import Classes, declared_classes, found_classes, label_values
+from macl.preprocessing.findings import classes_of, examine_all, examine_label
+from macl.preprocessing.fingerprint import fingerprint_source
+from macl.preprocessing.labels import Classes
 from macl.preprocessing.resampling import prepared_size
-from macl.preprocessing.source import Survey, recognise, survey
-from macl.readers._reader import Reader
+from macl.preprocessing.source import SourceScan, recognise, scan_source
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import held, require_disk_space
 from macl.utils.parallel import available_cores, workers_for
@@ -45,51 +47,59 @@ def prepare(
     settings: PrepareSettings = PrepareSettings(),
     workers: int | None = None,
 ) -> StoreIndex:
-    """Turn the scans in `source` into a store; broken cases are refused with a reason and the rest goes on.
+    """Turn the scans in `source` into a store, leaving out broken cases with a reason.
 
-    An interrupted run is gone on with: finished cases whose files and settings are unchanged are kept.
+    Resumes an interrupted run: keeps finished cases whose files and settings are unchanged.
 
     Args:
         source: a folder of scans.
         store: the folder to write, outside `source`.
-        reader: the layout; None: the one whose signs are the most specific.
-        settings: how scans become slices.
+        reader: the layout; None: the one with the strongest evidence.
+        settings: how scans are oriented, resampled and normalised.
         workers: processes; None: one per core.
 
     Raises:
-        MaclError: no scans, no or several fitting readers, `store` holds something else or is being written by another
-            run, too little disk space, or not one case could be kept (then nothing is left behind).
+        MaclError: no scans; no reader fits, or several do; `store` holds something else or is being
+            written by another run; too little disk space; settings that do not fit the scans; or
+            not one case could be kept (then nothing is left behind).
     """
     _require_apart(source, store)
-    chosen = _reader(source, reader)
-    looked = survey(source, chosen.read(source), settings.keep_identity, settings.frames)
-    settings = _settled(settings, looked.source)
-    fingerprint = _fingerprint(looked.source, settings)
-    if finished := _finished(store, fingerprint):
-        say(f"{store} is already prepared: {len(finished.cases)} cases, made of the same scans with the same settings.")
+    workers = available_cores() if workers is None else workers
+    layout = recognise(source, plugins.readers()) if reader is None else plugins.reader(reader)
+    scan = scan_source(source, layout.read(source), settings.keep_identity, settings.frames)
+    settings = _resolve(settings, scan)
+    checksum = _checksum(scan.source, settings)
+    if finished := _finished(store, checksum):
+        say(
+            f"{store} is already prepared: {len(finished.cases)} cases, made of the same scans "
+            "with the same settings."
+        )
         return finished
-    if sign := chosen.evidence(source):
-        say(f"{source} is read as {chosen.name}: {sign[1]}.")
-    count = available_cores() if workers is None else workers
-    classes, unusable = _classes(looked.source, count)
-    cases = [case for case in looked.source.cases if case.name not in unusable]
-    refused = {**looked.source.refused, **unusable}
-    tasks = [Task(case, len(looked.source.channels), classes.labels, settings, store) for case in cases]
-    if tasks:
-        require_disk_space(store, sum(_bytes(looked, task) for task in tasks), "The store")
-    with _alone(store):
-        if finished := _finished(store, fingerprint):
-            say(f"{store} has been prepared by another run meanwhile: {len(finished.cases)} cases.")
+    if evidence := layout.evidence(source):
+        say(f"{source} is read as {layout.name}: {evidence[1]}.")
+    classes, scan = _read_classes(scan, workers)
+    jobs = [
+        CaseJob(case, len(scan.source.channels), classes.labels, settings, store)
+        for case in scan.source.cases
+    ]
+    if jobs:
+        require_disk_space(store, _uncompressed_bytes(scan, settings), "The store")
+    with _exclusive(store):
+        if finished := _finished(store, checksum):
+            say(f"{store} was prepared by another run meanwhile: {len(finished.cases)} cases.")
             return finished
-        outcomes = _run(store, tasks, count)
-        refused |= {outcome.name: outcome.reason for outcome in outcomes if outcome.stored is None}
-        index = _index(looked.source, settings, fingerprint, classes, outcomes, refused)
+        prepared = _prepare_all(store, jobs, workers)
+        scan = scan.without({case.name: case.reason for case in prepared if case.stored is None})
+        index = _index(scan.source, settings, checksum, classes, prepared)
         if not index.cases:
             _remove(store)
-            raise MaclError(_none_kept(source, refused))
+            raise MaclError(_none_kept(source, scan.source.refused))
         _finish(store, index)
-    _tell(store, index)
+    _report(store, index)
     return index
+
+
+# ---------------------------------------------------------------- before the first case
 
 
 def _require_apart(source: Path, store: Path) -> None:
@@ -98,25 +108,40 @@ def _require_apart(source: Path, store: Path) -> None:
         raise MaclError(f"{source} {what}: name a folder of scans.")
     ours, theirs = store.resolve(), source.resolve()
     if ours == theirs or ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
-        raise MaclError(f"The store {store} and the source {source} lie within each other: choose a folder apart.")
+        raise MaclError(
+            f"The store {store} and the source {source} lie within each other: choose a folder "
+            "outside."
+        )
 
 
-def _reader(source: Path, name: str | None) -> Reader:
-    if name is not None:
-        return plugins.reader(name)
-    return recognise(source, plugins.readers())
-
-
-def _settled(settings: PrepareSettings, source: Source) -> PrepareSettings:
-    """Settings with what the reader knows in the place of what nobody asked for."""
+def _resolve(settings: PrepareSettings, scan: SourceScan) -> PrepareSettings:
+    """Fill in what the reader knows and nobody has asked for, and the numbers of a median."""
+    source = scan.source
     if settings.window and source.modality in ("MR", "photograph"):
-        raise MaclError(f"--window {settings.window} is for CT, but this is {source.modality}: leave it out.")
+        raise MaclError(
+            f"--window {settings.window} is for CT, but this is {source.modality}: leave it out."
+        )
     plane = source.plane if settings.plane == "auto" else settings.plane
-    return settings.model_copy(update={"normalisation": settings.normalisation or source.normalisation, "plane": plane})
+    spacing_mm = settings.spacing_mm
+    if spacing_mm == "median":
+        spacing_mm = fingerprint_source(scan, plane).target_spacing_mm()
+        if spacing_mm is None:
+            raise MaclError(
+                "--spacing-mm median takes the spacing from the scans, but no file here gives one: "
+                "leave it out."
+            )
+        say(f"Median spacing: {' × '.join(f'{mm:.4g}' for mm in spacing_mm)} mm (z, y, x).")
+    resolved = {
+        "normalisation": settings.normalisation or source.normalisation,
+        "plane": plane,
+        "spacing_mm": spacing_mm,
+    }
+    return settings.model_copy(update=resolved)
 
 
-def _fingerprint(source: Source, settings: PrepareSettings) -> str:
-    parts = {
+def _checksum(source: Source, settings: PrepareSettings) -> str:
+    """A hash of the settings and of the source's files."""
+    depends_on = {
         "macl": macl.__version__,
         "reader": source.reader,
         "settings": settings.model_dump(),
@@ -125,11 +150,11 @@ def _fingerprint(source: Source, settings: PrepareSettings) -> str:
         "cases": [files_fingerprint(case) for case in source.cases],
         "refused": dict(source.refused),
     }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
 
 
-def _finished(store: Path, fingerprint: str) -> StoreIndex | None:
-    """The index of a store that is already there; None where there is nothing, or an unfinished one to go on with."""
+def _finished(store: Path, checksum: str) -> StoreIndex | None:
+    """The index of a finished store; None: there is nothing yet, or an unfinished store."""
     if not store.exists():
         return None
     if not store.is_dir():
@@ -137,86 +162,90 @@ def _finished(store: Path, fingerprint: str) -> StoreIndex | None:
     if (store / INDEX).exists():
         shutil.rmtree(store / MARKERS, ignore_errors=True)
         index = Store.open(store).index
-        if index.fingerprint == fingerprint:
+        if index.fingerprint == checksum:
             return index
         raise MaclError(
-            f"{store} holds a store of other scans or with other settings: choose another folder or delete this one."
+            f"{store} holds a store of other scans or with other settings: choose another folder "
+            "or delete this one."
         )
     if any(store.iterdir()) and not (store / MARKERS).is_dir():
-        raise MaclError(f"{store} already holds something that is not a store: choose another folder.")
+        raise MaclError(
+            f"{store} already holds something that is not a store: choose another folder."
+        )
     return None
 
 
-def _classes(source: Source, workers: int) -> tuple[Classes, Mapping[str, str]]:
-    """The classes as declared, or else as found in the labels; and the cases whose labels cannot be any."""
-    labelled = [case for case in source.cases if case.label]
-    if source.classes:
-        return declared_classes(source.classes), {}
-    if not labelled:
-        return Classes((), {}), {}
-    values: set[int] = set()
-    unusable: dict[str, str] = {}
-    with workers_for(len(labelled), workers) as run, progress("labels", len(labelled)) as advance:
-        for index, found in run(label_values, labelled):
-            if isinstance(found, str):
-                unusable[labelled[index].name] = found
-            else:
-                values.update(found)
-            advance()
-    return found_classes(values), unusable
+def _read_classes(scan: SourceScan, workers: int) -> tuple[Classes, SourceScan]:
+    """The classes; undeclared ones from the labels, without the cases whose label is unusable."""
+    labelled = [case for case in scan.source.cases if case.label]
+    if scan.source.classes or not labelled:
+        return classes_of(scan.source, ()), scan
+    findings = examine_all(examine_label, labelled, workers, "labels")
+    unusable = {finding.name: finding.reason for finding in findings if finding.reason}
+    return classes_of(scan.source, findings), scan.without(unusable)
 
 
-def _bytes(looked: Survey, task: Task) -> int:
-    """Of a case's arrays before they are compressed, as its header announces."""
-    header = looked.headers[task.case.name]
-    x, y, z = header.geometry.size
-    slices, rows, columns = prepared_size(header.geometry, task.settings)
-    label = (slices * rows * columns + x * y * z) if task.case.label else 0
-    return (
-        slices * rows * columns * task.channels * (1 if header.dtype in ("uint8", "8-bit unsigned integer") else 2)
-        + label
-    )
+def _uncompressed_bytes(scan: SourceScan, settings: PrepareSettings) -> int:
+    """Bytes of all arrays before compression, as headers announce them."""
+    channels = len(scan.source.channels)
+    total = 0
+    for case in fingerprint_source(scan, settings.plane).cases:
+        voxels = prod(prepared_size(case.size, case.spacing_mm, settings.spacing_mm))
+        one_byte = scan.headers[case.name].dtype in ("uint8", "8-bit unsigned integer")
+        label_and_truth = voxels + prod(case.size) if case.labelled else 0
+        total += voxels * channels * (1 if one_byte else 2) + label_and_truth
+    return total
 
 
-def _run(store: Path, tasks: Sequence[Task], workers: int) -> list[Outcome]:
-    """The outcomes in the order of the tasks; those of an earlier, interrupted run are taken over."""
-    if not tasks:
-        return []
-    (store / CASES).mkdir(exist_ok=True)
-    outcomes = {index: done for index, task in enumerate(tasks) if (done := earlier_outcome(task))}
-    if outcomes:
-        say(f"{store} was begun before: {len(outcomes)} of {len(tasks)} cases are finished, going on.")
-    left = [index for index in range(len(tasks)) if index not in outcomes]
-    with workers_for(len(left), workers) as run, progress("prepare", len(tasks), len(outcomes)) as advance:
-        for index, outcome in run(prepare_case, [tasks[index] for index in left]):
-            outcomes[left[index]] = outcome
-            advance(note=outcome.name)
-    return [outcomes[index] for index in range(len(tasks))]
+# ---------------------------------------------------------------- the cases
 
 
 @contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """Keep other runs off a store while this one writes it."""
-    busy = f"Another `macl prepare` is writing {store}: wait until it ends, or choose another folder."
+def _exclusive(store: Path) -> Iterator[None]:
+    """Keep other runs from writing the same store."""
+    busy = (
+        f"Another `macl prepare` is writing {store}: wait until it ends, or choose another folder."
+    )
     try:
         with held(store / MARKERS / LOCK, busy):
             yield
     except OSError as error:
-        raise MaclError(f"{store} cannot be written ({error.strerror}): mend that and run the command again.") from None
+        raise MaclError(
+            f"{store} cannot be written ({error.strerror}): correct that and run the command again."
+        ) from None
+
+
+def _prepare_all(store: Path, jobs: Sequence[CaseJob], workers: int) -> list[PreparedCase]:
+    """Prepare the cases that an interrupted run has not finished; all cases, in their order."""
+    if not jobs:
+        return []
+    (store / CASES).mkdir(exist_ok=True)
+    finished = {index: case for index, job in enumerate(jobs) if (case := finished_earlier(job))}
+    if finished:
+        say(f"Resuming {store}: {len(finished)} of {len(jobs)} cases are finished.")
+    left = [index for index in range(len(jobs)) if index not in finished]
+    total, done = len(jobs), len(finished)
+    with workers_for(len(left), workers) as run, progress("prepare", total, done) as advance:
+        for index, prepared in run(prepare_case, [jobs[index] for index in left]):
+            finished[left[index]] = prepared
+            advance(note=prepared.name)
+    return [finished[index] for index in range(len(jobs))]
+
+
+# ---------------------------------------------------------------- the index
 
 
 def _index(
     source: Source,
     settings: PrepareSettings,
-    fingerprint: str,
+    checksum: str,
     classes: Classes,
-    outcomes: Sequence[Outcome],
-    refused: Mapping[str, str],
+    prepared: Sequence[PreparedCase],
 ) -> StoreIndex:
-    kept = tuple(outcome.stored for outcome in outcomes if outcome.stored)
-    counts = Counter(note for outcome in outcomes for note in outcome.notes)
-    notes = tuple(f"{count} of {len(kept)} cases: {note}." for note, count in sorted(counts.items()))
-    labelled = any(case.labelled for case in kept)
+    cases = tuple(case.stored for case in prepared if case.stored)
+    counts = Counter(note for case in prepared for note in case.notes)
+    notes = [f"{count} of {len(cases)} cases: {note}." for note, count in sorted(counts.items())]
+    labelled = any(case.labelled for case in cases)
     return StoreIndex(
         reader=source.reader,
         modality=source.modality,
@@ -224,39 +253,48 @@ def _index(
         classes=classes.names if labelled else (),
         label_values=classes.values if labelled else (),
         prepared=settings,
-        cases=kept,
-        refused=tuple(Refused(name=name, reason=reason) for name, reason in sorted(refused.items())),
-        notes=(*source.notes, *(classes.notes if labelled else ()), *notes, *_same_images(kept)),
+        cases=cases,
+        refused=tuple(Refused(name=name, reason=why) for name, why in source.refused.items()),
+        notes=(
+            *source.notes,
+            *(classes.notes if labelled else ()),
+            *notes,
+            *_shared_images_note(cases),
+        ),
         macl_version=macl.__version__,
-        fingerprint=fingerprint,
+        fingerprint=checksum,
     )
 
 
-def _same_images(cases: Iterable[StoredCase]) -> tuple[str, ...]:
-    """A sentence about images that several patients share, or none."""
-    holders: dict[str, list[StoredCase]] = {}
+def _shared_images_note(cases: Iterable[StoredCase]) -> tuple[str, ...]:
+    """A note about images that occur under several patients, if there are any."""
+    by_image: dict[str, list[StoredCase]] = {}
     for case in cases:
-        holders.setdefault(case.arrays["image"].sha256, []).append(case)
-    shared = [" = ".join(case.name for case in same) for same in holders.values() if len({c.patient for c in same}) > 1]
+        by_image.setdefault(case.arrays["image"].sha256, []).append(case)
+    shared = [
+        " = ".join(case.name for case in same)
+        for same in by_image.values()
+        if len({case.patient for case in same}) > 1
+    ]
     if not shared:
         return ()
     return (
-        f"Images that several patients share: {len(shared)} ({listed(shared)}). Where a split parts them, those "
-        "outside its test are not trained on: better remove one of each.",
+        f"Images that several patients share: {len(shared)} ({listed(shared)}). If a split parts "
+        "them, those outside its test set are not trained on: better remove one of each.",
     )
 
 
 def _finish(store: Path, index: StoreIndex) -> None:
-    """From here on it is a store; what only served to go on after a kill is removed."""
+    """Write the index, which makes the folder a store; remove what only a resume needs."""
     kept = {array.file for case in index.cases for array in case.arrays.values()}
-    for path in leftovers(store, kept):
+    for path in unreferenced_arrays(store, kept):
         path.unlink()
     write_index(store, index)
     shutil.rmtree(store / MARKERS, ignore_errors=True)
 
 
 def _remove(store: Path) -> None:
-    """Take back what this stage wrote."""
+    """Remove what this stage wrote."""
     for name in (MARKERS, CASES):
         shutil.rmtree(store / name, ignore_errors=True)
     if store.is_dir() and not any(store.iterdir()):
@@ -264,22 +302,23 @@ def _remove(store: Path) -> None:
 
 
 def _none_kept(source: Path, refused: Mapping[str, str]) -> str:
-    shown = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:3])
+    shown = "; ".join(f"{name}: {reason}" for name, reason in [*refused.items()][:3])
     more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
     return f"No case in {source} could be kept, so no store was written ({shown}{more})."
 
 
-def _tell(store: Path, index: StoreIndex) -> None:
+def _report(store: Path, index: StoreIndex) -> None:
     for note in index.notes:
         say(f"note: {note}")
     for case in index.refused[:_REFUSALS_SHOWN]:
         say(f"refused: {case.name}: {case.reason}")
     if len(index.refused) > _REFUSALS_SHOWN:
-        say(f"refused: {len(index.refused) - _REFUSALS_SHOWN} more, all listed in {store / INDEX}")
+        more = len(index.refused) - _REFUSALS_SHOWN
+        say(f"refused: {more} more, all listed in {store / INDEX}")
     patients = len({case.patient for case in index.cases})
     labelled = sum(case.labelled for case in index.cases)
     slices = sum(case.slices for case in index.cases)
     say(
-        f"{store}: {len(index.cases)} cases of {patients} patients ({labelled} labelled, {slices} slices), "
-        f"{len(index.refused)} refused; read as {index.reader}, {index.modality}."
+        f"{store}: {len(index.cases)} cases of {patients} patients ({labelled} labelled, {slices} "
+        f"slices), {len(index.refused)} refused; read as {index.reader}, {index.modality}."
     )
