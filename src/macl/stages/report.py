@@ -102,7 +102,9 @@ def _render(
         "short": lambda value: f"{value:.3g}".replace("-", "−"),
     }
     by_store = {section.run.record.store_checksum: section.run for section in sections}
-    conventions: dict[Convention, None] = dict.fromkeys(row.scores.convention for row in comparison.rows)
+    conventions: dict[Convention, None] = dict.fromkeys(
+        row.scores.convention for row in comparison.rows
+    )
     return environment.get_template("report.html.j2").render(
         title=_title(sections),
         lede=_lede([section.run.record for section in sections]),
