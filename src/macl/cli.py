@@ -112,29 +112,50 @@ def demo(out: Out = Path("demo")) -> None:
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A folder of scans, a store, a run or a scan.", show_default=False)],
-    reader: Annotated[str | None, typer.Option(help="Read a folder of scans as this layout.")] = None,
+    path: Annotated[
+        Path,
+        typer.Argument(help="A folder of scans, a store, a run or a scan.", show_default=False),
+    ],
+    reader: Annotated[
+        str | None, typer.Option(help="Layout of a folder of scans. Default: recognised.")
+    ] = None,
     frames: FramesOption = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Read headers alone; count no voxels.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read only the headers; count no voxels.")
+    ] = False,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a folder of scans, a store, a run or a scan holds."""
+    """Describe a folder of scans, a store, a run or a scan."""
     import json
 
     from macl.stages.inspect import inspect as run
     from macl.stages.inspect import render
 
-    found = run(path, reader=reader, frames=frames, quick=quick, workers=workers)
-    print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else render(found))
+    description = run(path, reader=reader, frames=frames, quick=quick, workers=workers)
+    text = json.dumps(description, indent=1, ensure_ascii=False) if as_json else render(description)
+    print(text)
 
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="A folder of scans in a known layout, or any folder of scans.")],
-    store: Annotated[Path, typer.Argument(help="Folder to write; an unfinished one is gone on with.")],
-    reader: Annotated[str | None, typer.Option(help="Read SOURCE as this layout; otherwise it is recognised.")] = None,
-    spacing_mm: Annotated[float | None, typer.Option(help="Resample slices in plane to this spacing.")] = None,
+    source: Annotated[
+        Path, typer.Argument(help="A folder of scans, in a known layout or in any other.")
+    ],
+    store: Annotated[
+        Path, typer.Argument(help="Folder to write; an unfinished store is resumed.")
+    ],
+    reader: Annotated[
+        str | None, typer.Option(help="Layout of SOURCE. Default: recognised.")
+    ] = None,
+    spacing_mm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MM|Z,Y,X|median",
+            help="Resample: slices in plane to one number, volumes to three, such as 5,1.5,1.5, or "
+            "to the median spacing. Default: as scanned.",
+        ),
+    ] = None,
     plane: Annotated[
         Literal["auto", "axial", "coronal", "sagittal"], typer.Option(help="Plane of the slices.")
     ] = "auto",
@@ -143,17 +164,25 @@ def prepare(
         typer.Option(help="CT: clip to this window in Hounsfield units instead of percentiles."),
     ] = None,
     frames: FramesOption = False,
-    keep_identity: Annotated[bool, typer.Option(help="Keep DICOM patient ids instead of hashing them.")] = False,
+    keep_identity: Annotated[
+        bool, typer.Option(help="Keep DICOM patient ids instead of hashing them.")
+    ] = False,
     workers: WorkersOption = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any case was refused.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if any case is refused.")
+    ] = False,
 ) -> None:
-    """Turn raw scans into a store of slices; broken cases are refused with a reason, the rest goes on."""
+    """Turn raw scans into a store; broken cases are left out with a reason."""
     from macl.config import PrepareSettings, validate
     from macl.stages.prepare import prepare as run
 
     chosen = {
-        "spacing_mm": spacing_mm, "plane": plane, "window": window, "frames": frames, "keep_identity": keep_identity,
-    }  # fmt: skip
+        "spacing_mm": spacing_mm,
+        "plane": plane,
+        "window": window,
+        "frames": frames,
+        "keep_identity": keep_identity,
+    }
     settings = validate(PrepareSettings, chosen)
     index = run(source, store, reader=reader, settings=settings, workers=workers)
     if strict and index.refused:
