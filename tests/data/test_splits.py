@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fakes.index import hearts, stored_case, write
-from macl.data.resolved_split import overlap, resolve
+from macl.data.resolved_split import find_test_people, resolve_split
 from macl.data.splits import Split, group_of, read_split, split_names, write_split
 from macl.data.store import Store
 from macl.stages.split import choose
@@ -45,7 +45,7 @@ def test_a_pair_needs_a_number() -> None:
 
 
 def test_a_split_becomes_cases(brains: Store) -> None:
-    resolved = resolve(by_person(), brains)
+    resolved = resolve_split(by_person(), brains)
     assert resolved.test == ("brain_pair001",)
     assert resolved.test_cases == ("brain_001", "brain_002")
     assert resolved.labelled_cases("1") == ("brain_003",), "the other side has no label"
@@ -55,81 +55,81 @@ def test_a_split_becomes_cases(brains: Store) -> None:
 
 def test_validation_people_are_pretrained_on_but_not_fine_tuned_on(brains: Store) -> None:
     split = by_person(validation=("brain_pair004",), budgets={"2": ("brain_pair002",)})
-    resolved = resolve(split, brains)
+    resolved = resolve_split(split, brains)
     assert resolved.validation_cases == ("brain_007",)
     assert "brain_007" in resolved.pretraining_cases
     assert resolved.labelled_cases("2") == ("brain_003",)
 
 
 def test_unlabelled_scans_of_test_people_are_not_pretrained_on(brains: Store) -> None:
-    resolved = resolve(by_person(test=("brain_pair002",), budgets={"1": ("brain_pair001",)}), brains)
+    resolved = resolve_split(by_person(test=("brain_pair002",), budgets={"1": ("brain_pair001",)}), brains)
     assert resolved.test_cases == ("brain_003",)
     assert "brain_004" not in resolved.pretraining_cases
 
 
 def test_an_unknown_budget_is_answered_with_the_known_ones(brains: Store) -> None:
     with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1: name one"):
-        resolve(by_person(), brains).labelled_cases("10%")
+        resolve_split(by_person(), brains).labelled_cases("10%")
 
 
 def test_people_the_store_lacks_are_named(brains: Store) -> None:
     with pytest.raises(MaclError, match=r"names brain_pair009 for the test.*does not hold"):
-        resolve(by_person(test=("brain_pair001", "brain_pair009")), brains)
+        resolve_split(by_person(test=("brain_pair001", "brain_pair009")), brains)
 
 
 def test_test_and_training_need_labels(brains: Store) -> None:
     with pytest.raises(MaclError, match=r"needs labels of brain_pair003 for the test"):
-        resolve(by_person(test=("brain_pair003",)), brains)
+        resolve_split(by_person(test=("brain_pair003",)), brains)
     with pytest.raises(MaclError, match=r"needs labels of brain_pair003 for the budget 1"):
-        resolve(by_person(budgets={"1": ("brain_pair003",)}), brains)
+        resolve_split(by_person(budgets={"1": ("brain_pair003",)}), brains)
 
 
 def test_nobody_trains_and_tests(brains: Store) -> None:
     with pytest.raises(MaclError, match=r"scans of 1 test people.*brain_pair001.*--allow-overlap"):
-        resolve(by_person(budgets={"2": ("brain_pair001", "brain_pair002")}), brains)
+        resolve_split(by_person(budgets={"2": ("brain_pair001", "brain_pair002")}), brains)
 
 
 def test_nobody_trains_and_validates(brains: Store) -> None:
     with pytest.raises(MaclError, match="both in a label budget and in validation"):
-        resolve(by_person(validation=("brain_pair002",), budgets={"2": ("brain_pair002",)}), brains, allow_overlap=True)
+        resolve_split(by_person(validation=("brain_pair002",), budgets={"2": ("brain_pair002",)}), brains, allow_overlap=True)
 
 
 def test_a_person_split_over_two_parts_by_case_is_found(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
     by_case = by_person(identify_by="number", test=("1",), budgets={"1": ("2",)})
     with pytest.raises(MaclError, match="brain_pair001"):
-        resolve(by_case, brains)
-    resolved = resolve(by_case, brains, allow_overlap=True)
+        resolve_split(by_case, brains)
+    resolved = resolve_split(by_case, brains, allow_overlap=True)
     assert resolved.labelled_cases("1") == ("brain_002",)
     assert "too good" in capsys.readouterr().err
 
 
 def test_budgets_that_are_not_nested_are_said(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    resolve(by_person(budgets={"few": ("brain_pair002",), "more": ("brain_pair002", "brain_pair004")}), brains)
+    resolve_split(by_person(budgets={"few": ("brain_pair002",), "more": ("brain_pair002", "brain_pair004")}), brains)
     assert capsys.readouterr().err == ""
     store = opened(brains.path.parent / "b", *((f"b_{n}", f"b_{n}", True) for n in range(5)))
-    resolve(Split(name="x", test=("b_0",), budgets={"few": ("b_1",), "more": ("b_2", "b_3")}), store)
+    resolve_split(Split(name="x", test=("b_0",), budgets={"few": ("b_1",), "more": ("b_2", "b_3")}), store)
     assert "the budget more lacks 1 people of the budget few" in capsys.readouterr().err
 
 
 def test_numbers_that_two_patients_share_are_refused(tmp_path: Path) -> None:
     store = opened(tmp_path, ("ct_1", "ct_1", True), ("mr_1", "mr_1", True), ("mr_2", "mr_2", True))
     with pytest.raises(MaclError, match=r"number 1, which in .* is ct_1, mr_1"):
-        resolve(Split(name="x", identify_by="number", test=("1",), budgets={"1": ("2",)}), store)
+        resolve_split(Split(name="x", identify_by="number", test=("1",), budgets={"1": ("2",)}), store)
 
 
 def test_places_count_labelled_patients_only_and_all_of_them(tmp_path: Path) -> None:
     cases = [("a", "a", True), ("b", "b", False), ("c", "c", True)]
     split = Split(name="x", identify_by="index", labelled_patients=2, test=("1",), budgets={"1": ("0",)})
-    resolved = resolve(split, opened(tmp_path, *cases))
+    resolved = resolve_split(split, opened(tmp_path, *cases))
     assert (resolved.test_cases, resolved.labelled_cases("1")) == (("c",), ("a",))
     with pytest.raises(MaclError, match=r"counts through 2 labelled patients, but the store .* has 1"):
-        resolve(split, opened(tmp_path / "less", *cases[:2]))
+        resolve_split(split, opened(tmp_path / "less", *cases[:2]))
 
 
 def test_overlap_names_the_test_people_seen(brains: Store) -> None:
-    resolved = resolve(by_person(), brains)
-    assert overlap(["brain_002", "brain_003", "anna", "la_001"], resolved) == ("brain_pair001",)
-    assert overlap(["brain_003"], resolved) == ()
+    resolved = resolve_split(by_person(), brains)
+    assert find_test_people(["brain_002", "brain_003", "anna", "la_001"], resolved) == ("brain_pair001",)
+    assert find_test_people(["brain_003"], resolved) == ()
 
 
 def test_a_split_file_survives_writing_and_reading(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_every_shipped_split_reads_and_goes_by_its_name() -> None:
 
 
 def test_the_papers_acdc_split_on_acdcs_people(tmp_path: Path) -> None:
-    resolved = resolve(read_split("paper/acdc"), Store.open(hearts(tmp_path / "acdc.store")))
+    resolved = resolve_split(read_split("paper/acdc"), Store.open(hearts(tmp_path / "acdc.store")))
     assert len(resolved.test) == 20
     assert resolved.test[0] == "patient005"
     assert len(resolved.test_cases) == 40
@@ -188,7 +188,7 @@ def test_the_papers_hippocampus_split_is_refused_for_its_people_on_both_sides(tm
     # Of the data set's numbers only those near the start matter here: place i must not be number i.
     store = opened(tmp_path, *((f"hippocampus_{n:03d}", f"hippocampus_{n:03d}", True) for n in range(1, 261)))
     with pytest.raises(MaclError, match="use a split made by person"):
-        resolve(read_split("paper/msd_hippocampus"), store)
+        resolve_split(read_split("paper/msd_hippocampus"), store)
 
 
 def test_the_hippocampus_split_by_person_is_the_one_that_macl_draws() -> None:
@@ -211,7 +211,7 @@ def with_copies(store: Store, **of: str) -> Store:
 def test_a_test_scan_under_another_name_trains_nothing(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
     store = with_copies(brains, brain_003="brain_001", brain_005="brain_002")
     split = by_person(budgets={"2": ("brain_pair002", "brain_pair004")})
-    resolved = resolve(split, store)
+    resolved = resolve_split(split, store)
     assert resolved.pretraining_cases == ("brain_004", "brain_007")
     assert resolved.labelled_cases("2") == ("brain_007",)
     assert resolved.test_cases == ("brain_001", "brain_002")
@@ -220,10 +220,10 @@ def test_a_test_scan_under_another_name_trains_nothing(brains: Store, capsys: py
 
 def test_copies_among_training_or_among_test_scans_stay(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
     store = with_copies(brains, brain_002="brain_001", brain_005="brain_004")
-    assert resolve(by_person(), store) == resolve(by_person(), brains)
+    assert resolve_split(by_person(), store) == resolve_split(by_person(), brains)
     assert "Left out" not in capsys.readouterr().err
 
 
 def test_allowed_overlap_keeps_copies(brains: Store) -> None:
     store = with_copies(brains, brain_003="brain_001")
-    assert "brain_003" in resolve(by_person(), store, allow_overlap=True).pretraining_cases
+    assert "brain_003" in resolve_split(by_person(), store, allow_overlap=True).pretraining_cases

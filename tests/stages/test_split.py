@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fakes.index import hearts, stored_case, write
-from macl.data.resolved_split import resolve
+from macl.data.resolved_split import resolve_split
 from macl.data.splits import read_split
 from macl.data.store import Store
 from macl.stages.split import amount, choose, folds, in_order, split
@@ -82,7 +82,7 @@ def test_people_without_labels_are_not_chosen(tmp_path: Path) -> None:
 def test_two_sides_of_a_person_stay_together(tmp_path: Path) -> None:
     store = write(tmp_path / "a.store", [stored_case(f"brain_{n:03d}", f"brain_{n:03d}") for n in range(1, 41)])
     drawn = split(store, tmp_path / "mine.json", test="5", budgets="3", group="consecutive-pair")
-    resolved = resolve(drawn, Store.open(store))
+    resolved = resolve_split(drawn, Store.open(store))
     assert (len(resolved.test_cases), len(resolved.labelled_cases("3")), len(resolved.pretraining_cases)) == (10, 6, 30)
 
 

@@ -1,1 +1,1 @@
-"""Scans in, stores, splits and batches."""
+"""Stores, splits, and the batches that are drawn from them."""

@@ -1,85 +1,133 @@
-"""Slices → batches already on the device, in an order and with crops that depend on nothing but (seed, step, sample)."""
+"""Volumes → batches on the device, which depend on nothing but (seed, step, sample)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from macl.data.batch import Batch
-from macl.data.patch_cache import PatchCache, Pixels
+from macl.data.patch_cache import FetchedVoxels, PatchCache
 from macl.data.rng import SampleRng
+from macl.data.sampling import EpochSampler, GroupedSampler, find_class_voxels
+from macl.data.windows import Windows, full_shape
 from macl.distributed.collectives import require_even_shards
 from macl.utils.progress import say
+from macl.utils.text import format_size
+
+
+@dataclass(frozen=True)
+class _FetchedBatch:
+    """One rank's part of a step's batch, before it is cut from the voxels.
+
+    Attributes:
+        samples: (B,) int64, the samples' numbers.
+        windows: of the patches.
+        voxels: of the patches, on the device.
+        neighbours: likewise of their neighbours; None unless the task asks for them.
+    """
+
+    samples: Tensor
+    windows: Windows
+    voxels: FetchedVoxels
+    neighbours: FetchedVoxels | None
 
 
 class Loader:
-    """An endless, seeded order over a bank's slices, cut into batches.
+    """An endless, seeded sequence of batches of patches.
 
-    Every epoch is a new permutation; what is left over after the last whole batch is passed over, other slices each
-    epoch. A bank smaller than the batch gives batches of all its slices.
+    Patches are drawn one by one (see `EpochSampler`), or, with `patients_per_position` above 1,
+    in groups at similar positions (see `GroupedSampler`).
 
     Args:
-        bank: the slices.
-        batch_size: slices a batch, over all ranks.
-        patch: sides in voxels.
+        cache: the volumes.
+        batch_size: patches in a batch, over all ranks.
+        patch: sides in voxels, (y, x) for slices or (z, y, x) for parts of volumes.
         seed: the run's seed.
-        rank, ranks: this process takes every `ranks`-th slice of a batch, from `rank` on.
-        neighbours: whether a neighbour of every slice comes along.
-        gather_negatives: whether slices are contrasted with those of all ranks.
+        rank: this process; it takes every `world_size`-th patch of a batch, from `rank` on.
+        world_size: number of processes.
+        neighbours: whether every patch comes with one beside it in its volume.
+        gather_negatives: whether patches are contrasted with those of all ranks.
+        foreground_share: share of a batch's patches that must show a class, each class as often.
+        patients_per_position: patients in a group; 1: no groups.
+        position_jitter: largest distance of a patch from its group's position, as a fraction of
+            the volume.
 
     Attributes:
-        batch_size: slices a batch, no more than there are.
-        steps_per_epoch: batches an epoch.
-        contrasted: slices among which one is contrasted.
+        batch_size: patches in a batch, no more than an epoch has.
+        steps_per_epoch: batches in an epoch.
+        contrasted: number of patches among which each is contrasted.
 
     Raises:
-        MaclError: the ranks cannot share a batch evenly.
+        MaclError: the ranks cannot share a batch evenly, or it cannot be made of whole groups.
     """
 
     def __init__(
         self,
-        bank: PatchCache,
+        cache: PatchCache,
         batch_size: int,
         patch: tuple[int, ...],
         seed: int,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         neighbours: bool = False,
         gather_negatives: bool = True,
+        *,
+        foreground_share: float = 0.0,
+        patients_per_position: int = 1,
+        position_jitter: float = 0.0,
     ) -> None:
-        self.bank, self.patch, self.seed, self.rank, self.ranks = bank, patch, seed, rank, ranks
+        self.cache, self.patch, self.seed = cache, patch, seed
+        self.rank, self.world_size = rank, world_size
         self.with_neighbours, self.gather_negatives = neighbours, gather_negatives
-        self.batch_size = min(batch_size, len(bank))
-        require_even_shards(batch_size, len(bank), ranks)
-        self.contrasted = self.batch_size if gather_negatives else self.batch_size // ranks
-        self.steps_per_epoch = len(bank) // self.batch_size
-        self._ordered_epoch, self._order = 0, self.order(0)
-        where = {"device": "in the device's memory", "host": "in host memory", "disk": "on disk"}[bank.residence]
-        say(f"{len(bank)} slices of {len(bank.cases)} cases ({bank.total_bytes / 2**20:.0f} MiB) are kept {where}.")
-        if self.batch_size < batch_size:
-            say(f"There are fewer slices than a batch of {batch_size}: every batch holds all {len(bank)}.")
+        if patients_per_position > 1:
+            self.sampler = GroupedSampler(
+                cache.volumes, patch, batch_size, seed, patients_per_position, position_jitter
+            )
+        else:
+            voxels = find_class_voxels(cache.store, cache.volumes) if foreground_share else None
+            self.sampler = EpochSampler(
+                cache.volumes, patch, batch_size, seed, foreground_share, voxels
+            )
+        self.batch_size = self.sampler.batch_size
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        samples = cache.volumes.samples_per_epoch(patch)
+        require_even_shards(self.batch_size, max(samples, self.batch_size), world_size)
+        self.contrasted = self.batch_size if gather_negatives else self.batch_size // world_size
+        self._announce(samples, batch_size)
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The permutation of an epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.bank))
+    def _announce(self, samples: int, wanted_batch_size: int) -> None:
+        where = {"device": "in the device's memory", "host": "in host memory", "disk": "on disk"}
+        cases, volumetric = len(self.cache.volumes.cases), len(self.patch) == 3
+        what = f"{cases} volumes" if volumetric else f"{samples} slices of {cases} cases"
+        mebibytes = self.cache.total_bytes / 2**20
+        say(f"{what} ({mebibytes:.0f} MiB) are kept {where[self.cache.residence]}.")
+        if volumetric:
+            say(f"An epoch takes {samples} patches of {format_size(self.patch)} voxels from them.")
+        if self.batch_size < wanted_batch_size:
+            held = f"all {samples}" if self.batch_size == samples else f"{self.batch_size}"
+            say(
+                f"There are fewer {'patches' if volumetric else 'slices'} than a batch of "
+                f"{wanted_batch_size}: every batch holds {held}."
+            )
 
-    def numbers(self, step: int) -> np.ndarray:
-        """The slices of this rank's share of a step's batch."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._ordered_epoch != epoch:
-            self._ordered_epoch, self._order = epoch, self.order(epoch)
-        whole = self._order[place * self.batch_size : (place + 1) * self.batch_size]
-        return np.ascontiguousarray(whole[self.rank :: self.ranks])
+    @property
+    def all_patches_cover_their_volume(self) -> bool:
+        """Whether no volume is larger than the 3D patch, so that all patches have one position."""
+        sides = torch.tensor(full_shape(self.patch))
+        return len(self.patch) == 3 and bool((self.cache.volumes.sizes <= sides).all())
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` … `stop` − 1, `stop` being the run's number of steps; pixels that are not on the device are fetched one step ahead."""
-        if self.bank.residence == "device":
+        """The batches of steps `start` … `stop` − 1, where `stop` is the run's number of steps.
+
+        Voxels that are not on the device are fetched one step ahead.
+        """
+        if self.cache.residence == "device":
             for step in range(start, stop):
-                yield self.make(step, self._fetch(step), step / stop)
+                yield self._make(step, self._fetch(step), step / stop)
             return
         with ThreadPoolExecutor(1) as ahead:
             waiting = ahead.submit(self._fetch, start)
@@ -87,21 +135,34 @@ class Loader:
                 fetched = waiting.result()
                 if step + 1 < stop:
                     waiting = ahead.submit(self._fetch, step + 1)
-                yield self.make(step, fetched, step / stop)
+                yield self._make(step, fetched, step / stop)
 
-    def _fetch(self, step: int) -> list[tuple[np.ndarray, Pixels]]:
-        """Numbers and pixels of a step's slices and, where they come along, of their neighbours."""
-        numbers = self.numbers(step)
-        groups = [numbers, self.bank.neighbours(numbers)] if self.with_neighbours else [numbers]
-        return [(group, self.bank.fetch(group)) for group in groups]
+    def _fetch(self, step: int) -> _FetchedBatch:
+        shard = slice(self.rank, None, self.world_size)
+        samples, windows = self.sampler.draw(step)
+        samples, windows = samples[shard].contiguous(), windows.rows(shard)
+        neighbours = None
+        if self.with_neighbours:
+            beside = self.cache.volumes.neighbours(windows, self.patch)
+            neighbours = self.cache.fetch(beside, self.patch)
+        voxels = self.cache.fetch(windows, self.patch)
+        return _FetchedBatch(samples, windows, voxels, neighbours)
 
-    def make(self, step: int, fetched: list[tuple[np.ndarray, Pixels]], done: float) -> Batch:
-        """The batch of a step from what was fetched for it."""
-        samples = [torch.from_numpy(numbers).to(self.bank.device, non_blocking=True) for numbers, _ in fetched]
-        rng = SampleRng(self.seed, torch.full((), step, device=self.bank.device), samples[0])
-        batch, *others = (
-            self.bank.gather(pixels, rng, self.patch[0], numbers)
-            for numbers, (_, pixels) in zip(samples, fetched, strict=True)
+    def _make(self, step: int, fetched: _FetchedBatch, progress: float) -> Batch:
+        device = self.cache.device
+        samples = fetched.samples.to(device, non_blocking=True)
+        centres = self.cache.volumes.centres(fetched.windows, self.patch)
+        images, labels, labelled = self.cache.cut(fetched.voxels, self.patch)
+        neighbours = None
+        if fetched.neighbours is not None:
+            neighbours, _, _ = self.cache.cut(fetched.neighbours, self.patch)
+        return Batch(
+            images=images,
+            centres=centres.to(device, non_blocking=True),
+            rng=SampleRng(self.seed, torch.full((), step, device=device), samples),
+            labels=labels,
+            labelled=labelled,
+            neighbours=neighbours,
+            progress=progress,
+            gather_negatives=self.gather_negatives,
         )
-        neighbours = others[0].images if others else None
-        return replace(batch, progress=done, neighbours=neighbours, gather_negatives=self.gather_negatives)

@@ -1,6 +1,6 @@
-"""What a split means for the cases of a store: who and what is on which side of it, and that nothing leaks across.
+"""A split applied to a store: which cases train, validate and test, and that none leaks.
 
-All cases of a person (two frames of a heart, two sides of a brain) lie on one side.
+All cases of a person (two frames of a heart, two sides of a brain) stay together.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from macl.utils.progress import say
 
 @dataclass(frozen=True)
 class ResolvedSplit:
-    """A split, as cases of one store; see `resolve`.
+    """A split as cases of one store; see `resolve_split`.
 
     Attributes:
         split: the split file.
         groups: case → person, for every case of the store.
-        test: people of the test; validation likewise.
-        test_cases: labelled cases of the test people; validation_cases likewise.
-        pretraining_cases: cases, labelled or not, of everyone but the test people.
+        test: the test people.
+        validation: the validation people.
+        test_cases: labelled cases of the test people.
+        validation_cases: labelled cases of the validation people.
+        pretraining_cases: all cases of everyone but the test people, labelled or not.
         budget_cases: budget → labelled cases to train on.
     """
 
@@ -40,33 +42,45 @@ class ResolvedSplit:
     budget_cases: Mapping[str, tuple[str, ...]]
 
     def labelled_cases(self, budget: str) -> tuple[str, ...]:
-        """Labelled cases that a budget trains on; MaclError, naming the budgets there are, if it is not one."""
+        """Labelled cases that a budget trains on.
+
+        Raises:
+            MaclError: there is no such budget; the known ones are named.
+        """
         if budget not in self.budget_cases:
             raise MaclError(
-                f"The split {self.split.name!r} has no label budget {budget!r}; it has {listed(self.budget_cases)}: name one."
+                f"The split {self.split.name!r} has no label budget {budget!r}; it has "
+                f"{listed(self.budget_cases)}: name one."
             )
         return self.budget_cases[budget]
 
     def people(self, cases: Iterable[str]) -> tuple[str, ...]:
-        """Whose cases these are, sorted."""
+        """The people whose cases these are, sorted."""
         return tuple(sorted({self.groups[case] for case in cases}))
 
 
-def resolve(split: Split, store: Store, *, allow_overlap: bool = False) -> ResolvedSplit:
-    """What `split` means for the cases of `store`.
+def resolve_split(split: Split, store: Store, *, allow_overlap: bool = False) -> ResolvedSplit:
+    """Find the cases of a store that a split names, and keep test people out of training.
 
-    Budgets that do not contain the smaller ones are said. Scans of test people are in no other part; where the split
-    names a test person's other scans for training, it is refused, or with `allow_overlap` taken as it stands and said.
-    A scan whose image is that of a test scan, under whatever name, is left out of the other parts too, and said.
+    A scan with the same image as a test scan, under whatever name, is left out of training too,
+    with a message. A budget that lacks people of a smaller one is reported.
+
+    Args:
+        split: who trains, validates and tests.
+        store: where the cases are.
+        allow_overlap: take a split as it stands, with a message, though it trains or validates on
+            scans of test people.
 
     Raises:
-        MaclError: the store lacks someone the split names, or their labels, or someone is in two parts.
+        MaclError: the store lacks someone the split names, or their labels, or the split uses
+            someone twice.
     """
     groups = {case.name: group_of(case.patient, split.group) for case in store.index.cases}
     test_cases = _labelled_cases(split, store, split.test, "the test")
     validation_cases = _labelled_cases(split, store, split.validation, "validation")
     budget_cases = {
-        name: _labelled_cases(split, store, people, f"the budget {name}") for name, people in split.budgets.items()
+        name: _labelled_cases(split, store, people, f"the budget {name}")
+        for name, people in split.budgets.items()
     }
     test = {groups[case] for case in test_cases}
     resolved = ResolvedSplit(
@@ -80,62 +94,71 @@ def resolve(split: Split, store: Store, *, allow_overlap: bool = False) -> Resol
         budget_cases=budget_cases,
     )
     _check_apart(resolved, allow_overlap)
-    _say_where_not_nested(split)
+    _report_missing_people(split)
     return resolved if allow_overlap else _without_copies(resolved, store)
 
 
-def overlap(patients: Iterable[str], resolved: ResolvedSplit) -> tuple[str, ...]:
-    """Test people of a split who are among `patients`, such as those of a pre-training run; sorted."""
-    seen = set()
+def find_test_people(patients: Iterable[str], resolved: ResolvedSplit) -> tuple[str, ...]:
+    """The test people of a split who are among these patients, sorted.
+
+    Args:
+        patients: such as those of a pre-training run.
+        resolved: the split.
+    """
+    people = set()
     for patient in patients:
-        with suppress(MaclError):  # a patient of another data set, whom this one's rule cannot name
-            seen.add(group_of(patient, resolved.split.group))
-    return tuple(sorted(seen.intersection(resolved.test)))
+        with suppress(MaclError):  # a patient of another data set, whom the rule cannot group
+            people.add(group_of(patient, resolved.split.group))
+    return tuple(sorted(people.intersection(resolved.test)))
 
 
 def _patients_by_name(split: Split, store: Store) -> Mapping[str, set[str]]:
-    """The names that the split can call people by → the store's patients of that name."""
+    """The names that a split may use → the store's patients whom they mean."""
     patients = sorted({case.patient for case in store.index.cases})
     if split.identify_by == "index":
         labelled = sorted({case.patient for case in store.index.cases if case.labelled})
         if len(labelled) != split.labelled_patients:
             raise MaclError(
-                f"The split {split.name!r} counts through {split.labelled_patients} labelled patients, but the store "
-                f"{store.path} has {len(labelled)}: prepare the whole data set, so that places mean the same."
+                f"The split {split.name!r} numbers {split.labelled_patients} labelled patients, "
+                f"but the store {store.path} has {len(labelled)}: prepare the whole data set, so "
+                "that the numbers mean the same patients."
             )
-        return {str(place): {patient} for place, patient in enumerate(labelled)}
-    found: dict[str, set[str]] = defaultdict(set)
+        return {str(index): {patient} for index, patient in enumerate(labelled)}
+    by_name: dict[str, set[str]] = defaultdict(set)
     for patient in patients:
         if split.identify_by == "person":
-            found[group_of(patient, split.group)].add(patient)
+            by_name[group_of(patient, split.group)].add(patient)
         elif number := last_number(patient):
-            found[str(int(number.group()))].add(patient)
+            by_name[str(int(number.group()))].add(patient)
     if split.identify_by == "number":
-        named = {*split.test, *split.validation, *(person for people in split.budgets.values() for person in people)}
-        for person in sorted(named.intersection(found)):
-            if len(found[person]) > 1:
+        named = {*split.test, *split.validation}.union(*split.budgets.values())
+        for person in sorted(named.intersection(by_name)):
+            if len(by_name[person]) > 1:
                 raise MaclError(
                     f"The split {split.name!r} names number {person}, which in {store.path} is "
-                    f"{listed(sorted(found[person]))}: prepare one of these data sets alone."
+                    f"{listed(sorted(by_name[person]))}: prepare one of these data sets alone."
                 )
-    return dict(found)
+    return dict(by_name)
 
 
-def _labelled_cases(split: Split, store: Store, people: Collection[str], part: str) -> tuple[str, ...]:
-    """The labelled cases of people as the split names them, in the store's order."""
+def _labelled_cases(
+    split: Split, store: Store, people: Collection[str], purpose: str
+) -> tuple[str, ...]:
+    """The labelled cases of people whom the split names for a purpose, in the store's order."""
     known = _patients_by_name(split, store)
     labelled = {case.name: case.patient for case in store.index.cases if case.labelled}
     missing = [person for person in people if person not in known]
     if missing:
         raise MaclError(
-            f"The split {split.name!r} names {listed(missing)} for {part}, whom the store {store.path} does not hold "
-            f"({listed(known)} are there): use the split of this data set, or see which cases were refused."
+            f"The split {split.name!r} names {listed(missing)} for {purpose}, whom the store "
+            f"{store.path} does not hold ({listed(known)} are there): use the split of this data "
+            "set, or see which cases were refused."
         )
     unlabelled = [person for person in people if known[person].isdisjoint(labelled.values())]
     if unlabelled:
         raise MaclError(
-            f"The split {split.name!r} needs labels of {listed(unlabelled)} for {part}, but the store {store.path} "
-            "has none: prepare these cases with their labels."
+            f"The split {split.name!r} needs labels of {listed(unlabelled)} for {purpose}, but the "
+            f"store {store.path} has none: prepare these cases with their labels."
         )
     patients = set().union(*(known[person] for person in people))
     return tuple(case for case, patient in labelled.items() if patient in patients)
@@ -147,47 +170,54 @@ def _check_apart(resolved: ResolvedSplit, allow_overlap: bool) -> None:
     both = training.intersection(resolved.validation)
     if both:
         raise MaclError(
-            f"The split {split.name!r} has {listed(sorted(both))} both in a label budget and in validation: "
-            "take them out of one."
+            f"The split {split.name!r} has {listed(sorted(both))} both in a label budget and in "
+            "validation: take them out of one."
         )
     leaked = training.union(resolved.validation).intersection(resolved.test)
     if not leaked:
         return
     finding = (
-        f"The split {split.name!r} puts scans of {len(leaked)} test people into training or validation "
-        f"({listed(sorted(leaked))})"
+        f"The split {split.name!r} puts scans of {len(leaked)} test people into training or "
+        f"validation ({listed(sorted(leaked))})"
     )
     if not allow_overlap:
-        raise MaclError(f"{finding}: use a split made by person, or --allow-overlap to go on, which is recorded.")
-    say(f"{finding}; going on, since overlap is allowed: the scores will be too good.")
+        raise MaclError(
+            f"{finding}: use a split made by person, or add --allow-overlap, which is recorded."
+        )
+    say(f"{finding}, which --allow-overlap accepts: the scores will be too good.")
 
 
 def _without_copies(resolved: ResolvedSplit, store: Store) -> ResolvedSplit:
-    """The split without cases that have the very image of a test case, such as one patient under two names."""
+    """Leave out cases with the image of a test case, such as one patient under two names."""
     images = {case.name: case.arrays["image"].sha256 for case in store.index.cases}
-    tested = {images[case]: case for case in resolved.test_cases}
+    test_images = {images[case]: case for case in resolved.test_cases}
     copies = {
-        case: tested[image] for case, image in images.items() if image in tested and case not in resolved.test_cases
+        case: test_images[image]
+        for case, image in images.items()
+        if image in test_images and case not in resolved.test_cases
     }
-    used = {*resolved.pretraining_cases, *(case for cases in resolved.budget_cases.values() for case in cases)}
-    if seen := sorted(used.intersection(copies)):
-        pairs = listed(f"{case} (of {copies[case]})" for case in seen)
-        say(f"Left out of training, since their image is that of a test scan under another name: {pairs}.")
+    used = set(resolved.pretraining_cases).union(*resolved.budget_cases.values())
+    if left_out := sorted(used.intersection(copies)):
+        pairs = listed(f"{case} (of {copies[case]})" for case in left_out)
+        say(f"Left out of training, as copies of test scans under other names: {pairs}.")
 
-    def kept(cases: Iterable[str]) -> tuple[str, ...]:
+    def without_copies(cases: Iterable[str]) -> tuple[str, ...]:
         return tuple(case for case in cases if case not in copies)
 
     return replace(
         resolved,
-        validation_cases=kept(resolved.validation_cases),
-        pretraining_cases=kept(resolved.pretraining_cases),
-        budget_cases={name: kept(cases) for name, cases in resolved.budget_cases.items()},
+        validation_cases=without_copies(resolved.validation_cases),
+        pretraining_cases=without_copies(resolved.pretraining_cases),
+        budget_cases={name: without_copies(cases) for name, cases in resolved.budget_cases.items()},
     )
 
 
-def _say_where_not_nested(split: Split) -> None:
+def _report_missing_people(split: Split) -> None:
     budgets = sorted(split.budgets.items(), key=lambda budget: len(budget[1]))
     for (smaller, fewer), (larger, more) in pairwise(budgets):
         missing = set(fewer).difference(more)
         if missing:
-            say(f"In the split {split.name!r} the budget {larger} lacks {len(missing)} people of the budget {smaller}.")
+            say(
+                f"In the split {split.name!r} the budget {larger} lacks {len(missing)} people of "
+                f"the budget {smaller}."
+            )

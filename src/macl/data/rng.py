@@ -1,8 +1,9 @@
 """Random numbers as a pure function of (seed, step, sample).
 
-Every draw is hashed from its coordinates, so a sample gets the same view whether its slice lies on the device, in host
-memory or on disk, on one rank or several, before and after a kill: there is no generator whose state could be lost.
-The hash is the finaliser of SplitMix64 (Steele, Lea & Flood 2014), in 64-bit integers that wrap around.
+Every draw is hashed from its coordinates. So a sample gets the same view whether its voxels lie on
+the device, in host memory or on disk, on one rank or several, before and after a crash: there is no
+generator whose state could be lost. The hash is the finaliser of SplitMix64 (Steele, Lea & Flood
+2014), in 64-bit integers that wrap around.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ class SampleRng:
 
     Args:
         seed: the run's seed.
-        step: the optimiser step the batch belongs to; as a tensor () int64, a compiled step need not be made anew for it.
-        samples: (B,) int64, each sample's number within the global batch or store, on the batch's device.
-        prefix: put before every name, so that one recipe drawn twice gives two results.
+        step: the optimiser step of the batch. A tensor () int64 spares a compiled step from being
+            compiled again for every step.
+        samples: (B,) int64 on the batch's device, each sample's number within the global batch or
+            the epoch.
+        prefix: put before every name, so that two views drawn under the same names differ.
     """
 
     seed: int
@@ -58,15 +61,19 @@ class SampleRng:
     prefix: str = ""
 
     def within(self, name: str) -> SampleRng:
-        """The same draws under names of their own, such as those of one view."""
+        """Other random numbers of the same samples, such as those of one view."""
         return replace(self, prefix=f"{self.prefix}{name}/")
 
-    def uniform(self, name: str, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(B, *shape) float32 in [low, high); `name` tells one use from another."""
+    def uniform(
+        self, name: str, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0
+    ) -> Tensor:
+        """(B, *shape) float32 in [low, high); `name` distinguishes one use from another."""
         count = math.prod(shape)
-        step = self.step * _GOLDEN if isinstance(self.step, Tensor) else _signed(self.step * _GOLDEN)
+        product = self.step * _GOLDEN
+        step = product if isinstance(product, Tensor) else _signed(product)
         start = _mix(_mix(self.samples * _GOLDEN + _key(self.prefix + name, self.seed)) + step)
-        # start + n·g, written so that a compiler does not take the product n·g for a place in memory, which would overflow.
+        # start + n·g, written so that a compiler does not take n·g for a memory address, which
+        # would overflow.
         number = torch.arange(1, count + 1, device=self.samples.device)
         bits = _mix(((start * _INVERSE)[:, None] + number) * _GOLDEN)
         unit = _shift_right(bits, 40).to(torch.float32) * 2.0**-24

@@ -1,4 +1,4 @@
-"""Who trains, validates and tests: the split file, which names people, and the splits that travel in the package."""
+"""Split files, which name the people who train, validate and test, and those in the package."""
 
 from __future__ import annotations
 
@@ -20,48 +20,57 @@ Rule = Literal["patient", "consecutive-pair"]
 
 
 class Split(Settings):
-    """What a split file holds.
+    """The contents of a split file.
 
-    Whose labels count: the people of a budget train, those of `validation` choose the best weights, and both together
-    are the budget. Without validation people the last weights are kept. Test people choose nothing.
+    The people of a budget train, those of `validation` choose the best weights, and the labels of
+    both count towards the budget. Without validation people the last weights are kept. Test people
+    choose nothing.
     """
 
     format: Literal["macl-split"] = "macl-split"
     version: Literal[1] = 1
     name: str
     source: str = Field(default="", description="where the choice comes from")
-    seed: int | None = Field(default=None, description="seed of the choice; none: not drawn by macl")
+    seed: int | None = Field(
+        default=None, description="seed of the choice; none: not drawn by macl"
+    )
     group: Rule = Field(
         default="patient",
-        description="who is one person: a patient of the store, or two patients with numbers 2k−1 and 2k",
+        description="who is one person: a patient of the store, or two patients with the numbers "
+        "2k−1 and 2k",
     )
     identify_by: Literal["person", "number", "index"] = Field(
         default="person",
-        description="how people are named below: as the group rule names them, by the last number in a patient's name, "
-        "or by a patient's place among the labelled patients in order of name, from 0",
+        description="how people are named below: as the group rule names them, by the last number "
+        "in a patient's name, or by a patient's index, from 0, among the labelled patients sorted "
+        "by name",
     )
     labelled_patients: int | None = Field(
-        default=None, description="labelled patients of the data set; places in its order mean nothing without it"
+        default=None,
+        description="number of labelled patients in the data set, without which an index means "
+        "nothing",
     )
     test: tuple[str, ...] = Field(min_length=1)
     validation: tuple[str, ...] = ()
     budgets: dict[str, tuple[str, ...]] = Field(
-        min_length=1, description="name → people to train on, smallest first; each should hold the one before"
+        min_length=1,
+        description="name → people to train on, smallest first; each should hold the one before",
     )
 
     @model_validator(mode="after")
-    def _counts(self) -> Split:
-        for part, people in {"test": self.test, "validation": self.validation, **self.budgets}.items():
+    def _people_are_counted_once(self) -> Split:
+        lists = {"test": self.test, "validation": self.validation, **self.budgets}
+        for name, people in lists.items():
             repeated = [person for person, times in Counter(people).items() if times > 1]
             if repeated:
-                raise ValueError(f"{part} names {listed(repeated)} twice")
+                raise ValueError(f"{name} names {listed(repeated)} twice")
         for budget, people in self.budgets.items():
             if not people:
                 raise ValueError(f"the budget {budget!r} names nobody to train on")
             if budget.isdecimal() and int(budget) != len(people) + len(self.validation):
                 raise ValueError(
-                    f"the budget {budget!r} should count {budget} people, but {len(people)} train and "
-                    f"{len(self.validation)} validate"
+                    f"the budget {budget!r} should count {budget} people, but {len(people)} train "
+                    f"and {len(self.validation)} validate"
                 )
         if self.identify_by == "index" and self.labelled_patients is None:
             raise ValueError("labelled_patients is needed where people are named by index")
@@ -69,15 +78,15 @@ class Split(Settings):
 
 
 def split_names() -> tuple[str, ...]:
-    """Splits that travel in the package, sorted."""
+    """Names of the splits in the package, sorted."""
     return tuple(sorted(_shipped()))
 
 
 def read_split(name_or_path: str | Path) -> Split:
-    """A split by path (any `.json`) or by the name of one that travels in the package, such as "paper/acdc".
+    """Read a split by path (any `.json`) or by its name in the package, such as "paper/acdc".
 
     Raises:
-        MaclError: there is no such split (the known ones are named), or the file is not one.
+        MaclError: there is no such split (the known ones are named), or the file is not a split.
     """
     name = str(name_or_path)
     if name.endswith(".json"):
@@ -87,23 +96,26 @@ def read_split(name_or_path: str | Path) -> Split:
         return validate(Split, raw, where=Path(name).name)
     shipped = _shipped()
     if name not in shipped:
-        raise MaclError(f"There is no split called {name!r}; known: {', '.join(split_names())}, or a .json file.")
+        known = ", ".join(split_names())
+        raise MaclError(f"There is no split called {name!r}; known: {known}, or a .json file.")
     return validate(Split, json.loads(shipped[name].read_text(encoding="utf-8")), where=name)
 
 
 def write_split(path: Path, split: Split) -> None:
     """Write a split file atomically, one line per entry."""
     entries = (
-        f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in split.model_dump().items()
+        f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+        for key, value in split.model_dump().items()
     )
     write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
 
 
 def group_of(patient: str, rule: Rule) -> str:
-    """The person that a patient of a store is.
+    """The person behind a patient of a store.
 
-    "patient": the patient. "consecutive-pair": patients numbered 2k−1 and 2k are one person, named by k, so that
-    `hippocampus_003` and `hippocampus_004` are both `hippocampus_pair002`.
+    Under "patient" that is the patient. Under "consecutive-pair" the patients numbered 2k−1 and 2k
+    are one person, named by k: `hippocampus_003` and `hippocampus_004` are both
+    `hippocampus_pair002`.
 
     Raises:
         MaclError: the rule needs a number and the patient's name has none.
@@ -112,7 +124,9 @@ def group_of(patient: str, rule: Rule) -> str:
         return patient
     digits = last_number(patient)
     if digits is None:
-        raise MaclError(f"The patient {patient!r} has no number to pair by: group by patient instead.")
+        raise MaclError(
+            f"The patient {patient!r} has no number to pair by: group by patient instead."
+        )
     before, number = patient[: digits.start()], int(digits.group())
     return f"{before}pair{(number + 1) // 2:0{len(digits.group())}d}{patient[digits.end() :]}"
 
@@ -123,7 +137,7 @@ def last_number(text: str) -> re.Match[str] | None:
 
 
 def _shipped() -> dict[str, Traversable]:
-    found: dict[str, Traversable] = {}
+    splits: dict[str, Traversable] = {}
     folders = [("", files("macl") / "splits")]
     while folders:
         prefix, folder = folders.pop()
@@ -131,5 +145,5 @@ def _shipped() -> dict[str, Traversable]:
             if item.is_dir():
                 folders.append((f"{prefix}{item.name}/", item))
             elif item.name.endswith(".json"):
-                found[prefix + item.name.removesuffix(".json")] = item
-    return found
+                splits[prefix + item.name.removesuffix(".json")] = item
+    return splits

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ Window = tuple[slice | None, slice | None, slice | None]
 SLICES_PER_CHUNK = 16
 ROWS_PER_BLOCK = 128
 
+
 class Orientation(Settings):
     """How a scan's array was transposed and flipped to the store's axes, and the way back.
 
@@ -59,7 +60,10 @@ class Orientation(Settings):
 
 
 class Normalisation(Settings):
-    """Numbers per channel, in stored units: normalised = (clip(stored, low, high) − mean) / deviation."""
+    """Numbers per channel, in stored units.
+
+    Normalised = (clip(stored, low, high) − mean) / deviation.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -68,7 +72,10 @@ class Normalisation(Settings):
 
 
 class StoredArray(Settings):
-    """An array file of a case, relative to the store; `sha256` is over the array's own bytes, in C order."""
+    """An array file of a case, relative to the store.
+
+    `sha256` is computed over the array's own bytes, in C order.
+    """
 
     file: str
     shape: tuple[int, ...]
@@ -88,7 +95,8 @@ class StoredCase(Settings):
     orientation: Orientation
     normalisation: Normalisation
     rescale: tuple[tuple[float, float], ...] = Field(
-        default=(), description="per channel: the scan's value = stored × first + second; empty: as stored"
+        default=(),
+        description="per channel: the scan's value = stored × first + second; empty: as stored",
     )
     arrays: Mapping[ArrayKind, StoredArray]
     content: tuple[float, ...] = Field(
@@ -111,32 +119,36 @@ class StoredCase(Settings):
 
 
 class Refused(Settings):
-    """A case that was not kept, and why."""
+    """A case that was refused, and why."""
 
     name: str
     reason: str
 
 
 class StoreIndex(Settings):
-    """What `store.json` holds."""
+    """The contents of `store.json`."""
 
     format: Literal["macl-store"] = FORMAT
     version: Literal[2] = VERSION
     reader: str
     modality: str
     channels: tuple[str, ...]
-    classes: tuple[str, ...] = Field(description="names of labels 0…K; empty where nothing is labelled")
+    classes: tuple[str, ...] = Field(
+        description="names of labels 0…K; empty where nothing is labelled"
+    )
     label_values: tuple[int, ...] = Field(description="the scans' own values of labels 0…K")
     prepared: PrepareSettings = Field(description="resolved: normalisation is never None here")
     cases: tuple[StoredCase, ...]
     refused: tuple[Refused, ...] = ()
     notes: tuple[str, ...] = ()
     macl_version: str = ""
-    fingerprint: str = Field(default="", description="of the settings and the source's files; the same: nothing to do")
+    fingerprint: str = Field(
+        default="", description="of the settings and the source's files; the same: nothing to do"
+    )
 
 
 class Store:
-    """A store opened for reading: an index in memory, slices read when asked for."""
+    """A store opened for reading: the index in memory, voxels read on demand."""
 
     def __init__(self, path: Path, index: StoreIndex) -> None:
         self.path = path
@@ -151,7 +163,9 @@ class Store:
         """
         if not (path / INDEX).is_file():
             what = "is not a store" if path.exists() else "does not exist"
-            raise MaclError(f"{path} {what}: name a folder that `macl prepare` has finished (it holds {INDEX}).")
+            raise MaclError(
+                f"{path} {what}: name a folder that `macl prepare` has finished (it holds {INDEX})."
+            )
         try:
             with _collector_paused():
                 return cls(path, StoreIndex.model_validate_json((path / INDEX).read_bytes()))
@@ -165,12 +179,12 @@ class Store:
 
     @cached_property
     def checksum(self) -> str:
-        """One SHA-256 over all cases' contents and normalisation, the same wherever the store lies."""
+        """SHA-256 over all cases' contents and normalisation; independent of the store's path."""
         digest = hashlib.sha256()
         for case in self.index.cases:
-            parts: Sequence[Any] = [case.name, case.patient, case.normalisation.model_dump_json()]
-            parts = [*parts, *(f"{kind}:{array.sha256}" for kind, array in sorted(case.arrays.items()))]
-            digest.update("\n".join(parts).encode() + b"\0")
+            lines = [case.name, case.patient, case.normalisation.model_dump_json()]
+            lines += [f"{kind}:{array.sha256}" for kind, array in sorted(case.arrays.items())]
+            digest.update("\n".join(lines).encode() + b"\0")
         return digest.hexdigest()
 
     def case(self, name: str) -> StoredCase:
@@ -180,20 +194,24 @@ class Store:
         except KeyError:
             raise MaclError(f"The store {self.path} has no case called {name!r}.") from None
 
-    def slices_with(self, name: str, content: float) -> np.ndarray:
-        """Numbers (n,) of a case's slices of which at least the share `content` is not air; all where it is 0.
+    def slices_with_content(self, case: str, minimum: float) -> np.ndarray:
+        """Numbers (n,) of a case's slices of which at least this share is not air; all for 0.
 
         Raises:
             MaclError: there is no such case, or the store does not know its slices' content.
         """
-        case = self.case(name)
-        if content == 0:
-            return np.arange(case.slices)
-        if len(case.content) != case.slices:
-            raise MaclError(f"{self.path} does not know how much of its slices is air: prepare the scans again.")
-        return np.flatnonzero(np.asarray(case.content) >= content)
+        stored = self.case(case)
+        if minimum == 0:
+            return np.arange(stored.slices)
+        if len(stored.content) != stored.slices:
+            raise MaclError(
+                f"{self.path} does not know how much of its slices is air: prepare the scans again."
+            )
+        return np.flatnonzero(np.asarray(stored.content) >= minimum)
 
-    def read(self, case: str, kind: ArrayKind = "image", window: Window | None = None) -> np.ndarray:
+    def read(
+        self, case: str, kind: ArrayKind = "image", window: Window | None = None
+    ) -> np.ndarray:
         """Read an array of a case, or a window of it.
 
         Args:
@@ -231,7 +249,7 @@ class Store:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """The garbage collector would walk a large index again and again while it is built, which takes most of the time."""
+    """Pause the garbage collector, which would walk a large index again and again as it grows."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -242,11 +260,13 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _read_index(path: Path) -> StoreIndex:
-    """The index, or what is wrong with it in words."""
+    """The index; or a MaclError that says what is wrong with it."""
     raw = read_json(path / INDEX, "a store's index")
     if raw.get("format") != FORMAT or raw.get("version") != VERSION:
-        found = f"{raw.get('format')!r} version {raw.get('version')!r}"
-        raise MaclError(f"{path / INDEX} is {found}, not {FORMAT!r} version {VERSION}: prepare the scans again.")
+        kind = f"{raw.get('format')!r} version {raw.get('version')!r}"
+        raise MaclError(
+            f"{path / INDEX} is {kind}, not {FORMAT!r} version {VERSION}: prepare the scans again."
+        )
     return validate(StoreIndex, raw, where=INDEX)
 
 

@@ -1,31 +1,35 @@
-"""store + few labels → segmenter, from pre-trained weights or from scratch, and the table of what was transplanted."""
+"""store + a few labels → segmenter, from pre-trained weights or from scratch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Unpack
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
-from macl.config import FinetuneSettings, read_recipe, resolve
-from macl.data import resolved_split as parts
-from macl.data import splits
+from macl.config import FinetuneSettings, read_recipe, resolve_recipe
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
-from macl.data.resolved_split import ResolvedSplit
+from macl.data.resolved_split import ResolvedSplit, find_test_people
 from macl.data.store import Store
+from macl.data.windows import select_volumes
 from macl.distributed.collectives import all_reduce_sum
-from macl.distributed.launch import describe_device, on_rank_zero, process_group
-from macl.distributed.collectives import require_even_shards
-from macl.engine.trainer import Validation, fit, make_fabric
-from macl.inference.sliding_window import predict_slices
-from macl.models.transfer import check, transplant
+from macl.distributed.launch import process_group
+from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
+from macl.engine.trainer import Validation
+from macl.inference.sliding_window import predict_volume
+from macl.models.conversion.macl_release import read_authors
+from macl.models.network import total_stride
+from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
 from macl.preprocessing.normalisation import normalise
-from macl.records import runs
-from macl.records.runs import RunRecord
+from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
+from macl.tasks.networks import median_spacing_mm, resolve_patch
 from macl.tasks.segmentation import (
     SegmentationTask,
     Segmenter,
@@ -34,14 +38,40 @@ from macl.tasks.segmentation import (
     resolve_finetuning,
     segmenter_weights,
 )
-from macl.models.conversion.macl_release import read_authors
 from macl.utils import checkpoint
-from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError, listed
-from macl.utils.files import require_disk_space, sha256, write_json
+from macl.utils.files import sha256, write_json
 from macl.utils.progress import say
 
 SCRATCH = "scratch"
+DEFAULT_RECIPE = "strong"
+NETWORK = ("dims", "backbone", "backbone_settings")
+"""Settings that weights to start from bring along."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """The weights that fine-tuning starts from.
+
+    Attributes:
+        name: in messages and records; "scratch", or the path with a checksum.
+        tensors: under the network's names; empty from scratch.
+        network: the settings `NETWORK`, as far as the source gives them.
+        patients: whose scans the weights were trained on.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
+    patients: tuple[str, ...] = ()
+
+    @property
+    def trained_with(self) -> str:
+        """The network, in words; empty if it is unknown."""
+        if "backbone" not in self.network:
+            return ""
+        own = self.network.get("backbone_settings", {}).items()
+        return ", ".join((self.network["backbone"], *(f"{key} {value}" for key, value in own)))
 
 
 @process_group()
@@ -52,158 +82,223 @@ def finetune(
     init: str,
     split: str,
     labels: str,
-    recipe: str = "strong",
-    overrides: Iterable[str] = (),
-    device: str = "auto",
-    seed: int = 0,
-    resume: bool = False,
-    allow_overlap: bool = False,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
+    **options: Unpack[TrainingKeywords],
 ) -> RunRecord:
-    """Fine-tune a segmenter on the labelled slices of a budget.
+    """Fine-tune a segmenter on the labelled cases of a budget.
+
+    The network and its dimensions are those of `init`, unless recipe or overrides name others.
 
     Args:
         store: folder made by `prepare`.
         out: the run's folder.
-        init: "scratch", a pre-training run, or a weights file (ours, or the authors' `.pth`).
+        init: "scratch", a training run, or a weights file (of macl, or the MACL authors' `.pth`).
         split: split file or name.
         labels: name of a label budget of the split.
-        recipe: recipe by name or path.
-        overrides: `key=value` settings over the recipe's.
-        device: "auto", "cpu", "cuda" or "mps".
-        seed: of the weights, the order and the views.
-        resume: go on with an unfinished run.
-        allow_overlap: accept weights that were pre-trained on test people; recorded.
         encoder_only: accept an init without decoder blocks.
-        init_decoder_blocks: decoder blocks that the authors' files trained; they do not say.
+        init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
+        options: `recipe` (None: strong), `overrides`, `device`, `seed`, `resume` and
+            `allow_overlap` (accept weights that were pre-trained on test people); see
+            `TrainingOptions`.
 
     Raises:
-        MaclError: a setting, the store, the split, the init or the folder does not fit; the sentence says what to do.
+        MaclError: a setting, the store, the split, the init or the folder does not fit.
     """
+    chosen = TrainingOptions(**options)
+    recipe = chosen.recipe or DEFAULT_RECIPE
     opened = Store.open(store)
-    settings = resolve(FinetuneSettings, read_recipe("finetune", recipe), overrides)
-    settings = resolve_finetuning(settings, find("models", settings.backbone))
-    fabric = make_fabric(device, settings.training.precision)
-    chosen = splits.read_split(split)
-    resolved = parts.resolve(chosen, opened, allow_overlap=allow_overlap)
-    cases = resolved.labelled_cases(labels)
-    source, init_name, init_patients = _read_init(init, resolved, allow_overlap, init_decoder_blocks)
+    weights = read_init(init, init_decoder_blocks)
+    settings = resolve_settings(recipe, chosen, opened, weights)
+    run = TrainingRun(opened, out, settings, split, chosen)
+    assert run.resolved is not None
+    cases = run.resolved.labelled_cases(labels)
+    _check_overlap(init, weights, run.resolved, chosen.allow_overlap)
     plane = opened.case(cases[0]).orientation.plane
-    record = RunRecord(
-        kind="finetune", settings=settings.model_dump(mode="json"), recipe=recipe, seed=seed, device=describe_device(fabric),
-        versions=runs.versions(), **runs.about_store(opened, store), cases=cases, split=chosen.model_dump(mode="json"),
-        labels=labels, people=resolved.people(cases), patients=runs.patients_of(opened, cases),
-        validation_cases=resolved.validation_cases, test_cases=resolved.test_cases, init=init_name,
-        init_patients=init_patients, overlap_allowed=allow_overlap,
-        mirror_axes=mirror_axes(settings, opened.index.classes, plane),
-    )  # fmt: skip
-    task = SegmentationTask(_segmenter(record, settings), settings, record.mirror_axes)
-    transfer = transplant(init_name, source.tensors if source else {}, task.segmenter.named_state())
-    if source:
-        check(transfer, encoder_only)
-    slices = sum(opened.case(name).slices for name in cases)
-    require_even_shards(settings.training.batch_size, slices, fabric.world_size)
-    record = on_rank_zero(lambda: runs.open_run(out, record, resume))
+    axes = mirror_axes(settings, opened.index.classes, plane)
+    task = SegmentationTask(_segmenter(opened, settings, chosen.seed), settings, axes)
+    transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
+    if weights.tensors:
+        require_transfer(transfer, encoder_only, weights.trained_with)
+    record = run.open(
+        task,
+        cases,
+        select_volumes(opened, cases).samples_per_epoch(settings.patch),
+        recipe=recipe,
+        labels=labels,
+        validation_cases=run.resolved.validation_cases,
+        init=weights.name,
+        init_patients=weights.patients,
+        mirror_axes=axes,
+    )
     if record.finished:
-        say(f"{out} is finished already.")
         return record
-    if fabric.is_global_zero:
-        write_json(out / runs.TRANSFER, transfer.about())
+    if run.fabric.is_global_zero:
+        write_json(out / TRANSFER, transfer.about())
     say(transfer.table())
-    return _train(opened, out, record, settings, task, fabric)
-
-
-def _read_init(
-    init: str, resolved: ResolvedSplit, allow_overlap: bool, decoder_blocks: int
-) -> tuple[Checkpoint | None, str, tuple[str, ...]]:
-    """The weights to start from, how the record names them, and whose scans they were trained on."""
-    if init == SCRATCH:
-        return None, SCRATCH, ()
-    path = Path(init)
-    if not path.exists():
-        raise MaclError(f"--init {init} does not exist: name a pre-training run, a weights file, or {SCRATCH!r}.")
-    if path.is_dir():
-        earlier = runs.read_record(path)
-        if not earlier.finished:
-            raise MaclError(f"The run in {init} is not finished: go on with it (--resume) before fine-tuning from it.")
-        leaked = parts.overlap((*earlier.patients, *earlier.init_patients), resolved)
-        if leaked and not allow_overlap:
-            raise MaclError(
-                f"{len(leaked)} test people ({listed(leaked)}) were in the training data of {init}: pre-train with the "
-                "same --split, or add --allow-overlap (recorded) if these are other people of the same names."
-            )
-        weights = path / runs.WEIGHTS
-        patients = tuple(sorted({*earlier.patients, *earlier.init_patients}))
-        return checkpoint.read(weights), f"{init} ({sha256(weights)[:12]})", patients
-    ours = path.suffix == ".safetensors"
-    source = checkpoint.read(path) if ours else read_authors(path, decoder_blocks)
-    say(f"{init} does not say whose scans it was trained on: that none of the test people are among them is assumed.")
-    return source, f"{init} ({sha256(path)[:12]})", ()
-
-
-def _segmenter(record: RunRecord, settings: FinetuneSettings) -> Segmenter:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(record.seed)
-        network = find("models", settings.backbone)
-        return build_segmenter(settings, network, len(record.channels), len(record.classes))
-
-
-def _train(
-    store: Store, out: Path, record: RunRecord, settings: FinetuneSettings, task: SegmentationTask, fabric: Fabric
-) -> RunRecord:
-    training = settings.training
-    bank = PatchCache(store, record.cases, labelled=True, device=fabric.device)
-    batches = Loader(bank, training.batch_size, settings.patch, record.seed, fabric.global_rank, fabric.world_size)
-    count = sum(parameter.numel() for parameter in task.parameters())
-    require_disk_space(out, 6 * count * 4, "The run")
-    steps = training.epochs * batches.steps_per_epoch
-    say(f"Segmenter: {count / 1e6:.3f} M parameters, {steps} steps on {describe_device(fabric)}.")
+    loader = Loader(
+        PatchCache(opened, cases, labelled=True, device=run.fabric.device),
+        settings.training.batch_size,
+        settings.patch,
+        chosen.seed,
+        run.fabric.global_rank,
+        run.fabric.world_size,
+        foreground_share=settings.foreground_share,
+    )
     validation = None
     if record.validation_cases:
-        scorer = _ValidationScore(store, record, settings, task.segmenter, fabric)
-        validation = Validation(scorer)
-    tensors, seconds = fit(task, batches, training, out, fabric, validation=validation)
-    record = record.model_copy(update={"finished": True, "steps": steps, "seconds": round(seconds, 3)})
-    if fabric.is_global_zero:
-        about = {"kind": "finetune", "channels": list(record.channels), "classes": list(record.classes)}
-        checkpoint.write(out / runs.WEIGHTS, segmenter_weights(tensors), about)
-        runs.write_record(out, record)
-        (out / runs.STATE).unlink(missing_ok=True)
-    say(f"The segmenter is in {out}; next: macl predict {out} SCANS --out {out / runs.PREDICTIONS}")
-    return record
+        score = ValidationScore(opened, record, settings, task.segmenter, run.fabric)
+        validation = Validation(score)
+    trained = run.train("Segmenter", task, loader, validation=validation)
+    network = {name: record.settings[name] for name in NETWORK}
+    about = {"kind": "finetune", "channels": record.channels, "classes": record.classes, **network}
+    finished = run.finish(segmenter_weights(trained.tensors), about, trained)
+    say(f"The segmenter is in {out}; next: macl predict {out} SCANS --out {out / PREDICTIONS}")
+    return finished
 
 
-class _ValidationScore:
-    """Mean Dice of the validation cases, over cases and the classes that either mask holds; processes share the cases."""
+def resolve_settings(
+    recipe: str, options: TrainingOptions, store: Store, weights: InitialWeights
+) -> FinetuneSettings:
+    """Complete settings of a fine-tuning run.
+
+    Args:
+        recipe: name or path.
+        options: whose overrides apply.
+        store: what to train on, for sizes and spacing.
+        weights: whose network is taken over where recipe and overrides name none.
+
+    Raises:
+        MaclError: a setting does not fit, or the weights are of other dimensions.
+    """
+    overrides = tuple(options.overrides)
+    inherited = _inherited(weights.network, recipe, overrides)
+    settings = resolve_recipe(FinetuneSettings, recipe, overrides, inherited=inherited)
+    dims = weights.network.get("dims", 2)
+    if weights.tensors and settings.dims != dims:
+        raise MaclError(
+            f"{weights.name} holds weights of a {dims}D network, but dims is {settings.dims}: "
+            f"start from a {settings.dims}D run or from {SCRATCH}, or add --set dims={dims}."
+        )
+    network = find("models", settings.backbone)
+    if "backbone" in inherited:
+        say(f"Network as in {weights.name}: {dims}D {weights.trained_with}.")
+    settings = resolve_patch(settings, network, store, total_stride)
+    return resolve_finetuning(settings, network, median_spacing_mm(store, settings.dims))
+
+
+def _inherited(
+    network: Mapping[str, Any], recipe: str, overrides: Iterable[str]
+) -> Mapping[str, Any]:
+    """The settings of the weights' network, or its dims alone if another backbone is named."""
+    named = dict(text.split("=", 1) for text in overrides if text.startswith("backbone="))
+    backbone = named.get("backbone", read_recipe("finetune", recipe).get("backbone"))
+    if backbone is None or backbone.strip(" \"'") == network.get("backbone"):
+        return network
+    return {name: value for name, value in network.items() if name == "dims"}
+
+
+def read_init(init: str, decoder_blocks: int) -> InitialWeights:
+    """Read the weights that `init` names; see `finetune`.
+
+    Raises:
+        MaclError: they do not exist, cannot be read, or are of an unfinished run.
+    """
+    if init == SCRATCH:
+        return InitialWeights(SCRATCH)
+    path = Path(init)
+    if not path.exists():
+        raise MaclError(
+            f"--init {init} does not exist: name a pre-training run, a weights file, or "
+            f"{SCRATCH!r}."
+        )
+    if path.is_dir():
+        earlier = read_record(path)
+        if not earlier.finished:
+            raise MaclError(
+                f"The run in {init} is not finished: finish it with --resume, then fine-tune."
+            )
+        file, patients = path / WEIGHTS, sorted({*earlier.patients, *earlier.init_patients})
+        source = checkpoint.read(file)
+    else:
+        file, patients = path, []
+        is_ours = path.suffix == ".safetensors"
+        source = checkpoint.read(path) if is_ours else read_authors(path, decoder_blocks)
+        say(
+            f"{init} does not say whose scans it was trained on; it is assumed that no test people "
+            "are among them."
+        )
+    network = {name: source.about[name] for name in NETWORK if name in source.about}
+    name = f"{init} ({sha256(file)[:12]})"
+    return InitialWeights(name, source.tensors, network, tuple(patients))
+
+
+def _check_overlap(
+    init: str, weights: InitialWeights, resolved: ResolvedSplit, allow_overlap: bool
+) -> None:
+    leaked = find_test_people(weights.patients, resolved)
+    if leaked and not allow_overlap:
+        raise MaclError(
+            f"{len(leaked)} test people ({listed(leaked)}) were in the training data of {init}: "
+            "pre-train with the same --split, or add --allow-overlap (recorded) if these are other "
+            "people of the same names."
+        )
+
+
+def _segmenter(store: Store, settings: FinetuneSettings, seed: int) -> Segmenter:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = find("models", settings.backbone)
+        channels, classes = len(store.index.channels), len(store.index.classes)
+        return build_segmenter(settings, network, channels, classes)
+
+
+class ValidationScore:
+    """Mean Dice over the validation cases, which the processes share.
+
+    Of a case, the mean over the classes, except background, that its label or its prediction shows.
+
+    Args:
+        store: where the cases are.
+        record: the run's, with its validation cases.
+        settings: of the run.
+        segmenter: to score as it is, in eval mode.
+        fabric: device and processes.
+    """
 
     def __init__(
-        self, store: Store, record: RunRecord, settings: FinetuneSettings, segmenter: Segmenter, fabric: Fabric
+        self,
+        store: Store,
+        record: RunRecord,
+        settings: FinetuneSettings,
+        segmenter: Segmenter,
+        fabric: Fabric,
     ) -> None:
-        self.segmenter, self.record, self.settings, self.device = segmenter, record, settings, fabric.device
-        self.images, self.labels = [], []
-        for name in record.validation_cases[fabric.global_rank :: fabric.world_size]:
-            values = np.moveaxis(normalise(store.read(name), store.case(name).normalisation), 0, 1)
-            self.images.append(torch.from_numpy(values))
-            self.labels.append(torch.from_numpy(store.read(name, "label")).long())
+        self.store, self.segmenter = store, segmenter
+        self.classes, self.count = len(record.classes), len(record.validation_cases)
+        self.cases = record.validation_cases[fabric.global_rank :: fabric.world_size]
+        self.predict = partial(
+            predict_volume,
+            patch=settings.patch,
+            mirror_axes=record.mirror_axes if settings.mirror_averaging else (),
+            batch_size=settings.training.batch_size,
+        )
 
     def __call__(self) -> float:
-        training = self.settings.training
-        axes = self.record.mirror_axes if self.settings.mirror_averaging else ()
-        scores = 0.0
-        for images, labels in zip(self.images, self.labels, strict=True):
-            probabilities = predict_slices(
-                self.segmenter, images, size=self.settings.patch[0], mirror_axes=axes, batch_size=training.batch_size
-            )
-            scores += _mean_dice(probabilities.argmax(1).cpu(), labels, len(self.record.classes))
-        everyone = all_reduce_sum(torch.tensor(scores, dtype=torch.float64))
-        return everyone.item() / len(self.record.validation_cases)
+        """The score of the segmenter's present weights."""
+        total = 0.0
+        for name in self.cases:
+            image = normalise(self.store.read(name), self.store.case(name).normalisation)
+            label = torch.from_numpy(self.store.read(name, "label")).long()
+            probabilities = self.predict(self.segmenter, torch.from_numpy(image))
+            total += _mean_dice(probabilities.argmax(0), label, self.classes)
+        return all_reduce_sum(torch.tensor(total, dtype=torch.float64)).item() / self.count
 
 
-def _mean_dice(predicted: torch.Tensor, truth: torch.Tensor, classes: int) -> float:
-    """Of a case, over the classes but background that either mask holds; 1 where both are empty throughout."""
-    size = classes * classes
-    table = torch.bincount((truth * classes + predicted).flatten(), minlength=size).reshape(classes, classes).double()
+def _mean_dice(predicted: Tensor, truth: Tensor, classes: int) -> float:
+    """Mean Dice of the classes, except background, in either mask; 1 if there are none."""
+    counts = torch.bincount((truth * classes + predicted).flatten(), minlength=classes * classes)
+    table = counts.reshape(classes, classes).double()
     totals = (table.sum(0) + table.sum(1))[1:]
-    held = totals > 0
-    return float((2 * table.diagonal()[1:] / totals)[held].mean()) if held.any() else 1.0
+    shown = totals > 0
+    return float((2 * table.diagonal()[1:] / totals)[shown].mean()) if shown.any() else 1.0

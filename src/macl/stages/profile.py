@@ -66,7 +66,7 @@ def profile(
     if store is not None:
         opened = Store.open(store)
         channels = len(opened.index.channels)
-        slices = sum(len(opened.slices_with(name, settings.minimum_content)) for name in opened.cases)
+        slices = sum(len(opened.slices_with_content(name, settings.minimum_content)) for name in opened.cases)
     plugin, network = find("methods", settings.method), find("models", settings.backbone)
     settings = resolve_pretraining(settings, plugin, network)
     fabric = make_fabric(device, settings.training.precision)

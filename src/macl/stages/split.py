@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from macl.data.resolved_split import ResolvedSplit, resolve
+from macl.data.resolved_split import ResolvedSplit, resolve_split
 from macl.data.splits import Rule, Split, group_of, read_split, write_split
 from macl.data.store import Store
 from macl.utils.errors import MaclError, listed
@@ -206,7 +206,7 @@ def _write(drawn: Mapping[Path, Split], store: Store) -> None:
             raise MaclError(f"--out {out} already holds another split: choose another file, or remove it first.")
     for out, split in drawn.items():
         write_split(out, split)
-        say(render(resolve(split, store), store))
+        say(render(resolve_split(split, store), store))
         say(f"Wrote {out}.")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from macl.config import FinetuneSettings, PretrainSettings, Settings, read_recipe, read_toml, resolve, validate
-from macl.data.resolved_split import resolve as resolve_split
+from macl.data.resolved_split import resolve_split
 from macl.data.splits import read_split
 from macl.data.store import Store
 from macl.metrics import Convention
