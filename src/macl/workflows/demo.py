@@ -1,6 +1,6 @@
-"""The whole path on synthetic subjects: prepare → split → pretrain → finetune → predict → evaluate → report.
+"""The whole path on synthetic subjects, from prepare to report.
 
-Nothing but the public stages is used, as anyone could: what the demo does, a few commands do.
+The demo uses only the public stages: a few commands do the same.
 """
 
 from __future__ import annotations
@@ -23,38 +23,73 @@ from macl.stages.split import split
 from macl.utils.errors import MaclError
 from macl.utils.files import read_json, write_json
 from macl.utils.progress import progress, say
-from macl.workflows.subjects import Grid, write_subjects
+from macl.workflows.subjects import VoxelGrid, write_subjects
 
 MARK = "demo.json"
 PAGE = "report.html"
 SEED = 0
 WIDTH = 8
-"""Channels of the network's finest level: a quarter of the usual, for a laptop's sake."""
+"""Channels of the network's finest level: a quarter of the usual, to be quick on a laptop."""
 
 SYNTHETIC = (
-    "These subjects are synthetic: every one is the same brain template (MNI152), randomly bent, with a contrast, a bias field "
-    "and noise of its own. They are much more alike than people are: nothing here carries over to a clinic."
+    "These subjects are synthetic: each is the same brain template (MNI152), randomly deformed, "
+    "with its own contrast, bias field and noise. They are much more alike than people are: "
+    "nothing here carries over to a clinic."
 )
-ONE_SEED = "One seed and {tests} synthetic test subjects: whichever start comes out ahead here, another seed may turn it round."
+ONE_SEED = (
+    "One seed and {tests} synthetic test subjects: whichever start is ahead here, another seed may "
+    "reverse it."
+)
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How large the demo is."""
+class Schedule:
+    """How a network of the demo is trained.
+
+    Attributes:
+        recipe: name of a recipe.
+        patch: sides in voxels (y, x in 2D; z, y, x in 3D).
+    """
+
+    recipe: str
+    patch: tuple[int, ...]
+    batch_size: int
+    epochs: int
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The settings that differ from the recipe's."""
+        return (
+            f"backbone_settings.width={WIDTH}",
+            f"training.size={list(self.patch)}",
+            f"training.epochs={self.epochs}",
+            f"training.batch_size={self.batch_size}",
+        )
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How large the demo is, and whether it works on slices or on volumes."""
 
     subjects: int = 12
     test: int = 4
     budgets: tuple[int, ...] = (1, 2)
-    grid: Grid = field(default_factory=Grid)
-    pretraining_side: int = 128
-    finetuning_side: int = 112
-    pretraining_epochs: int = 12
-    finetuning_epochs: int = 60
+    grid: VoxelGrid = field(default_factory=VoxelGrid)
+    pretraining: Schedule = Schedule("macl", (128, 128), batch_size=16, epochs=12)
+    finetuning: Schedule = Schedule("strong", (112, 112), batch_size=8, epochs=60)
+
+
+SLICES = DemoSize()
+VOLUMES = DemoSize(
+    grid=VoxelGrid(size=(64, 72, 48), spacing_mm=(3.0, 3.0, 3.0)),
+    pretraining=Schedule("macl-3d", (32, 32, 32), batch_size=16, epochs=12),
+    finetuning=Schedule("strong-3d", (48, 64, 64), batch_size=2, epochs=60),
+)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One fine-tuning: where it starts, and how many labelled subjects it has."""
+class DemoCell:
+    """One fine-tuning: its start and its number of labelled subjects."""
 
     start: str
     labels: int
@@ -65,10 +100,11 @@ class Cell:
         return f"{self.start}-{self.labels}"
 
 
-def demo(out: Path, scale: Scale = Scale()) -> Path:
-    """Compare MACL with a start from scratch, with one and two labelled synthetic subjects; finished parts are kept.
+def demo(out: Path, size: DemoSize = SLICES) -> Path:
+    """Compare MACL with a start from scratch on synthetic subjects; finished parts are kept.
 
-    `out` then holds the scans, the store, the runs, `overlays/*.png`, `report.html` and `report.json`; a table is printed.
+    `out` then holds the scans, the store, the runs, `overlays/*.png`, `report.html` and
+    `report.json`. A table is printed.
 
     Returns:
         The page.
@@ -76,29 +112,34 @@ def demo(out: Path, scale: Scale = Scale()) -> Path:
     Raises:
         MaclError: nilearn is not installed, or `out` holds something else.
     """
-    _open_folder(out, scale)
-    scans, store, chosen = out / "scans" / "Dataset001_Synthetic", out / "store", str(out / "split.json")
-    cells = [Cell(start, labels) for labels in scale.budgets for start in ("scratch", "macl")]
+    _open_folder(out, size)
+    scans, store = out / "scans" / "Dataset001_Synthetic", out / "store"
+    split_file = out / "split.json"
+    cells = [DemoCell(start, labels) for labels in size.budgets for start in ("scratch", "macl")]
     runs = {cell: out / "runs" / cell.name for cell in cells}
     pretrained = out / "runs" / "macl-pretraining"
-    _step(1, f"make {scale.subjects} synthetic subjects")
+    _step(1, f"make {size.subjects} synthetic subjects")
     say(SYNTHETIC)
-    with progress("subjects", scale.subjects) as advance:
-        write_subjects(scans, scale.subjects, scale.grid, SEED, advance)
+    with progress("subjects", size.subjects) as advance:
+        write_subjects(scans, size.subjects, size.grid, SEED, advance)
     _step(2, "prepare")
     prepare(scans, store)
     _step(3, "split")
-    budgets = ",".join(map(str, scale.budgets))
-    split(store, Path(chosen), test=str(scale.test), budgets=budgets, seed=SEED)
+    budgets = ",".join(map(str, size.budgets))
+    split(store, split_file, test=str(size.test), budgets=budgets, seed=SEED)
     _step(4, "pre-train (no labels)")
-    overrides = _overrides(scale.pretraining_side, scale.pretraining_epochs, batch_size=16)
-    pretrain(store, pretrained, method="macl", split=chosen, overrides=overrides, seed=SEED, resume=True)
+    pretrain(
+        store, pretrained, split=str(split_file), recipe=size.pretraining.recipe,
+        overrides=size.pretraining.overrides, seed=SEED, resume=True,
+    )  # fmt: skip
     _step(5, f"fine-tune {len(cells)} segmenters")
-    overrides = _overrides(scale.finetuning_side, scale.finetuning_epochs, batch_size=8)
     for cell, run in runs.items():
         say(f"From {cell.start}, {cell.labels} labelled:")
-        init, labels = "scratch" if cell.start == "scratch" else str(pretrained), str(cell.labels)
-        finetune(store, run, init=init, split=chosen, labels=labels, overrides=overrides, seed=SEED, resume=True)
+        finetune(
+            store, run, init="scratch" if cell.start == "scratch" else str(pretrained),
+            split=str(split_file), labels=str(cell.labels), recipe=size.finetuning.recipe,
+            overrides=size.finetuning.overrides, seed=SEED, resume=True,
+        )  # fmt: skip
     _step(6, "predict the test subjects")
     for run in runs.values():
         predict([run, store], run / "predictions")
@@ -107,43 +148,43 @@ def demo(out: Path, scale: Scale = Scale()) -> Path:
         with redirect_stdout(sys.stderr):
             evaluate(run / "predictions", store, run / "cases.csv")
     _step(8, "report")
-    page = report([*runs.values(), pretrained], out / PAGE, notes=[SYNTHETIC], overlays=out / "overlays")
-    print(_table({cell: read_json(run / "cases.summary.json", "a summary") for cell, run in runs.items()}))
-    print(ONE_SEED.format(tests=scale.test), SYNTHETIC, f"The page: {page}", sep="\n")
+    reported = [*runs.values(), pretrained]
+    page = report(reported, out / PAGE, notes=[SYNTHETIC], overlays=out / "overlays")
+    summaries = {
+        cell: read_json(run / "cases.summary.json", "a summary") for cell, run in runs.items()
+    }
+    print(_table(summaries))
+    print(ONE_SEED.format(tests=size.test), SYNTHETIC, f"The page: {page}", sep="\n")
     return page
 
 
-def _open_folder(out: Path, scale: Scale) -> None:
-    """Start a folder, or go on with a demo of the same scale."""
-    made = json.loads(json.dumps({"format": "macl-demo", **asdict(scale)}))
-    if (out / MARK).is_file() and read_json(out / MARK, "a demo's mark") == made:
+def _open_folder(out: Path, size: DemoSize) -> None:
+    """Start a folder, or continue a demo of the same size."""
+    mark = json.loads(json.dumps({"format": "macl-demo", **asdict(size)}))
+    if (out / MARK).is_file() and read_json(out / MARK, "a demo's mark") == mark:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MaclError(f"--out {out} already holds something that is not this demo: choose another folder.")
-    write_json(out / MARK, made)
-
-
-def _overrides(side: int, epochs: int, batch_size: int) -> tuple[str, ...]:
-    return (
-        f"backbone_settings.width={WIDTH}", f"training.size={side}", f"training.epochs={epochs}",
-        f"training.batch_size={batch_size}",
-    )  # fmt: skip
+        raise MaclError(
+            f"--out {out} already holds something that is not this demo: choose another folder."
+        )
+    write_json(out / MARK, mark)
 
 
 def _step(number: int, what: str) -> None:
     say(f"\n{number}/8 {what}")
 
 
-def _table(summaries: Mapping[Cell, Mapping[str, Any]]) -> str:
+def _table(summaries: Mapping[DemoCell, Mapping[str, Any]]) -> str:
     """Dice in % by class, start and number of labelled subjects."""
-    names = [one["class"] for one in next(iter(summaries.values()))["classes"]]
+    names = [row["class"] for row in next(iter(summaries.values()))["classes"]]
     lines = [_line("Dice %, mean", "labelled", *names, "mean")]
     for cell, summary in summaries.items():
-        means = [*(one["dice"]["mean"] for one in summary["classes"]), summary["mean"]["dice"]["mean"]]
-        cells = ["–" if mean is None else f"{100 * mean:.1f}" for mean in means]
-        lines.append(_line(f"from {cell.start}", str(cell.labels), *cells))
+        rows = [*summary["classes"], summary["mean"]]
+        means = [row["dice"]["mean"] for row in rows]
+        texts = ["–" if mean is None else f"{100 * mean:.1f}" for mean in means]
+        lines.append(_line(f"from {cell.start}", str(cell.labels), *texts))
     return "\n".join(lines)
 
 
-def _line(first: str, *cells: str) -> str:
-    return f"{first:<14}" + "".join(f"{cell:>14}" for cell in cells)
+def _line(first: str, *texts: str) -> str:
+    return f"{first:<14}" + "".join(f"{text:>14}" for text in texts)

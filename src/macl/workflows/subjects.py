@@ -1,7 +1,8 @@
-"""Synthetic subjects from the one brain template that travels with nilearn: real anatomy, invented people.
+"""Synthetic subjects from the brain template in nilearn: real anatomy, invented people.
 
-Each subject is the template bent by a random smooth deformation on top of a random affine, with its own contrast between
-tissues, bias field and noise. They differ far less than people do: what is learned here says nothing about a clinic.
+Each subject is the template bent by a random affine map and a random smooth deformation, with its
+own tissue contrast, bias field and noise. Subjects differ far less than people do, so results on
+them say nothing about clinical data.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from macl.utils.files import atomic_path, write_text
 CLASSES = ("background", "grey matter", "white matter")
 GREY_SCALE_MAXIMUM = 1000
 CENTRE_MM = (0.0, -18.0, 14.0)
-"""Where the scans are centred, in the template's own right-anterior-superior millimetres."""
+"""Centre of the scans in the template's millimetres (right, anterior, superior)."""
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The voxel grid of every synthetic scan, in x, y, z (right, anterior, superior)."""
+class VoxelGrid:
+    """The voxel grid of every synthetic scan, along x, y, z (right, anterior, superior)."""
 
     size: tuple[int, int, int] = (96, 112, 16)
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 6.0)
@@ -39,9 +40,8 @@ class Grid:
 
     @property
     def points_mm(self) -> np.ndarray:
-        """(3, x, y, z): where every voxel lies."""
-        index = np.indices(self.size, dtype=np.float64)
-        return np.einsum("ij,j...->i...", self.affine[:3, :3], index) + self.affine[:3, 3].reshape(3, 1, 1, 1)
+        """(3, x, y, z): the position of every voxel in millimetres."""
+        return _transform(self.affine, np.indices(self.size, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Template:
 
 
 def load_template() -> Template:
-    """The MNI152 template from nilearn's package data, at 1 mm; nothing is downloaded.
+    """Load the MNI152 template at 1 mm from nilearn's package data; nothing is downloaded.
 
     Raises:
         MaclError: nilearn is not installed.
@@ -64,7 +64,8 @@ def load_template() -> Template:
         from nilearn import datasets
     except ImportError:
         raise MaclError(
-            "The demo takes its anatomy from nilearn, which is not installed: run pip install 'macl[demo]', then macl demo again."
+            "The demo takes its anatomy from nilearn, which is not installed: run "
+            "pip install 'macl[demo]', then macl demo again."
         ) from None
     images = [
         load(resolution=1)
@@ -78,30 +79,35 @@ def load_template() -> Template:
     return Template(intensity, grey, white, images[0].affine)
 
 
-def synthetic_subject(template: Template, grid: Grid, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One subject: image (x, y, z) int16 and label (x, y, z) uint8 of `CLASSES`."""
+def synthetic_subject(
+    template: Template, grid: VoxelGrid, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make one subject: image (x, y, z) int16 and label (x, y, z) uint8 of `CLASSES`."""
     sample = _bent_sampler(template, grid, random)
-    intensity, grey, white = sample(template.intensity), sample(template.grey), sample(template.white)
+    volumes = (template.intensity, template.grey, template.white)
+    intensity, grey, white = (sample(volume) for volume in volumes)
     label = np.stack([1.0 - grey - white, grey, white]).argmax(axis=0).astype(np.uint8)
     brain = np.clip(intensity / template.intensity.max(), 0.0, 1.0)
     contrast = brain + random.uniform(-0.12, 0.08) * grey + random.uniform(-0.12, 0.06) * white
     contrast = np.clip(contrast, 0.0, None) ** random.uniform(0.8, 1.3)
     bias = np.exp(_smooth_field(grid, random, width_mm=60.0, amplitude=0.15))
     noise = random.normal(0.0, random.uniform(0.02, 0.045), size=(2, *grid.size))
-    # The magnitude of a complex signal with noise in both parts, as a scanner gives it (Rician).
+    # A scanner gives the magnitude of a complex signal with noise in both parts (Rician noise).
     image = np.hypot(contrast * bias + noise[0], noise[1])
     scale = random.uniform(0.7, 1.0) * GREY_SCALE_MAXIMUM
     return np.round(image * scale).astype(np.int16), label
 
 
-def write_subjects(folder: Path, count: int, grid: Grid, seed: int, advance: Callable[[], Any]) -> None:
-    """Write `count` subjects as an nnU-Net v2 raw data set; those already there are kept, `dataset.json` comes last.
+def write_subjects(
+    folder: Path, count: int, grid: VoxelGrid, seed: int, advance: Callable[[], Any]
+) -> None:
+    """Write subjects as an nnU-Net v2 raw data set; keep those that are there already.
 
     Args:
-        folder: the data set's folder, such as `Dataset001_Name`.
-        count: how many subjects.
+        folder: the data set's folder, such as `Dataset001_Name`; `dataset.json` is written last.
+        count: number of subjects.
         grid: their voxel grid.
-        seed: of every random draw; a subject depends on it and on its own number alone.
+        seed: of every random draw; a subject depends only on it and on its own number.
         advance: called after each subject.
 
     Raises:
@@ -110,7 +116,8 @@ def write_subjects(folder: Path, count: int, grid: Grid, seed: int, advance: Cal
     template = None
     for number in range(1, count + 1):
         name = f"synthetic_{number:02d}"
-        image_path, label_path = folder / "imagesTr" / f"{name}_0000.nii.gz", folder / "labelsTr" / f"{name}.nii.gz"
+        image_path = folder / "imagesTr" / f"{name}_0000.nii.gz"
+        label_path = folder / "labelsTr" / f"{name}.nii.gz"
         if not (image_path.exists() and label_path.exists()):
             template = template or load_template()
             image, label = synthetic_subject(template, grid, np.random.default_rng([seed, number]))
@@ -119,7 +126,7 @@ def write_subjects(folder: Path, count: int, grid: Grid, seed: int, advance: Cal
         advance()
     description = {
         "name": "Synthetic subjects",
-        "description": "Synthetic: deformed copies of the MNI152 template (ICBM 2009a), not scans of people.",
+        "description": "Deformed copies of the MNI152 template (ICBM 2009a), not scans of people.",
         "channel_names": {"0": "T1"},
         "labels": {name: value for value, name in enumerate(CLASSES)},
         "numTraining": count,
@@ -128,20 +135,22 @@ def write_subjects(folder: Path, count: int, grid: Grid, seed: int, advance: Cal
     write_text(folder / "dataset.json", json.dumps(description, indent=1) + "\n")
 
 
-def _bent_sampler(template: Template, grid: Grid, random: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that looks a template volume up at every voxel of the bent grid."""
+def _bent_sampler(
+    template: Template, grid: VoxelGrid, random: np.random.Generator
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that samples a template volume at every voxel of the bent grid."""
     from scipy import ndimage
     from scipy.spatial.transform import Rotation
 
-    rotation = Rotation.from_euler("xyz", random.uniform(-8.0, 8.0, size=3), degrees=True).as_matrix()
+    angles = random.uniform(-8.0, 8.0, size=3)
+    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     matrix = rotation @ np.diag(random.uniform(0.92, 1.1, size=3))
     shift_mm = random.uniform(-4.0, 4.0, size=3)
     centred = grid.points_mm - np.array(CENTRE_MM).reshape(3, 1, 1, 1)
-    bend_mm = np.stack([_smooth_field(grid, random, width_mm=16.0, amplitude=4.0) for _ in range(3)])
-    points = np.einsum("ij,j...->i...", matrix, centred) + bend_mm
+    bend_mm = [_smooth_field(grid, random, width_mm=16.0, amplitude=4.0) for _ in range(3)]
+    points = np.einsum("ij,j...->i...", matrix, centred) + np.stack(bend_mm)
     points += (np.array(CENTRE_MM) + shift_mm).reshape(3, 1, 1, 1)
-    to_voxel = np.linalg.inv(template.affine)
-    voxels = np.einsum("ij,j...->i...", to_voxel[:3, :3], points) + to_voxel[:3, 3].reshape(3, 1, 1, 1)
+    voxels = _transform(np.linalg.inv(template.affine), points)
 
     def sample(volume: np.ndarray) -> np.ndarray:
         return ndimage.map_coordinates(volume, voxels, order=1, mode="constant", cval=0.0)
@@ -149,8 +158,16 @@ def _bent_sampler(template: Template, grid: Grid, random: np.random.Generator) -
     return sample
 
 
-def _smooth_field(grid: Grid, random: np.random.Generator, width_mm: float, amplitude: float) -> np.ndarray:
-    """(x, y, z) Gaussian-filtered noise of standard deviation `amplitude`."""
+def _transform(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Apply a (4, 4) affine map to points (3, …)."""
+    moved = np.einsum("ij,j...->i...", affine[:3, :3], points)
+    return moved + affine[:3, 3].reshape(3, 1, 1, 1)
+
+
+def _smooth_field(
+    grid: VoxelGrid, random: np.random.Generator, width_mm: float, amplitude: float
+) -> np.ndarray:
+    """(x, y, z): Gaussian-filtered noise with standard deviation `amplitude`."""
     from scipy import ndimage
 
     sigma = [width_mm / spacing for spacing in grid.spacing_mm]
