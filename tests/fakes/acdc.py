@@ -1,4 +1,4 @@
-"""ACDC's official layout in miniature: two labelled frames a patient, the whole cine series, and the texts beside them."""
+"""ACDC in miniature: two labelled frames a patient, whole cine series, and texts beside them."""
 
 from __future__ import annotations
 

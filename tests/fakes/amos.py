@@ -1,4 +1,4 @@
-"""AMOS 2022 in miniature: ids that tell CT from MR, a validation part with labels, and its description."""
+"""AMOS 2022 in miniature: numbers tell CT from MR; the validation part has labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ PARTS = {"Tr": (1, 4, 507), "Va": (8, 555), "Ts": (2, 578)}
 
 
 def write(folder: Path) -> dict[str, Truth]:
-    """Write CT and MR into every part; the truths are those of CT. The description calls everything CT, as it does."""
+    """Write CT and MR into every part, and a description that calls all of it CT, as AMOS's does.
+
+    The truths are those of CT.
+    """
     truths: dict[str, Truth] = {}
     listed: dict[str, list] = {part: [] for part in PARTS}
     for part, ids in PARTS.items():
@@ -22,7 +25,9 @@ def write(folder: Path) -> dict[str, Truth]:
             write_oriented(folder / f"images{part}/{name}.nii.gz", image, "LAS", (0.7, 0.7, 5.0))
             entry = {"image": f"./images{part}/{name}.nii.gz"}
             if part != "Ts":
-                write_oriented(folder / f"labels{part}/{name}.nii.gz", label, "LAS", (0.7, 0.7, 5.0))
+                write_oriented(
+                    folder / f"labels{part}/{name}.nii.gz", label, "LAS", (0.7, 0.7, 5.0)
+                )
                 entry["label"] = f"./labels{part}/{name}.nii.gz"
             listed[part].append(entry)
             if number <= 500:
@@ -31,7 +36,8 @@ def write(folder: Path) -> dict[str, Truth]:
         "name": "AMOS",
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
-        "labels": {"0": "background"} | {str(value): organ for value, organ in enumerate(ORGANS, start=1)},
+        "labels": {"0": "background"}
+        | {str(value): organ for value, organ in enumerate(ORGANS, start=1)},
         "training": listed["Tr"],
         "validation": listed["Va"],
         "test": listed["Ts"],

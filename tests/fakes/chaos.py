@@ -1,4 +1,4 @@
-"""CHAOS in miniature: DICOM slices whose names do not follow their positions, label pictures named after the slices."""
+"""CHAOS in miniature: DICOM slices in another order than their names, and label pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ SHAPE = (6, 20, 24)
 
 
 def write(folder: Path) -> dict[str, Truth]:
-    """Write two labelled MR patients, one labelled CT patient, and an MR test patient; the truths are those of T2-SPIR."""
+    """Write two labelled MR patients, one labelled CT patient, and an MR test patient.
+
+    The truths are those of T2-SPIR.
+    """
     truths: dict[str, Truth] = {}
     for sets, patient in (("Train_Sets", 1), ("Train_Sets", 20), ("Test_Sets", 4)):
         labelled = sets == "Train_Sets"
@@ -26,7 +29,9 @@ def write(folder: Path) -> dict[str, Truth]:
         names = [f"IMG-{patient:04d}-{SHAPE[0] - index:05d}" for index in range(SHAPE[0])]
         _series(place / "T2SPIR/DICOM_anon", image, names, patient)
         for number, phase in enumerate(("OutPhase", "InPhase")):
-            halves = [f"IMG-{patient:04d}-{2 * index + number + 1:05d}" for index in range(SHAPE[0])]
+            halves = [
+                f"IMG-{patient:04d}-{2 * index + number + 1:05d}" for index in range(SHAPE[0])
+            ]
             _series(place / "T1DUAL/DICOM_anon" / phase, image + 9 * number, halves, patient)
             if labelled and phase == "InPhase":
                 _pictures(place / "T1DUAL/Ground", VALUES[label], halves)
@@ -34,15 +39,29 @@ def write(folder: Path) -> dict[str, Truth]:
             values = VALUES[label]
             values[2][values[2] == 63] = 60  # the organisers name ranges
             _pictures(place / "T2SPIR/Ground", values, names)
-        truths[f"MR_{patient}_T2SPIR"] = Truth(f"MR_{patient}", image[None], label if labelled else None)
+        truths[f"MR_{patient}_T2SPIR"] = Truth(
+            f"MR_{patient}", image[None], label if labelled else None
+        )
     image, label = structures(2, 1, SHAPE)
-    _series(folder / "Train_Sets/CT/2/DICOM_anon", image, [f"i{index:04d},0000b" for index in range(SHAPE[0])], 2, "CT")
-    _pictures(folder / "Train_Sets/CT/2/Ground", label * 255, [f"liver_GT_{index:03d}" for index in range(SHAPE[0])])
+    _series(
+        folder / "Train_Sets/CT/2/DICOM_anon",
+        image,
+        [f"i{index:04d},0000b" for index in range(SHAPE[0])],
+        2,
+        "CT",
+    )
+    _pictures(
+        folder / "Train_Sets/CT/2/Ground",
+        label * 255,
+        [f"liver_GT_{index:03d}" for index in range(SHAPE[0])],
+    )
     return truths
 
 
-def _series(folder: Path, image: np.ndarray, names: list[str], patient: int, modality: str = "MR") -> None:
-    """Write the slices from the feet up under `names`; every one calls itself a series of its own, as anonymised."""
+def _series(
+    folder: Path, image: np.ndarray, names: list[str], patient: int, modality: str = "MR"
+) -> None:
+    """Write slices from the feet up; each names a series of its own, as anonymised files do."""
     folder.mkdir(parents=True)
     for index, (pixels, name) in enumerate(zip(image, names, strict=True)):
         dataset: Dataset = dicom_slice(pixels, patient, index)

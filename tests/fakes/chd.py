@@ -10,7 +10,7 @@ from fakes.structures import Truth, structures, write_oriented
 
 
 def write(folder: Path) -> dict[str, Truth]:
-    """Write three scans in the orientation that scanners' NIfTI usually has; the second's label holds 9 and 14 too."""
+    """Write three scans in NIfTI's usual orientation; the second's label holds 9 and 14 too."""
     truths: dict[str, Truth] = {}
     for number in (1001, 1003, 1178):
         name = f"ct_{number}"

@@ -25,7 +25,11 @@ def write_series(
     tilt_mm: float = 0.0,
     **tags: Any,
 ) -> np.ndarray:
-    """Write a series and return its stored pixels (z, y, x), slices from the feet up; `tags` override any tag."""
+    """Write a series; `tags` override any tag.
+
+    Returns:
+        (z, y, x) the stored pixels, slices from the feet up.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pixels = anatomy(seed, shape)[0]
     for index in set(range(shape[0])) - set(missing):
@@ -33,17 +37,21 @@ def write_series(
         dataset.ImagePositionPatient = [-8.0, -6.0 + index * tilt_mm, 10.0 + 4.0 * index]
         for tag, value in tags.items():
             setattr(dataset, tag, value)
-        dataset.save_as(folder / f"IM{(index * 3 + 1) % shape[0]:04d}.dcm", enforce_file_format=True)
+        dataset.save_as(
+            folder / f"IM{(index * 3 + 1) % shape[0]:04d}.dcm", enforce_file_format=True
+        )
     return pixels
 
 
 def dicom_slice(pixels: np.ndarray, seed: int, index: int) -> Dataset:
-    """One slice with all that a DICOM file needs but its position."""
+    """One slice with everything that a DICOM file needs except its position."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = UID(f"1.2.3.{seed + 1}.{index + 1}")
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = UID(
+        f"1.2.3.{seed + 1}.{index + 1}"
+    )
     dataset.SeriesInstanceUID = f"1.2.3.{seed + 1}"
     dataset.Modality = "MR"
     dataset.PatientName = NAME

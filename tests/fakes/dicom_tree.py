@@ -1,4 +1,4 @@
-"""A tree of DICOM as an archive exports it: two series in one folder, one over two folders, and a report beside them."""
+"""DICOM as an archive exports it: two series in one folder, one in two folders, and a report."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from fakes.structures import Truth
 
 
 def write(folder: Path) -> dict[str, Truth]:
-    """Write four series of two patients; names of files follow no order."""
+    """Write four series of two patients, under file names in no order."""
     pixels: dict[str, np.ndarray] = {}
     study = folder / "first" / "study"
     for seed, number in ((1, 3), (2, 7)):
         part = folder / f"part{seed}"
-        pixels[f"first_study_series{number}"] = write_series(part, seed, SeriesNumber=number, PatientID="p-0001")
+        pixels[f"first_study_series{number}"] = write_series(
+            part, seed, SeriesNumber=number, PatientID="p-0001"
+        )
         for file in part.iterdir():
             study.mkdir(parents=True, exist_ok=True)
             file.rename(study / f"{seed}{file.name}")

@@ -1,4 +1,4 @@
-"""HVSMR 2016 in miniature: three versions of every training patient, labels in a folder of their own."""
+"""HVSMR 2016 in miniature: three versions of every scan, labels in a folder of their own."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from fakes.structures import Truth, structures, write_oriented
 
 
 def write(folder: Path) -> dict[str, Truth]:
-    """Write the patients 0 and 1 with labels and 10 without; the truths are those of the short-axis version."""
+    """Write patients 0 and 1 with labels and 10 without; truths are those of the short axis."""
     truths: dict[str, Truth] = {}
-    for place, version in (("Axial-cropped", "axial_crop"), ("Full volume", "axial_full"), ("Short-axis", "sa_crop")):
+    for place, version in (
+        ("Axial-cropped", "axial_crop"),
+        ("Full volume", "axial_full"),
+        ("Short-axis", "sa_crop"),
+    ):
         for patient in (0, 1, 10):
             image, label = structures(10 * patient + len(version), 2)
             name = f"{'training' if patient < 10 else 'testing'}_{version}_pat{patient}"
             part = "Training dataset" if patient < 10 else "Test dataset"
             write_oriented(folder / place / part / f"{name}.nii.gz", image, "RAS", (0.9, 0.9, 0.85))
             if patient < 10:
-                write_oriented(folder / place / "Ground truth" / f"{name}-label.nii.gz", label, "RAS", (0.9, 0.9, 0.85))
+                write_oriented(
+                    folder / place / "Ground truth" / f"{name}-label.nii.gz",
+                    label,
+                    "RAS",
+                    (0.9, 0.9, 0.85),
+                )
             if version == "sa_crop":
                 truths[name] = Truth(f"pat{patient}", image[None], label if patient < 10 else None)
     return truths

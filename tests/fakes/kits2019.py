@@ -1,4 +1,4 @@
-"""KiTS 2019's repository in miniature: slices along the first array axis from the head down, as its README has them."""
+"""KiTS 2019's repository in miniature: the first array axis runs from the head down, as there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import numpy as np
 
 from fakes.structures import Truth, structures
 
-SPACING = {"case_00000": (3.0, 0.75, 0.75), "case_00001": (0.5, 0.75, 0.75), "case_00210": (3.0, 0.75, 0.75)}
+SPACING = {
+    "case_00000": (3.0, 0.75, 0.75),
+    "case_00001": (0.5, 0.75, 0.75),
+    "case_00210": (3.0, 0.75, 0.75),
+}
 
 
 def write(folder: Path) -> dict[str, Truth]:
-    """Write two labelled cases, one of thin slices, and one without label, below `data` as in the repository."""
+    """Write two labelled cases, one of them with thin slices, and one without label."""
     truths: dict[str, Truth] = {}
     for number, (name, spacing) in enumerate(SPACING.items()):
         image, label = structures(number, 2)

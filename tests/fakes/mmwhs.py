@@ -1,4 +1,4 @@
-"""MM-WHS 2017 in miniature: CT and MR, training and test, in other axes; an MR label holds 421 for 420, as in the data."""
+"""MM-WHS 2017 in miniature: CT and MR in different orientations; MR labels hold 421 for 420."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VALUES = np.array([0, 205, 420, 500, 550, 600, 820, 850], np.int16)
 
 
 def write(folder: Path) -> dict[str, Truth]:
-    """Write two labelled CT and two MR scans and a test scan of each; the truths are those of CT."""
+    """Write two labelled scans and a test scan of CT and of MR; the truths are those of CT."""
     truths: dict[str, Truth] = {}
     for modality in ("ct", "mr"):
         for part, numbers in (("train", (1001, 1002)), ("test", (2001,))):
@@ -21,14 +21,20 @@ def write(folder: Path) -> dict[str, Truth]:
                 place = folder / f"{modality}_{part}"
                 image, label = structures(number, 7)
                 write_oriented(
-                    place / f"{name}_image.nii.gz", image, "LAS" if modality == "ct" else "RIP", (0.5, 0.5, 0.6)
+                    place / f"{name}_image.nii.gz",
+                    image,
+                    "LAS" if modality == "ct" else "RIP",
+                    (0.5, 0.5, 0.6),
                 )
                 if part == "train":
                     values = VALUES[label]
                     if modality == "mr":
                         values[2][values[2] == 420] = 421
                     write_oriented(
-                        place / f"{name}_label.nii.gz", values, "LAS" if modality == "ct" else "RIP", (0.5, 0.5, 0.6)
+                        place / f"{name}_label.nii.gz",
+                        values,
+                        "LAS" if modality == "ct" else "RIP",
+                        (0.5, 0.5, 0.6),
                     )
                 if modality == "ct":
                     truths[name] = Truth(name, image[None], label if part == "train" else None)

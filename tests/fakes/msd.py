@@ -11,7 +11,9 @@ from fakes.scans import anatomy, write_nifti
 
 TASKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "Task01_BrainTumour": (
-        "BRATS", ("FLAIR", "T1w", "t1gd", "T2w"), ("edema", "non-enhancing tumor", "enhancing tumour"),
+        "BRATS",
+        ("FLAIR", "T1w", "t1gd", "T2w"),
+        ("edema", "non-enhancing tumor", "enhancing tumour"),
     ),
     "Task02_Heart": ("la", ("MRI",), ("left atrium",)),
     "Task03_Liver": ("liver", ("CT",), ("liver", "cancer")),
@@ -40,7 +42,11 @@ def write(
     """
     for number in range(1, cases + test + 1):
         image, label = anatomy(number)
-        scan = image if len(modality) == 1 else np.stack([image + 10 * index for index in range(len(modality))])
+        scan = (
+            image
+            if len(modality) == 1
+            else np.stack([image + 10 * index for index in range(len(modality))])
+        )
         part, name = "Tr" if number <= cases else "Ts", f"{stem}_{number:03d}.nii.gz"
         write_nifti(folder / f"images{part}" / name, scan)
         (folder / f"images{part}" / f"._{name}").write_bytes(b"Mac OS X")
@@ -54,7 +60,10 @@ def write(
         "numTraining": cases,
         "numTest": test,
         "training": [
-            {"image": f"./imagesTr/{stem}_{n:03d}.nii.gz", "label": f"./labelsTr/{stem}_{n:03d}.nii.gz"}
+            {
+                "image": f"./imagesTr/{stem}_{n:03d}.nii.gz",
+                "label": f"./labelsTr/{stem}_{n:03d}.nii.gz",
+            }
             for n in range(cases, 0, -1)
         ],
         "test": [f"./imagesTs/{stem}_{n:03d}.nii.gz" for n in range(cases + 1, cases + test + 1)],

@@ -25,7 +25,10 @@ def write(
         part = "Tr" if number < cases else "Ts"
         image, label = anatomy(number)
         for channel in range(len(channels)):
-            put(folder / f"images{part}" / f"toy_{number:03d}_{channel:04d}{ending}", image + 10 * channel)
+            put(
+                folder / f"images{part}" / f"toy_{number:03d}_{channel:04d}{ending}",
+                image + 10 * channel,
+            )
         if number < cases:
             put(folder / "labelsTr" / f"toy_{number:03d}{ending}", label)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,10 @@ def digests(folder: Path) -> dict[str, str]:
     store = Store.open(folder)
     return {
         f"{case.name} {kind}": hashlib.sha256(
-            b"".join(store.read(case.name, kind, (slice(n, n + 1), None, None)).tobytes() for n in range(case.slices))
+            b"".join(
+                store.read(case.name, kind, (slice(n, n + 1), None, None)).tobytes()
+                for n in range(case.slices)
+            )
         ).hexdigest()
         for case in store.index.cases
         for kind in case.arrays

@@ -1,4 +1,4 @@
-"""Small scans and labels, written by the formats' own libraries, and ways to break them."""
+"""Small scans and labels, written by the formats' own libraries, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def write_nifti(path: Path, array: np.ndarray, matrix: np.ndarray | None = None)
     """Write (z, y, x), or (volumes, z, y, x) as 4D."""
     path.parent.mkdir(parents=True, exist_ok=True)
     axes = (2, 1, 0) if array.ndim == 3 else (3, 2, 1, 0)
-    image = nibabel.Nifti1Image(array.transpose(axes), affine() if matrix is None else matrix, dtype=array.dtype)
+    image = nibabel.Nifti1Image(
+        array.transpose(axes), affine() if matrix is None else matrix, dtype=array.dtype
+    )
     image.header.set_xyzt_units("mm")
     image.to_filename(path)
     return path
@@ -61,7 +63,7 @@ def truncate(path: Path, part: float = 0.6) -> None:
 
 
 def flip_bit(path: Path, part: float = 0.7) -> None:
-    """Flip one bit some way into a file."""
+    """Flip one bit at this share of a file's length."""
     data = bytearray(path.read_bytes())
     data[int(len(data) * part)] ^= 0x10
     path.write_bytes(data)
@@ -82,7 +84,7 @@ def announce(path: Path, size: tuple[int, int, int]) -> None:
 
 
 def bomb(path: Path, size: tuple[int, int, int] = (20000, 20000, 300)) -> Path:
-    """A tiny .nii.gz that announces a huge scan and goes on with zeros."""
+    """A tiny .nii.gz that announces a huge scan, followed by zeros."""
     header = nibabel.Nifti1Header()
     header.set_data_shape(size)
     header.set_data_dtype(np.int16)
@@ -90,13 +92,19 @@ def bomb(path: Path, size: tuple[int, int, int] = (20000, 20000, 300)) -> Path:
     header["vox_offset"] = 352
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(packer.compress(header.binaryblock + bytes(4) + bytes(1 << 20)) + packer.flush())
+    path.write_bytes(
+        packer.compress(header.binaryblock + bytes(4) + bytes(1 << 20)) + packer.flush()
+    )
     return path
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
     """Every file below a folder by relative path; to compare before and after."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def remove(folder: Path) -> None:

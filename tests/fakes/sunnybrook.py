@@ -1,4 +1,4 @@
-"""Sunnybrook as PNG pairs in miniature: grey images in three channels, 20 frames a slice counted by the names."""
+"""Sunnybrook as PNG pairs in miniature: grey as RGB, 20 numbers per slice for the frames."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ def write(folder: Path) -> dict[str, Truth]:
             for index, position in enumerate(slices):
                 name = f"{patient}-IM-0001-{20 * position + frame:04d}.dcm.png"
                 for kind, picture in (("Images", image[index]), ("Labels", label[index] * 255)):
-                    write_itk(folder / place.format(kind) / name, np.repeat(picture[..., None], 3, axis=-1))
+                    write_itk(
+                        folder / place.format(kind) / name,
+                        np.repeat(picture[..., None], 3, axis=-1),
+                    )
             truths[f"{patient}_frame{frame:02d}"] = Truth(patient, image[None], label)
     return truths

@@ -1,4 +1,4 @@
-"""One contract for every reader, through the command line: recognised, counted, and stored as it was scanned."""
+"""The contract of every reader: its data is recognised, counted, and stored as it was scanned."""
 
 from __future__ import annotations
 
@@ -34,20 +34,24 @@ from macl.config import read_recipe
 from macl.data.splits import read_split
 from macl.data.store import Store
 from macl.io.volume import write_volume
-from macl.plugins import find, names
+from macl.plugins import names, reader
 from macl.preprocessing.orientation import to_scan
 from macl.readers.amos import ORGANS
 
 PAGES = Path(__file__).parents[2] / "docs" / "datasets"
 SECTIONS = [
-    "Obtain", "Terms", "Tree", "Commands", "What macl does with it", "Split", "Recipe", "Cite", "Sources",
+    "Obtain", "Terms", "Tree", "Commands", "What macl does with it", "Split", "Recipe", "Cite",
+    "Sources",
 ]  # fmt: skip
 SEVEN = ("LV", "RV", "LA", "RA", "MYO", "AO", "PA")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A fake, and what the command line must say of it; truths of every voxel where the fake hands them out."""
+    """A data set in miniature, and what the command line must say about it.
+
+    `write` returns what a store must hold of every case, or else the folder.
+    """
 
     write: Callable[[Path], Mapping[str, Truth] | Path]
     modality: str
@@ -70,22 +74,28 @@ LAYOUTS = {
     ),
     "kits2019": Layout(kits2019.write, "CT", 3, 3, 2, ("kidney", "tumour"), (0, 1, 2)),
     "mmwhs": Layout(
-        mmwhs.write, "CT", 3, 3, 2, ("MYO", "LA", "LV", "RA", "RV", "AO", "PA"), (0, 205, 420, 500, 550, 600, 820, 850)
+        mmwhs.write, "CT", 3, 3, 2, ("MYO", "LA", "LV", "RA", "RV", "AO", "PA"),
+        (0, 205, 420, 500, 550, 600, 820, 850),
     ),
     "hvsmr": Layout(hvsmr.write, "MR", 3, 3, 2, ("myocardium", "blood pool"), (0, 1, 2)),
     "amos": Layout(amos.write, "CT", 4, 4, 3, ORGANS, tuple(range(16))),
     "chaos": Layout(
-        chaos.write, "MR", 3, 3, 2, ("liver", "right kidney", "left kidney", "spleen"), (0, 63, 126, 189, 252)
+        chaos.write, "MR", 3, 3, 2, ("liver", "right kidney", "left kidney", "spleen"),
+        (0, 63, 126, 189, 252),
     ),
     "isic2018": Layout(isic2018.write, "photograph", 4, 4, 3, ("lesion",), (0, 255), channels=3),
-    "bids": Layout(bids.write, "MR", 3, 2, 2, ("Left-Hippocampus", "Right-Hippocampus"), (0, 17, 53)),
+    "bids": Layout(
+        bids.write, "MR", 3, 2, 2, ("Left-Hippocampus", "Right-Hippocampus"), (0, 17, 53)
+    ),
     "dicom": Layout(dicom_tree.write, "MR", 4, 2, 0, (), ()),
     "sunnybrook": Layout(sunnybrook.write, "MR", 4, 2, 4, ("LV",), (0, 255)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(tmp_path: Path, name: str) -> None:
+def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(
+    tmp_path: Path, name: str
+) -> None:
     layout, data = LAYOUTS[name], tmp_path / "data"
     data.mkdir()
     truths = layout.write(data)
@@ -105,7 +115,11 @@ def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(tmp_path:
     assert f"is read as {name}: {found['recognised_by']}." in answer.err
     store = Store.open(tmp_path / "store")
     index = store.index
-    assert (index.reader, index.modality, len(index.channels)) == (name, layout.modality, layout.channels)
+    assert (index.reader, index.modality, len(index.channels)) == (
+        name,
+        layout.modality,
+        layout.channels,
+    )
     assert (index.classes, index.label_values) == (classes, layout.values)
     assert index.refused == ()
     stored = {"cases": len(index.cases), "patients": len({case.patient for case in index.cases})}
@@ -122,7 +136,9 @@ def same(store: Store, name: str, truth: Truth) -> None:
     assert case.patient == truth.patient or not truth.patient
     array = store.read(name)
     if case.rescale:
-        array = np.stack([one * slope + shift for one, (slope, shift) in zip(array, case.rescale, strict=True)])
+        array = np.stack(
+            [one * slope + shift for one, (slope, shift) in zip(array, case.rescale, strict=True)]
+        )
     np.testing.assert_array_equal(array, truth.image)
     assert case.labelled == (truth.label is not None)
     if truth.label is not None:
@@ -130,28 +146,38 @@ def same(store: Store, name: str, truth: Truth) -> None:
 
 
 @pytest.mark.parametrize("task", msd.TASKS)
-def test_every_task_of_the_decathlon_is_stored_as_it_describes_itself(tmp_path: Path, task: str) -> None:
+def test_every_task_of_the_decathlon_is_stored_as_it_describes_itself(
+    tmp_path: Path, task: str
+) -> None:
     stem, modality, classes = msd.TASKS[task]
-    data = msd.write(tmp_path / task, cases=1, test=1, modality=modality, classes=classes, stem=stem)
+    data = msd.write(
+        tmp_path / task, cases=1, test=1, modality=modality, classes=classes, stem=stem
+    )
     answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
     assert answer.code == 0, answer.err
     store = Store.open(tmp_path / "store")
     index = store.index
     expected = ("msd", "CT" if modality == ("CT",) else "MR", modality, ("background", *classes))
     assert (index.reader, index.modality, index.channels, index.classes) == expected
-    assert [(case.name, case.labelled) for case in index.cases] == [(f"{stem}_001", True), (f"{stem}_002", False)]
+    assert [(case.name, case.labelled) for case in index.cases] == [
+        (f"{stem}_001", True),
+        (f"{stem}_002", False),
+    ]
     array = store.read(f"{stem}_001").astype(float)
     assert len(array) == len(modality)
-    np.testing.assert_array_equal(array, array[:1] + 10 * np.arange(len(modality))[:, None, None, None])
+    np.testing.assert_array_equal(
+        array, array[:1] + 10 * np.arange(len(modality))[:, None, None, None]
+    )
     assert store.read(f"{stem}_001", "label").max() == min(2, len(classes))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_no_layout_looks_like_another(tmp_path: Path, name: str) -> None:
     LAYOUTS[name].write(tmp_path)
-    signs = {other: sign[0] for other in names("readers") if (sign := find("readers", other).evidence(tmp_path))}
-    strongest = max(signs.values())
-    assert [other for other, strength in signs.items() if strength == strongest] == [name]
+    signs = {other: reader(other).evidence(tmp_path) for other in names("readers")}
+    specificity = {other: sign[0] for other, sign in signs.items() if sign}
+    highest = max(specificity.values())
+    assert [other for other, value in specificity.items() if value == highest] == [name]
 
 
 def test_every_reader_has_a_fake() -> None:
@@ -164,7 +190,7 @@ def test_every_reader_has_a_page_whose_commands_name_what_there_is(name: str) ->
     assert f"({name}.md)" in (PAGES / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)", page, re.MULTILINE) == SECTIONS
     assert re.search(r"^macl inspect .+\nmacl prepare ", page, re.MULTILINE)
-    assert all(find("readers", reader) for reader in re.findall(r"--reader ([\w:]+)", page))
+    assert all(reader(wanted) for wanted in re.findall(r"--reader ([\w:]+)", page))
     for stage, recipe in re.findall(r"macl (pretrain|finetune) .*--recipe (\S+)", page):
         assert read_recipe(stage, recipe)
     for split, labels in re.findall(r"--split (\S+) --labels (\S+)", page):
@@ -183,10 +209,20 @@ def test_every_reader_has_a_page_whose_commands_name_what_there_is(name: str) ->
         ("bids", "T2w", "MR", 1),
     ],
 )
-def test_another_part_is_read_where_asked_for_and_named_where_not(tmp_path: Path, name, part, modality, cases) -> None:
+def test_another_part_is_read_where_asked_for_and_named_where_not(
+    tmp_path: Path, name, part, modality, cases
+) -> None:
     LAYOUTS[name].write(tmp_path / "data")
-    assert f"--reader {name}:{part}" in macl("inspect", tmp_path / "data").out.replace("\n", " ")
-    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--reader", f"{name}:{part}", "--workers", 1)
+    assert f"--reader {name}:{part}" in " ".join(macl("inspect", tmp_path / "data").out.split())
+    answer = macl(
+        "prepare",
+        tmp_path / "data",
+        tmp_path / "store",
+        "--reader",
+        f"{name}:{part}",
+        "--workers",
+        1,
+    )
     assert answer.code == 0, answer.err
     index = Store.open(tmp_path / "store").index
     assert (index.modality, len(index.cases)) == (modality, cases)
@@ -195,7 +231,9 @@ def test_another_part_is_read_where_asked_for_and_named_where_not(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["chd", "chaos", "sunnybrook", "kits2019"])
-def test_masks_are_scored_against_a_data_set_as_it_was_downloaded(tmp_path: Path, name: str) -> None:
+def test_masks_are_scored_against_a_data_set_as_it_was_downloaded(
+    tmp_path: Path, name: str
+) -> None:
     LAYOUTS[name].write(tmp_path / "data")
     assert macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1).code == 0
     store = Store.open(tmp_path / "store")
@@ -204,7 +242,9 @@ def test_masks_are_scored_against_a_data_set_as_it_was_downloaded(tmp_path: Path
         if case.labelled:
             mask = values[to_scan(store.read(case.name, "label"), case.orientation)]
             write_volume(tmp_path / "masks" / f"{case.name}.nii.gz", mask, case.geometry)
-    answer = macl("evaluate", tmp_path / "masks", tmp_path / "data", "--out", tmp_path / "cases.csv")
+    answer = macl(
+        "evaluate", tmp_path / "masks", tmp_path / "data", "--out", tmp_path / "cases.csv"
+    )
     assert answer.code == 0, answer.err
     rows = list(csv.DictReader((tmp_path / "cases.csv").open()))
     assert {row["class"] for row in rows} == {*LAYOUTS[name].classes}

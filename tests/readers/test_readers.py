@@ -1,4 +1,4 @@
-"""Every layout is known by its signs, read in full, and nothing in it is passed over in silence."""
+"""Every layout is recognised by its signs, read in full, and nothing in it is ignored silently."""
 
 from __future__ import annotations
 
@@ -11,40 +11,47 @@ import pytest
 
 from fakes import acdc, brats2018, chd, dicom, msd, nnunet
 from fakes.scans import anatomy, write_itk, write_nifti
-from macl.io.source import Source, files_of, scans_of
-from macl.plugins import find, names
-from macl.preprocessing.source import recognise, survey
+from macl.io.source import Source
+from macl.plugins import names, reader, readers
+from macl.preprocessing.source import recognise, scan_source
+from macl.readers._reader import Reader
 from macl.utils.errors import MaclError
 
-WRITERS: dict[str, Callable[[Path], Path]] = {"acdc": acdc.write, "msd": msd.write, "nnunet_raw": nnunet.write}
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "acdc": acdc.write,
+    "msd": msd.write,
+    "nnunet_raw": nnunet.write,
+}
 
 
 def read(folder: Path) -> Source:
-    return recognise(folder, [find("readers", name) for name in names("readers")]).read(folder)
+    return recognise(folder, readers()).read(folder)
 
 
 def describe(folder: Path, **changes: object) -> None:
     path = folder / "dataset.json"
     found = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in (found | changes).items() if value is not None}))
+    path.write_text(
+        json.dumps({key: value for key, value in (found | changes).items() if value is not None})
+    )
 
 
 def paths(source: Source) -> set[Path]:
-    return {path for case in source.cases for scan in scans_of(case) for path in files_of(scan)}
+    return {path for case in source.cases for path in case.paths}
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_layout_is_known_by_its_signs(tmp_path: Path, name: str) -> None:
+def test_a_layout_is_recognised_by_its_signs(tmp_path: Path, name: str) -> None:
     folder = WRITERS[name](tmp_path / "data")
     assert read(folder).reader == name
-    assert find("readers", "folder").evidence(folder) is not None
+    assert reader("folder").evidence(folder) is not None
     others = set(names("readers")) - {name, "folder"}
-    assert all(find("readers", other).evidence(folder) is None for other in others)
-    assert all(find("readers", known).evidence(tmp_path / "missing") is None for known in names("readers"))
+    assert all(reader(other).evidence(folder) is None for other in others)
+    assert all(reader(known).evidence(tmp_path / "missing") is None for known in names("readers"))
 
 
 def test_equal_signs_are_no_guess(tmp_path: Path) -> None:
-    class Twin:
+    class Twin(Reader):
         name = "twin"
 
         def evidence(self, source: Path) -> tuple[int, str]:
@@ -56,9 +63,10 @@ def test_equal_signs_are_no_guess(tmp_path: Path) -> None:
     folder = acdc.write(tmp_path / "data")
     with pytest.raises(
         MaclError,
-        match=r"acdc \(patient001/patient001_frame01.nii.gz, as ACDC names its scans\) and twin \(the same folders\)",
+        match=r"acdc \(patient001/patient001_frame01.nii.gz, as ACDC names its scans\) and "
+        r"twin \(the same folders\)",
     ):
-        recognise(folder, [find("readers", "acdc"), Twin()])
+        recognise(folder, [reader("acdc"), Twin()])
 
 
 # ---------------------------------------------------------------- nnunet_raw
@@ -82,11 +90,14 @@ def test_nnunet_channels_are_in_order_and_complete(tmp_path: Path) -> None:
     source = read(folder)
     assert source.channels == ("T1", "FLAIR")
     assert source.modality == "MR"
-    assert [path.name for path in source.cases[0].images] == ["toy_000_0000.nii.gz", "toy_000_0001.nii.gz"]
-    assert "channels 0001 where 0000, 0001" in source.refused["toy_001"]
+    assert [path.name for path in source.cases[0].images] == [
+        "toy_000_0000.nii.gz",
+        "toy_000_0001.nii.gz",
+    ]
+    assert "channels 0001 where dataset.json declares 0000, 0001" in source.refused["toy_001"]
 
 
-def test_nnunet_tells_what_does_not_fit(tmp_path: Path) -> None:
+def test_nnunet_reports_what_does_not_fit(tmp_path: Path) -> None:
     folder = nnunet.write(tmp_path / "d")
     (folder / "imagesTr/toy_000_0000.nii.gz").rename(folder / "imagesTr/stray.nii.gz")
     (folder / "labelsTr/toy_001.nii.gz").unlink()
@@ -100,10 +111,12 @@ def test_nnunet_pictures_hold_their_colours_in_one_file(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     nnunet.write(folder, cases=0, test=0, channels=("R", "G", "B"), ending=".png")
     image, label = anatomy(0)
-    write_itk(folder / "imagesTr/a_0000.png", np.repeat(image[0].astype("uint8")[..., None], 3, axis=-1))
+    write_itk(
+        folder / "imagesTr/a_0000.png", np.repeat(image[0].astype("uint8")[..., None], 3, axis=-1)
+    )
     write_itk(folder / "labelsTr/a.png", label[0])
     write_itk(folder / "imagesTr/grey_0000.png", image[0].astype("uint8"))
-    looked = survey(folder, read(folder))
+    looked = scan_source(folder, read(folder))
     assert (looked.source.modality, looked.headers["a"].channels) == ("photograph", 3)
     assert looked.source.refused.keys() == {"grey"}
 
@@ -114,17 +127,19 @@ def test_nnunet_pictures_hold_their_colours_in_one_file(tmp_path: Path) -> None:
         ({"labels": {"background": 0, "whole": [1, 2]}}, r"regions of several labels \(whole\)"),
         ({"labels": {"background": 0, "ring": 1, "ignore": 2}}, "ignore label"),
         ({"labels": {"ring": 1}}, "0 for the background"),
-        ({"labels": {"background": 0, "ring": "one"}}, "no whole number"),
+        ({"labels": {"background": 0, "ring": "one"}}, "not a whole number"),
         ({"labels": None}, "no usable 'labels'"),
         ({"channel_names": {"1": "CT"}}, "does not number its channel_names"),
         ({"dataset": {}}, "lists its files itself"),
     ],
 )
-def test_nnunet_refuses_what_it_does_not_know(tmp_path: Path, changes: dict, words: str) -> None:
+def test_nnunet_refuses_what_macl_does_not_support(
+    tmp_path: Path, changes: dict, words: str
+) -> None:
     folder = nnunet.write(tmp_path / "d")
     describe(folder, **changes)
     with pytest.raises(MaclError, match=words):
-        find("readers", "nnunet_raw").read(folder)
+        reader("nnunet_raw").read(folder)
 
 
 # ---------------------------------------------------------------- msd
@@ -136,12 +151,18 @@ def test_msd_reads_pairs_and_test_scans(tmp_path: Path) -> None:
     assert [case.name for case in source.cases] == [f"toy_{n:03d}" for n in range(1, 6)]
     assert [case.label is not None for case in source.cases] == [True] * 3 + [False] * 2
     assert source.classes == {0: "background", 1: "Ring", 2: "Disc"}
-    assert (source.modality, source.channels, source.normalisation) == ("MR", ("MRI",), "clip_zscore")
-    assert {path.resolve() for path in paths(source)} == {path.resolve() for path in folder.rglob("toy_*.nii.gz")}
+    assert (source.modality, source.channels, source.normalisation) == (
+        "MR",
+        ("MRI",),
+        "clip_zscore",
+    )
+    assert {path.resolve() for path in paths(source)} == {
+        path.resolve() for path in folder.rglob("toy_*.nii.gz")
+    }
     assert len(source.notes) == 1
 
 
-def test_msd_tells_missing_strange_and_outlying_files(tmp_path: Path) -> None:
+def test_msd_reports_missing_unlisted_and_outlying_files(tmp_path: Path) -> None:
     folder = msd.write(tmp_path / "d")
     (folder / "imagesTr/toy_001.nii.gz").rename(folder / "imagesTr/toy_001_0000.nii.gz")
     described = json.loads((folder / "dataset.json").read_text())
@@ -182,7 +203,7 @@ def test_acdc_groups_frames_by_patient(tmp_path: Path) -> None:
     assert source.notes == ()
 
 
-def test_acdc_is_known_in_its_parts_and_tells_what_does_not_fit(tmp_path: Path) -> None:
+def test_acdc_is_recognised_in_its_parts_and_reports_what_does_not_fit(tmp_path: Path) -> None:
     acdc.write(tmp_path / "d" / "training", patients=2)
     (tmp_path / "d/training/patient001/patient001_frame01.nii.gz").unlink()
     (tmp_path / "d/training/patient002/notes.txt").write_text("late enhancement")
@@ -192,7 +213,7 @@ def test_acdc_is_known_in_its_parts_and_tells_what_does_not_fit(tmp_path: Path) 
     assert any("notes.txt" in note for note in source.notes)
 
 
-# ---------------------------------------------------------------- layouts told by names
+# ---------------------------------------------------------------- layouts by file names
 
 
 def test_what_a_scan_lacks_or_has_twice_is_named(tmp_path: Path) -> None:
@@ -205,14 +226,14 @@ def test_what_a_scan_lacks_or_has_twice_is_named(tmp_path: Path) -> None:
     source = read(tmp_path)
     assert source.refused == {
         "Brats18_2013_2_1": "it has no t1ce, t2 scan",
-        "Brats18_TCIA09_141_1": "2 scans share this name (Brats18_TCIA09_141_1_flair.nii, Brats18_TCIA09_141_1_flair.nii.gz): "
-        "rename or remove all but one",
+        "Brats18_TCIA09_141_1": "2 scans share this name (Brats18_TCIA09_141_1_flair.nii, "
+        "Brats18_TCIA09_141_1_flair.nii.gz): rename or remove all but one",
     }
     assert [case.name for case in source.cases] == ["Brats18_CBICA_AAB_1"]
     assert source.notes == ()
 
 
-def test_labels_alone_and_strange_files_are_told_and_hidden_ones_are_not(tmp_path: Path) -> None:
+def test_labels_alone_and_strays_are_reported_and_hidden_files_are_not(tmp_path: Path) -> None:
     chd.write(tmp_path)
     (tmp_path / "ct_1001_image.nii.gz").unlink()
     (tmp_path / "copy").mkdir()
@@ -221,11 +242,12 @@ def test_labels_alone_and_strange_files_are_told_and_hidden_ones_are_not(tmp_pat
     source = read(tmp_path)
     assert source.refused == {
         "ct_1001": "a label without an image: ct_1001_label.nii.gz",
-        "ct_1003": "2 labels fit it (ct_1003_label.nii.gz, ct_1003_label.nii.gz): rename or remove all but one",
+        "ct_1003": "2 labels fit it (ct_1003_label.nii.gz, ct_1003_label.nii.gz): rename or remove "
+        "all but one",
     }
     assert [case.name for case in source.cases] == ["ct_1178"]
     assert source.notes[1:] == (
-        "Passed over, neither scans nor labels of this layout: imageCHD_dataset_info.xlsx.",
+        "Ignored (neither scans nor labels of this layout): imageCHD_dataset_info.xlsx.",
     )  # fmt: skip
 
 
@@ -265,17 +287,19 @@ def put(folder: Path, *names: str) -> Path:
 
 
 def test_patients_are_the_folders_that_tell_cases_apart(tmp_path: Path) -> None:
-    source = read(put(tmp_path, "train/p1/a.nii", "train/p1/b.nii", "test/p2/s/a.nii", "test/p3/a.nii"))
+    source = read(
+        put(tmp_path, "train/p1/a.nii", "train/p1/b.nii", "test/p2/s/a.nii", "test/p3/a.nii")
+    )
     assert {case.name: case.patient for case in source.cases} == {
         "train_p1_a": "p1",
         "train_p1_b": "p1",
         "test_p2_s_a": "p2",
         "test_p3_a": "p3",
     }
-    assert "Patients are assumed to be the 3 folders that hold their scans." in source.notes
+    assert "Assuming that the 3 folders that hold scans are the patients." in source.notes
 
 
-def test_without_folders_every_case_is_a_patient_and_that_is_said(tmp_path: Path) -> None:
+def test_without_folders_every_case_is_a_patient_and_a_note_says_so(tmp_path: Path) -> None:
     source = read(put(tmp_path, "a.nii", "b.nii"))
     assert [case.patient for case in source.cases] == ["a", "b"]
     assert any("every case counts as a patient" in note for note in source.notes)
@@ -285,18 +309,26 @@ def test_a_described_data_set_deeper_down_is_pointed_to(tmp_path: Path) -> None:
     msd.write(tmp_path / "Task04_Toy")
     source = read(tmp_path)
     assert source.reader == "folder"
-    assert "Task04_Toy has a dataset.json, which counts only where that folder is named itself." in source.notes
+    assert (
+        "Task04_Toy has a dataset.json, which is read if you name that folder itself."
+        in source.notes
+    )
 
 
 def test_duplicate_names_are_refused_and_the_rest_kept(tmp_path: Path) -> None:
-    source = read(put(tmp_path, "a.nii.gz", "a.nrrd", "B.nii", "sub/b.nii", "b_.nii", "c d.nii", "c_d.nii"))
-    assert source.refused["a"] == "2 scans share this name (a.nii.gz, a.nrrd): rename or remove all but one"
+    source = read(
+        put(tmp_path, "a.nii.gz", "a.nrrd", "B.nii", "sub/b.nii", "b_.nii", "c d.nii", "c_d.nii")
+    )
+    assert (
+        source.refused["a"]
+        == "2 scans share this name (a.nii.gz, a.nrrd): rename or remove all but one"
+    )
     assert "2 scans share this name" in source.refused["c_d"]
     assert [case.name for case in source.cases] == ["B", "b_", "sub_b"]
     assert "2 scans share this name" in read(put(tmp_path / "case", "a.nii", "A.nii")).refused["A"]
 
 
-def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
+def test_nothing_is_dropped_silently(tmp_path: Path) -> None:
     put(tmp_path, "a.nii", "b_seg.nii", "c.nii", "c_seg.nii", "c_gt.nii", "d.mhd")
     for name in ("README.txt", "table.csv", ".DS_Store", "._a.nii"):
         (tmp_path / name).write_text("x")
@@ -305,16 +337,22 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     assert [case.name for case in source.cases] == ["a", "d"]
     assert "label without an image" in source.refused["b"]
     assert "2 labels fit it" in source.refused["c"]
-    told = " ".join(source.notes)
+    notes = " ".join(source.notes)
     for words in ("README.txt", "table.csv", "2 hidden files", "elsewhere"):
-        assert words in told
-    assert "d.zraw" not in told
-    assert "d.raw" not in told
+        assert words in notes
+    assert "d.zraw" not in notes
+    assert "d.raw" not in notes
 
 
 def test_the_same_name_in_training_and_test_folders_is_told_apart(tmp_path: Path) -> None:
-    source = read(put(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii", "imagesTs/a.nii", "imagesTs/b.nii"))
-    assert {case.name: case.label is not None for case in source.cases} == {"tr_a": True, "ts_a": False, "b": False}
+    source = read(
+        put(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii", "imagesTs/a.nii", "imagesTs/b.nii")
+    )
+    assert {case.name: case.label is not None for case in source.cases} == {
+        "tr_a": True,
+        "ts_a": False,
+        "b": False,
+    }
 
 
 def test_a_dicom_folder_is_one_scan(tmp_path: Path) -> None:
@@ -333,7 +371,7 @@ def test_a_dicom_folder_is_one_scan(tmp_path: Path) -> None:
 
 def test_a_folder_without_scans_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(MaclError, match="holds no scans in a layout that is known"):
+    with pytest.raises(MaclError, match="holds no scans in a known layout"):
         read(tmp_path)
-    with pytest.raises(MaclError, match="holds no scans that can be read"):
-        find("readers", "folder").read(tmp_path)
+    with pytest.raises(MaclError, match="holds no scans that macl can read"):
+        reader("folder").read(tmp_path)

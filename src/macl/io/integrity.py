@@ -46,7 +46,7 @@ def require_length(actual: int, expected: int) -> None:
     """
     if actual < expected:
         raise RefusedCaseError(
-            f"it is truncated: it has {actual} of {expected} bytes of image data"
+            f"it is truncated: {actual} of {expected} bytes of image data are there"
         )
     if actual > expected:
         raise RefusedCaseError(f"it has more image data than the {expected} bytes its header says")
