@@ -97,7 +97,7 @@ def test_the_log_holds_every_step_once(bank: PatchCache, tmp_path: Path) -> None
 
 def test_the_optimiser_takes_the_logged_rate(bank: PatchCache, tmp_path: Path) -> None:
     """Plain gradient descent followed by hand."""
-    tensors, _ = train(bank, tmp_path, Line(), momentum=0.0, weight_decay=0.0)
+    tensors, *_ = train(bank, tmp_path, Line(), momentum=0.0, weight_decay=0.0)
     task = Line()
     batches = Loader(bank, 6, (32, 32), seed=0)
     for step, batch in enumerate(batches.between(0, STEPS)):
@@ -116,7 +116,7 @@ def test_the_kept_weights_are_the_last_or_their_average(
     task = Line()
     history: list[float] = []
     hook = task.norm.register_forward_pre_hook(lambda *_: history.append(task.slope.item()))
-    tensors, _ = train(bank, tmp_path, task, ema_decay=decay)
+    tensors, *_ = train(bank, tmp_path, task, ema_decay=decay)
     hook.remove()
     history.append(task.slope.item())
     average = history[0]
@@ -130,7 +130,7 @@ def test_the_kept_weights_are_the_last_or_their_average(
 
 def test_gradients_are_clipped(bank: PatchCache, tmp_path: Path) -> None:
     rate, most = 0.1, 1e-3
-    tensors, _ = train(
+    tensors, *_ = train(
         bank,
         tmp_path,
         Line(),
@@ -207,7 +207,7 @@ def test_validation_keeps_the_best_weights(
         return next(given)
 
     validation = Validation(score)
-    tensors, _ = train(bank, tmp_path, task, validation, ema_decay=decay)
+    tensors, *_ = train(bank, tmp_path, task, validation, ema_decay=decay)
     assert len(seen) == STEPS, "a short run is validated after every step"
     expected = [0.1, 0.2, 0.9, 0.3, 0.9, *[0.0] * 11]
     assert [line["validation_score"] for line in logged(tmp_path)] == expected
@@ -238,7 +238,7 @@ def test_stopped_and_resumed_is_the_same(bank: PatchCache, tmp_path: Path) -> No
         "log_every_steps": 3,
     }
     best = [0.1, 0.5, 0.7, 0.2, 0.3, 0.4, 0.1]
-    whole, _ = train(
+    whole, *_ = train(
         bank,
         tmp_path / "whole",
         Line(),
@@ -256,7 +256,7 @@ def test_stopped_and_resumed_is_the_same(bank: PatchCache, tmp_path: Path) -> No
     assert [line["step"] for line in logged(tmp_path / "run")] == [*range(1, 13)]
     with (tmp_path / "run" / "log.jsonl").open("a") as log:
         log.write('{"step": 13, "lo')
-    resumed, _ = train(bank, tmp_path / "run", Line(), Validation(lambda: 0.0), **changes)
+    resumed, *_ = train(bank, tmp_path / "run", Line(), Validation(lambda: 0.0), **changes)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     untimed = [
         [
@@ -269,9 +269,9 @@ def test_stopped_and_resumed_is_the_same(bank: PatchCache, tmp_path: Path) -> No
 
 
 def test_a_finished_state_is_not_trained_further(bank: PatchCache, tmp_path: Path) -> None:
-    first, _ = train(bank, tmp_path, Line())
+    first, *_ = train(bank, tmp_path, Line())
     task = Line()
-    again, _ = train(bank, tmp_path, task)
+    again, *_ = train(bank, tmp_path, task)
     assert task.sizes == []
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
@@ -281,7 +281,7 @@ def test_full_precision_on_the_processor_unless_asked_otherwise(
 ) -> None:
     for precision, autocast in (("auto", False), ("fp32", False), ("bf16", True)):
         task = Line()
-        tensors, _ = train(bank, tmp_path / precision, task, precision=precision)
+        tensors, *_ = train(bank, tmp_path / precision, task, precision=precision)
         assert task.autocast == {autocast}, precision
         assert tensors["slope"].dtype == torch.float32
 

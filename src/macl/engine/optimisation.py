@@ -96,9 +96,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimiser_tensors(
-    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Load the tensors of `optimiser_tensors`.
 
     They take the memory format of the parameters, which fused kernels rely on.

@@ -69,10 +69,12 @@ class Trained(NamedTuple):
     Attributes:
         tensors: the task's tensors to keep: the best on the validation cases, or else the last,
             averaged if the settings say so.
+        steps: of the whole run.
         seconds: spent in the loop, over all resumptions.
     """
 
     tensors: dict[str, Tensor]
+    steps: int
     seconds: float
 
 
@@ -159,7 +161,7 @@ def fit(
             if saves:
                 state.seconds = seconds_before + time.perf_counter() - start
                 state.save(run / STATE)
-    return Trained(state.tensors_to_keep(), state.seconds)
+    return Trained(state.tensors_to_keep(), steps, state.seconds)
 
 
 class _TrainingState:
