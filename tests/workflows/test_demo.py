@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -9,18 +10,34 @@ import numpy as np
 import pytest
 
 import macl.workflows
+from macl import plugins
 from macl.metrics import dice
-from macl.plugins import find
 from macl.utils.errors import MaclError
-from macl.workflows.demo import SYNTHETIC, Scale, demo
-from macl.workflows.subjects import CLASSES, Grid, load_template, synthetic_subject, write_subjects
+from macl.workflows.demo import SLICES, SYNTHETIC, VOLUMES, DemoSize, Schedule, demo
+from macl.workflows.subjects import (
+    CLASSES,
+    VoxelGrid,
+    load_template,
+    synthetic_subject,
+    write_subjects,
+)
 
 WORKFLOWS = Path(macl.workflows.__file__).parent
-SMALL = Grid(size=(48, 56, 6), spacing_mm=(4.0, 4.0, 16.0))
-TINY = Scale(
-    subjects=5, test=2, budgets=(1,), grid=SMALL, pretraining_side=64, finetuning_side=64, pretraining_epochs=1,
-    finetuning_epochs=2,
-)  # fmt: skip
+SMALL = VoxelGrid(size=(48, 56, 6), spacing_mm=(4.0, 4.0, 16.0))
+TINY = DemoSize(
+    subjects=5,
+    test=2,
+    budgets=(1,),
+    grid=SMALL,
+    pretraining=Schedule("macl", (64, 64), batch_size=16, epochs=1),
+    finetuning=Schedule("strong", (64, 64), batch_size=8, epochs=2),
+)
+TINY_VOLUMES = replace(
+    TINY,
+    grid=VoxelGrid(size=(40, 48, 32), spacing_mm=(5.0, 5.0, 6.0)),
+    pretraining=Schedule("macl-3d", (16, 16, 16), batch_size=16, epochs=1),
+    finetuning=Schedule("strong-3d", (32, 32, 32), batch_size=2, epochs=2),
+)
 
 
 def voxels(path: Path) -> np.ndarray:
@@ -35,8 +52,12 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            # `from macl import stages` would name the module only among the names.
-            found |= {node.module or ""} if node.module != "macl" else {f"macl.{alias.name}" for alias in node.names}
+            # `from macl import stages` names the module only among its names.
+            found |= (
+                {node.module or ""}
+                if node.module != "macl"
+                else {f"macl.{alias.name}" for alias in node.names}
+            )
     return found
 
 
@@ -44,10 +65,11 @@ def imports(path: Path) -> set[str]:
 
 
 def test_the_demo_uses_nothing_but_the_public_stages() -> None:
-    allowed = {"macl.utils.errors", "macl.utils.files", "macl.utils.progress", "macl.workflows.subjects"}
-    stages = {
-        f"macl.stages.{name}" for name in ("prepare", "split", "pretrain", "finetune", "predict", "evaluate", "report")
-    }
+    allowed = {
+        "macl.utils.errors", "macl.utils.files", "macl.utils.progress", "macl.workflows.subjects",
+    }  # fmt: skip
+    names = ("prepare", "split", "pretrain", "finetune", "predict", "evaluate", "report")
+    stages = {f"macl.stages.{name}" for name in names}
     found = imports(WORKFLOWS / "demo.py")
     ours = {name for name in found if name.partition(".")[0] == "macl"}
     assert ours - allowed == stages
@@ -67,10 +89,14 @@ def test_the_subjects_are_made_without_anything_of_macl() -> None:
 @pytest.fixture(scope="module")
 def pair() -> list[tuple[np.ndarray, np.ndarray]]:
     template = load_template()
-    return [synthetic_subject(template, SMALL, np.random.default_rng([0, number])) for number in (1, 2)]
+    return [
+        synthetic_subject(template, SMALL, np.random.default_rng([0, number])) for number in (1, 2)
+    ]
 
 
-def test_a_subject_looks_like_a_brain_in_a_t1_scan(pair: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_a_subject_looks_like_a_brain_in_a_t1_scan(
+    pair: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
     for image, label in pair:
         assert image.shape == label.shape == SMALL.size
         assert set(np.unique(label)) == {0, 1, 2}
@@ -88,22 +114,30 @@ def test_subjects_are_clearly_different_brains(pair: list[tuple[np.ndarray, np.n
     (first_image, first), (second_image, second) = pair
     assert abs(first_image.mean() / second_image.mean() - 1) > 0.02
     for label in (1, 2):
-        one, other = first == label, second == label
-        assert 0.3 < dice(int(one.sum()), int(other.sum()), int((one & other).sum())) < 0.85
+        in_first, in_second = first == label, second == label
+        shared = int((in_first & in_second).sum())
+        assert 0.3 < dice(int(in_first.sum()), int(in_second.sum()), shared) < 0.85
+
+
+def test_the_demo_s_volumes_are_larger_than_the_patches_of_pre_training() -> None:
+    volume = VOLUMES.grid.size[::-1]
+    assert all(patch < side for patch, side in zip(VOLUMES.pretraining.patch, volume, strict=True))
 
 
 def test_subjects_are_written_as_nnunet_lays_them_out_and_kept(tmp_path: Path) -> None:
     folder, counted = tmp_path / "Dataset001_Synthetic", []
     write_subjects(folder, 2, SMALL, 3, lambda: counted.append(1))
     assert len(counted) == 2
-    reader = find("readers", "nnunet_raw")
+    reader = plugins.reader("nnunet_raw")
     assert reader.evidence(folder)
     source = reader.read(folder)
     assert [case.name for case in source.cases] == ["synthetic_01", "synthetic_02"]
     assert all(case.label for case in source.cases)
     assert tuple(source.classes.values()) == CLASSES
     assert source.modality == "MR"
-    first, second = (folder / "imagesTr" / f"synthetic_{number}_0000.nii.gz" for number in ("01", "02"))
+    first, second = (
+        folder / "imagesTr" / f"synthetic_{number}_0000.nii.gz" for number in ("01", "02")
+    )
     image = nibabel.load(first)
     assert image.header.get_zooms() == (4.0, 4.0, 16.0)  # pyright: ignore[reportAttributeAccessIssue]
     written, values = first.stat().st_mtime_ns, voxels(second)
@@ -113,7 +147,9 @@ def test_subjects_are_written_as_nnunet_lays_them_out_and_kept(tmp_path: Path) -
     np.testing.assert_array_equal(voxels(second), values)
 
 
-def test_without_nilearn_the_user_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nilearn_the_user_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(MaclError, match=r"pip install 'macl\[demo\]'"):
         demo(tmp_path / "demo", TINY)
@@ -122,9 +158,12 @@ def test_without_nilearn_the_user_is_told_what_to_install(tmp_path: Path, monkey
 # ---------------------------------------------------------------- the whole path
 
 
-def test_the_demo_from_end_to_end_and_once_more(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("size", [TINY, TINY_VOLUMES], ids=["slices", "volumes"])
+def test_the_demo_from_end_to_end_and_once_more(
+    size: DemoSize, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "demo"
-    page = demo(out, TINY)
+    page = demo(out, size)
     first = capfd.readouterr()
     steps = [line.partition("/")[0] for line in first.err.splitlines() if "/8 " in line[:4]]
     assert steps == [str(number) for number in range(1, 9)]
@@ -148,9 +187,11 @@ def test_the_demo_from_end_to_end_and_once_more(tmp_path: Path, capfd: pytest.Ca
     ]
     assert len(kept) == 3 + 2 * 2 + 2 * 5
     before = {path: path.stat().st_mtime_ns for path in kept}
-    demo(out, TINY)
+    demo(out, size)
     assert {path: path.stat().st_mtime_ns for path in kept} == before
-    assert [line.split() for line in capfd.readouterr().out.splitlines() if line.startswith("from ")] == rows
+    assert [
+        line.split() for line in capfd.readouterr().out.splitlines() if line.startswith("from ")
+    ] == rows
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -162,9 +203,11 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
         demo(tmp_path / "thesis.tex", TINY)
 
 
-def test_a_demo_of_another_size_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_demo_of_another_size_is_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(MaclError, match="nilearn"):
         demo(tmp_path, TINY)
     with pytest.raises(MaclError, match="choose another folder"):
-        demo(tmp_path, Scale())
+        demo(tmp_path, SLICES)
