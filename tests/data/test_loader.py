@@ -1,8 +1,9 @@
-"""From a store to batches: the same pixels wherever they live, and every slice in its turn."""
+"""From a store to batches: the same voxels wherever they live, and every sample in its turn."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -13,38 +14,65 @@ from fakes.toy_store import write_toy_store
 from macl.data.batch import Batch
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, Residence
-from macl.data.rng import SampleRng
 from macl.data.store import Store, write_array, write_index
+from macl.data.windows import Windows, full_shape
 from macl.preprocessing.normalisation import normalise
 from macl.utils.errors import MaclError
 
 CPU = torch.device("cpu")
 RESIDENCES: tuple[Residence, ...] = ("device", "host", "disk")
+# Smaller than the volumes, larger, and both; each in 2D and in 3D.
+PATCHES = [(16, 16), (32, 24), (64, 64), (3, 16, 16), (16, 40, 64), (4, 20, 40), (20, 20, 20)]
+SAMPLING: list[dict[str, Any]] = [
+    {},
+    {"foreground_share": 0.5},
+    {"patients_per_position": 3, "position_jitter": 0.1},
+]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return write_toy_store(tmp_path_factory.mktemp("toy") / "store", patients=5, slices=4, side=30, channels=2)
+    return write_toy_store(
+        tmp_path_factory.mktemp("toy") / "store", patients=5, slices=4, side=30, channels=2
+    )
 
 
-def bank(store: Store, residence: Residence | None = None, labelled: bool = True) -> PatchCache:
-    return PatchCache(store, [case.name for case in store.index.cases], labelled, CPU, residence)
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Five volumes of 6 to 14 slices."""
+    folder = tmp_path_factory.mktemp("volumes") / "store"
+    return write_toy_store(folder, patients=5, slices=6, more_slices=4, side=30, channels=2)
 
 
-def batches(store: Store, size: int = 32, batch_size: int = 6, residence: Residence | None = None, **more) -> Loader:
-    return Loader(bank(store, residence), batch_size, size, seed=more.pop("seed", 0), **more)
+def cached(
+    store: Store, residence: Residence | None = None, labelled: bool = True, **more: Any
+) -> PatchCache:
+    return PatchCache(store, list(store.cases), labelled, CPU, residence, **more)
 
 
-def gather(store: Store, numbers: list[int], size: int, seed: int = 0) -> Batch:
-    slices = bank(store)
-    return slices.gather(slices.fetch(np.array(numbers)), SampleRng(seed, 0, torch.tensor(numbers)), size)
+def loader(
+    store: Store,
+    patch: tuple[int, ...] = (32, 32),
+    batch_size: int = 6,
+    residence: Residence | None = None,
+    seed: int = 0,
+    **more: Any,
+) -> Loader:
+    return Loader(cached(store, residence), batch_size, patch, seed, **more)
 
 
-def whole(store: Store, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A slice's normalised image and its label, read directly."""
+def of_sample(store: Store, number: int, patch: tuple[int, ...], seed: int = 0) -> Batch:
+    """The batch of one sample, drawn among all of an epoch."""
+    batch = next(loader(store, patch, 1000, seed=seed).between(0, 1))
+    place = batch.rng.samples.tolist().index(number)
+    return batch.rows(slice(place, place + 1))
+
+
+def whole_slice(store: Store, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A slice's normalised image (C, y, x) and its label, read directly."""
     case, index = store.index.cases[number // 4], number % 4
-    image = normalise(store.read(case.name, "image", index, index + 1), case.normalisation)[0]
-    return image, store.read(case.name, "label", index, index + 1)[0]
+    image = normalise(store.read(case.name), case.normalisation)[:, index]
+    return image, store.read(case.name, "label")[index]
 
 
 def changed(store: Store, folder: Path, name: str, image: np.ndarray) -> Store:
@@ -54,50 +82,122 @@ def changed(store: Store, folder: Path, name: str, image: np.ndarray) -> Store:
     for case in store.index.cases:
         arrays = dict(case.arrays)
         for kind in arrays:
-            values = image if (case.name, kind) == (name, "image") else store.read(case.name, kind)
+            replaced = (case.name, kind) == (name, "image")
+            values = image if replaced else store.read(case.name, kind)
             arrays[kind] = write_array(folder, case.name, kind, values)
         cases.append(case.model_copy(update={"arrays": arrays}))
     write_index(folder, store.index.model_copy(update={"cases": tuple(cases)}))
     return Store.open(folder)
 
 
-@pytest.mark.parametrize("size", [16, 32, 64])
-def test_batches_are_the_same_wherever_the_slices_live(store: Store, size: int) -> None:
-    device, host, disk = (list(batches(store, size, residence=r).between(0, 7)) for r in RESIDENCES)
-    assert len(device) == 7
-    for one, two, three in zip(device, host, disk, strict=True):
-        for other in (two, three):
-            assert torch.equal(one.images, other.images)
-            assert torch.equal(one.labels, other.labels)
-            assert torch.equal(one.positions, other.positions)
-            assert torch.equal(one.rng.samples, other.rng.samples)
-            assert (one.rng.seed, one.rng.step, one.done) == (other.rng.seed, other.rng.step, other.done)
+# ---------------------------------------------------------------- what a batch holds
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=["epoch", "foreground", "groups"])
+@pytest.mark.parametrize("patch", PATCHES, ids=str)
+def test_batches_are_the_same_wherever_the_voxels_live(
+    volumes: Store, patch: tuple[int, ...], sampling: dict[str, Any]
+) -> None:
+    device, host, disk = (
+        list(loader(volumes, patch, residence=r, neighbours=True, **sampling).between(0, 3))
+        for r in RESIDENCES
+    )
+    assert len(device) == 3
+    for here, *others in zip(device, host, disk, strict=True):
+        for other in others:
+            for name in ("images", "labels", "centres", "neighbours"):
+                ours, theirs = getattr(here, name), getattr(other, name)
+                assert ours is not None
+                assert torch.equal(ours, theirs), name
+            assert torch.equal(here.rng.samples, other.rng.samples)
+            assert (here.rng.seed, here.rng.step) == (other.rng.seed, other.rng.step)
+            assert here.progress == other.progress
+
+
+def reference(store: Store, windows: Windows, patch: tuple[int, ...]) -> tuple[Any, Any]:
+    """Images and labels of windows, one by one: whole volumes, normalised, padded and cut."""
+    images, labels = [], []
+    depth, rows, columns = full_shape(patch)
+    for volume, (z, y, x) in zip(windows.volumes.tolist(), windows.starts.tolist(), strict=True):
+        case = store.index.cases[volume]
+        image = normalise(store.read(case.name), case.normalisation)
+        around = [(side, side) for side in (depth, rows, columns)]
+        image = np.pad(image, [(0, 0), *around])
+        label = np.pad(store.read(case.name, "label"), around)
+        window = np.s_[
+            ..., z + depth : z + 2 * depth, y + rows : y + 2 * rows, x + columns : x + 2 * columns
+        ]
+        images.append(image[window].reshape(-1, *patch))
+        labels.append(label[window].reshape(patch))
+    return np.stack(images), np.stack(labels)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=["epoch", "foreground", "groups"])
+@pytest.mark.parametrize("patch", PATCHES, ids=str)
+def test_batches_equal_windows_cut_one_by_one(
+    volumes: Store, patch: tuple[int, ...], sampling: dict[str, Any]
+) -> None:
+    made = loader(volumes, patch, seed=3, neighbours=True, **sampling)
+    batch = next(made.between(1, 2))
+    samples, windows = made.sampler.draw(1)
+    images, labels = reference(volumes, windows, patch)
+    assert torch.equal(batch.rng.samples, samples)
+    assert batch.images.shape == (made.batch_size, 2, *patch)
+    np.testing.assert_allclose(batch.images, images, rtol=0, atol=1e-5)
+    assert batch.labels is not None
+    np.testing.assert_array_equal(batch.labels, labels)
+    beside = made.cache.volumes.neighbours(windows, patch)
+    assert batch.neighbours is not None
+    np.testing.assert_allclose(
+        batch.neighbours, reference(volumes, beside, patch)[0], rtol=0, atol=1e-5
+    )
 
 
 def test_what_a_batch_holds(store: Store) -> None:
-    batch = next(batches(store, 32).between(2, 8))
+    batch = next(loader(store).between(2, 8))
     assert batch.images.shape == (6, 2, 32, 32)
-    assert batch.images.dtype == batch.positions.dtype == torch.float32
+    assert batch.images.dtype == batch.centres.dtype == torch.float32
+    assert batch.labels is not None
     assert batch.labels.shape == (6, 32, 32)
     assert batch.labels.dtype == torch.int64
-    assert (batch.rng.step, batch.done) == (2, 0.25)
-    for number, position in zip(batch.rng.samples.tolist(), batch.positions.tolist(), strict=True):
+    assert (batch.rng.step, batch.progress) == (2, 0.25)
+    assert batch.labelled is None
+    for number, position in zip(
+        batch.rng.samples.tolist(), batch.positions[:, 0].tolist(), strict=True
+    ):
         assert position == pytest.approx((number % 4 + 1) / 4)
-    assert next(Loader(bank(store, labelled=False), 6, 32, 0).between(0, 1)).labels is None
+    unlabelled = Loader(cached(store, labelled=False), 6, (32, 32), 0)
+    assert next(unlabelled.between(0, 1)).labels is None
 
 
-def test_beginning_later_gives_the_same_batches(store: Store) -> None:
-    all_of_them = list(batches(store).between(0, 9))
-    for later, before in zip(batches(store).between(5, 9), all_of_them[5:], strict=True):
-        assert torch.equal(later.images, before.images)
-        assert later.done == before.done
+def test_what_a_batch_of_volumes_holds(volumes: Store) -> None:
+    batch = next(loader(volumes, (4, 24, 20)).between(2, 8))
+    assert batch.images.shape == (6, 2, 4, 24, 20)
+    assert batch.labels is not None
+    assert batch.labels.shape == (6, 4, 24, 20)
+    assert batch.centres.shape == batch.positions.shape == (6, 3)
+    assert (batch.rng.step, batch.progress) == (2, 0.25)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=["epoch", "foreground", "groups"])
+@pytest.mark.parametrize("patch", [(32, 32), (4, 24, 24)], ids=str)
+def test_beginning_later_gives_the_same_batches(
+    volumes: Store, patch: tuple[int, ...], sampling: dict[str, Any]
+) -> None:
+    all_of_them = list(loader(volumes, patch, **sampling).between(0, 9))
+    later = list(loader(volumes, patch, **sampling).between(5, 9))
+    for ours, theirs in zip(later, all_of_them[5:], strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.centres, theirs.centres)
+        assert ours.progress == theirs.progress
 
 
 @pytest.mark.parametrize("number", [0, 5, 11])
 def test_a_small_slice_is_padded_with_zeros_around(store: Store, number: int) -> None:
-    image, label = whole(store, number)
+    image, label = whole_slice(store, number)
     rows, columns = label.shape
-    batch = gather(store, [number], 50)
+    batch = of_sample(store, number, (50, 50))
+    assert batch.labels is not None
     top, left = (50 - rows + 1) // 2, (50 - columns + 1) // 2
     inner = np.s_[..., top : top + rows, left : left + columns]
     np.testing.assert_allclose(batch.images[0].numpy()[inner], image, rtol=0, atol=1e-5)
@@ -110,7 +210,7 @@ def test_a_small_slice_is_padded_with_zeros_around(store: Store, number: int) ->
 
 
 def test_a_large_slice_is_cropped_within_and_anywhere(store: Store) -> None:
-    image, label = whole(store, 0)
+    image, label = whole_slice(store, 0)
     windows = {
         (top, left): image[:, top : top + 28, left : left + 28]
         for top in range(label.shape[0] - 27)
@@ -119,33 +219,53 @@ def test_a_large_slice_is_cropped_within_and_anywhere(store: Store) -> None:
     assert len(windows) == 9
     seen = set()
     for seed in range(120):
-        batch = gather(store, [0], 28, seed)
-        errors = {corner: np.abs(batch.images[0].numpy() - window).max() for corner, window in windows.items()}
+        batch = of_sample(store, 0, (28, 28), seed)
+        errors = {
+            corner: np.abs(batch.images[0].numpy() - window).max()
+            for corner, window in windows.items()
+        }
         top, left = min(errors, key=lambda corner: errors[corner])
         assert errors[top, left] < 1e-5
-        np.testing.assert_array_equal(batch.labels[0].numpy(), label[top : top + 28, left : left + 28])
+        assert batch.labels is not None
+        np.testing.assert_array_equal(
+            batch.labels[0].numpy(), label[top : top + 28, left : left + 28]
+        )
         seen.add((top, left))
     assert seen == set(windows)
 
 
-def test_one_side_may_be_cropped_and_the_other_padded(tmp_path: Path, store: Store) -> None:
+@pytest.mark.parametrize("patch", [(20, 20), (4, 20, 20)], ids=str)
+@pytest.mark.parametrize("residence", RESIDENCES)
+def test_one_side_may_be_cropped_and_the_other_padded(
+    tmp_path: Path, store: Store, residence: Residence, patch: tuple[int, ...]
+) -> None:
     case = store.index.cases[0]
-    wide = np.arange(4 * 2 * 10 * 40, dtype=np.int16).reshape(4, 2, 10, 40)
+    wide = np.arange(2 * 4 * 10 * 40, dtype=np.int16).reshape(2, 4, 10, 40)
     (tmp_path / "cases").mkdir()
     arrays = {
         "image": write_array(tmp_path, "wide", "image", wide),
         "label": write_array(tmp_path, "wide", "label", np.ones((4, 10, 40), np.uint8)),
     }
-    normal = case.normalisation.model_copy(
-        update={"low": (0, 0), "high": (9999, 9999), "mean": (0, 0), "deviation": (1, 1)}
+    numbers = {"low": (0, 0), "high": (9999, 9999), "mean": (0, 0), "deviation": (1, 1)}
+    stored = case.model_copy(
+        update={
+            "name": "wide",
+            "size": (4, 10, 40),
+            "arrays": arrays,
+            "normalisation": case.normalisation.model_copy(update=numbers),
+        }
     )
-    stored = case.model_copy(update={"name": "wide", "size": (10, 40), "arrays": arrays, "normalisation": normal})
     write_index(tmp_path, store.index.model_copy(update={"cases": (stored,)}))
-    slices = bank(Store.open(tmp_path))
-    batch = slices.gather(slices.fetch(np.array([2])), SampleRng(0, 0, torch.tensor([2])), 20)
-    assert torch.equal(batch.labels[0].sum(1), torch.tensor([0] * 5 + [20] * 10 + [0] * 5))
-    first = int(batch.images[0, 0, 5, 0]) - wide[2, 0, 0, 0]
-    np.testing.assert_array_equal(batch.images[0, :, 5:15].numpy(), wide[2, :, :, first : first + 20])
+    batch = next(loader(Store.open(tmp_path), patch, 1, residence).between(0, 1))
+    z = 0 if len(patch) == 3 else int(batch.rng.samples[0])
+    image, label = batch.images.reshape(2, -1, 20, 20), batch.labels
+    assert label is not None
+    expected = torch.tensor([0] * 5 + [20] * 10 + [0] * 5)
+    assert (label.reshape(-1, 20, 20).sum(2) == expected).all()
+    first = int(image[0, 0, 5, 0]) - wide[0, z, 0, 0]
+    np.testing.assert_array_equal(
+        image[:, :, 5:15], wide[:, z : z + image.shape[1], :, first : first + 20]
+    )
 
 
 def test_normalisation_by_hand(tmp_path: Path) -> None:
@@ -156,105 +276,108 @@ def test_normalisation_by_hand(tmp_path: Path) -> None:
     )
     values = np.array([[0, 10, 11, 20], [25, 30, 31, 99]] * 2, np.int16).reshape(1, 1, 4, 4)
     entry = write_array(tmp_path / "store", case.name, "image", values)
-    arrays = {"image": entry}
-    write_index(
-        tmp_path / "store",
-        store.index.model_copy(
-            update={"cases": (case.model_copy(update={"arrays": arrays, "normalisation": normal, "size": (4, 4)}),)}
-        ),
-    )
-    slices = bank(Store.open(tmp_path / "store"), labelled=False)
-    batch = slices.gather(slices.fetch(np.array([0])), SampleRng(0, 0, torch.tensor([0])), 4)
-    expected = [[-2, -2, -1.8, 0], [1, 2, 2, 2]] * 2
-    torch.testing.assert_close(batch.images[0, 0], torch.tensor(expected))
+    update = {"arrays": {"image": entry}, "normalisation": normal, "size": (1, 4, 4)}
+    cases = (case.model_copy(update=update),)
+    write_index(tmp_path / "store", store.index.model_copy(update={"cases": cases}))
+    cache = cached(Store.open(tmp_path / "store"), labelled=False)
+    expected = torch.tensor([[-2, -2, -1.8, 0], [1, 2, 2, 2]] * 2)
+    batch = next(Loader(cache, 1, (4, 4), 0).between(0, 1))
+    torch.testing.assert_close(batch.images[0, 0], expected)
+    batch = next(Loader(cache, 1, (1, 4, 4), 0).between(0, 1))
+    torch.testing.assert_close(batch.images[0, 0, 0], expected)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "float16", "float32"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", "int32", "float16", "float32"]
+)
 @pytest.mark.parametrize("residence", RESIDENCES)
-def test_every_stored_type_keeps_its_values(tmp_path: Path, store: Store, dtype: str, residence: Residence) -> None:
+def test_every_stored_type_keeps_its_values(
+    tmp_path: Path, store: Store, dtype: str, residence: Residence
+) -> None:
     case = store.index.cases[1]
     limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
     low, high = max(float(limits.min), -1e5), min(float(limits.max), 1e5)
-    image = np.random.default_rng(0).uniform(low, high, (4, 2, *case.size)).astype(dtype)
+    image = np.random.default_rng(0).uniform(low, high, (2, *case.size)).astype(dtype)
     mixed = changed(store, tmp_path / "store", case.name, image)
-    slices = bank(mixed, residence)
-    pixels = slices.fetch(np.array([6]))
-    start = int(pixels.starts[0]) * 2
-    stored = pixels.images[start : start + 2 * case.size[0] * case.size[1]].reshape(2, *case.size)
-    np.testing.assert_array_equal(stored.numpy(), image[2])
+    cache, patch = cached(mixed, residence), case.size[1:]
+    windows = Windows(torch.tensor([1]), torch.tensor([[2, 0, 0]]))
+    fetched = cache.fetch(windows, patch)
+    start, *sides = fetched.layout[0, :4].tolist()
+    block = fetched.images[2 * start : 2 * (start + int(np.prod(sides)))].reshape(2, *sides)
+    place = int(fetched.layout[0, 4])
+    np.testing.assert_array_equal(block[:, place].numpy(), image[:, 2])
 
 
-def test_every_slice_comes_once_an_epoch_in_an_order_of_its_own(store: Store) -> None:
-    made = batches(store, batch_size=5, seed=4)
-    assert made.steps_per_epoch == 4
-    epochs = [np.concatenate([made.numbers(4 * epoch + step) for step in range(4)]) for epoch in range(3)]
-    for numbers in epochs:
-        assert sorted(numbers) == list(range(20))
-    assert any((epochs[0] != epochs[1]).tolist())
-    other = batches(store, batch_size=5, seed=5)
-    assert any((np.concatenate([other.numbers(step) for step in range(4)]) != epochs[0]).tolist())
+# ---------------------------------------------------------------- epochs and ranks
 
 
-def test_what_is_left_over_differs_from_epoch_to_epoch(store: Store) -> None:
-    made = batches(store, batch_size=6)
-    assert made.steps_per_epoch == 3
-    passed_over = {frozenset(made.order(epoch)[18:]) for epoch in range(10)}
-    assert len(passed_over) > 5
-    for step in range(30):
-        assert len(set(made.numbers(step))) == 6
+def samples_of(made: Loader, step: int) -> list[int]:
+    return made.sampler.draw(step)[0].tolist()
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 6])
-def test_ranks_partition_the_batch(store: Store, ranks: int) -> None:
-    together = batches(store, batch_size=6)
-    shares = [batches(store, batch_size=6, rank=rank, ranks=ranks) for rank in range(ranks)]
+@pytest.mark.parametrize("patch", [(32, 32), (4, 24, 24)], ids=str)
+@pytest.mark.parametrize("sampling", SAMPLING, ids=["epoch", "foreground", "groups"])
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_ranks_share_the_batch(
+    volumes: Store, patch: tuple[int, ...], sampling: dict[str, Any], world_size: int
+) -> None:
+    whole = next(loader(volumes, patch, neighbours=True, **sampling).between(1, 2))
+    for rank in range(world_size):
+        made = loader(volumes, patch, rank=rank, world_size=world_size, neighbours=True, **sampling)
+        share = next(made.between(1, 2))
+        for name in ("images", "labels", "centres", "neighbours"):
+            ours, everyones = getattr(share, name), getattr(whole, name)
+            assert torch.equal(ours, everyones[rank::world_size]), name
+        assert torch.equal(share.rng.samples, whole.rng.samples[rank::world_size])
+
+
+def test_ranks_partition_every_batch(store: Store) -> None:
+    together = loader(store)
+    shares = [loader(store, rank=rank, world_size=2) for rank in range(2)]
     for step in (0, 2, 4):
-        parts = [share.numbers(step) for share in shares]
-        assert sorted(np.concatenate(parts)) == sorted(together.numbers(step))
-    whole_batch = next(together.between(1, 2))
-    pictures = dict(zip(whole_batch.rng.samples.tolist(), whole_batch.images, strict=True))
-    for share in shares:
-        batch = next(share.between(1, 2))
-        for number, picture in zip(batch.rng.samples.tolist(), batch.images, strict=True):
-            assert torch.equal(picture, pictures[number]), "the same crop on any rank"
+        parts = [next(share.between(step, step + 1)).rng.samples for share in shares]
+        assert sorted(torch.cat(parts).tolist()) == sorted(samples_of(together, step))
 
 
 def test_fewer_slices_than_a_batch(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Loader(PatchCache(store, [store.index.cases[0].name], False, CPU), 16, 32, 0)
+    cache = PatchCache(store, [store.index.cases[0].name], False, CPU)
+    made = Loader(cache, 16, (32, 32), 0)
     assert (made.batch_size, made.steps_per_epoch) == (4, 1)
     for step in range(3):
-        assert sorted(made.numbers(step)) == [0, 1, 2, 3]
-    assert "fewer slices than a batch of 16: every batch holds all 4" in capsys.readouterr().err
+        assert sorted(samples_of(made, step)) == [0, 1, 2, 3]
+    words = "fewer slices than a batch of 16: every batch holds all 4"
+    assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("residence", RESIDENCES)
-def test_a_neighbour_is_of_the_same_volume_and_cropped_alike(store: Store, residence: Residence) -> None:
-    made = batches(store, size=24, residence=residence, neighbours=True)
-    for batch in made.between(0, 3):
-        for place, number in enumerate(batch.rng.samples.tolist()):
-            beside = number + 1 if number % 4 < 3 else number - 1
-            alone = bank(store)
-            expected = alone.gather(
-                alone.fetch(np.array([beside])), SampleRng(0, batch.rng.step, torch.tensor([number])), 24,
-                torch.tensor([beside]),
-            )  # fmt: skip
-            assert torch.equal(batch.neighbours[place], expected.images[0])
-    assert next(batches(store).between(0, 1)).neighbours is None
+def test_what_is_kept_is_announced(volumes: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    loader(volumes, residence="disk")
+    assert "46 slices of 5 cases (0 MiB) are kept on disk." in capsys.readouterr().err
+    loader(volumes, (4, 24, 20), residence="host")
+    said = capsys.readouterr().err
+    assert "5 volumes (0 MiB) are kept in host memory." in said
+    assert "An epoch takes 14 patches of 4 × 24 × 20 voxels from them." in said
 
 
-def test_a_slice_alone_is_its_own_neighbour(tmp_path: Path) -> None:
-    single = write_toy_store(tmp_path / "store", patients=3, slices=1, side=16)
-    assert bank(single).neighbours(np.arange(3)).tolist() == [0, 1, 2]
+@pytest.mark.parametrize(
+    ("patch", "covers"), [((64, 64), False), ((14, 38, 30), True), ((13, 38, 30), False)]
+)
+def test_patches_that_cover_every_volume_are_known(
+    volumes: Store, patch: tuple[int, ...], covers: bool
+) -> None:
+    assert loader(volumes, patch).all_patches_cover_their_volume == covers
+
+
+# ---------------------------------------------------------------- what cannot be read
 
 
 @pytest.mark.parametrize("residence", RESIDENCES)
 def test_a_broken_case_is_a_sentence(tmp_path: Path, store: Store, residence: Residence) -> None:
     copy = changed(store, tmp_path / "store", "", np.zeros(0))
     name = copy.index.cases[2].name
-    wrong = np.zeros((4, 2, 5, 5), np.int16)
-    blosc2.asarray(wrong, urlpath=str(tmp_path / "store" / "cases" / f"{name}.image.b2nd"), mode="w")
+    path = tmp_path / "store" / "cases" / f"{name}.image.b2nd"
+    blosc2.asarray(np.zeros((2, 4, 5, 5), np.int16), urlpath=str(path), mode="w")
     with pytest.raises(MaclError, match=f"{name}.*cannot be read"):
-        list(batches(copy, residence=residence).between(0, 3))
+        list(loader(copy, residence=residence).between(0, 3))
     with pytest.raises(MaclError, match="no case called 'nobody'"):
         PatchCache(store, ["nobody"], False, CPU)
 
@@ -262,16 +385,35 @@ def test_a_broken_case_is_a_sentence(tmp_path: Path, store: Store, residence: Re
 def test_only_labelled_cases_can_bring_labels(tmp_path: Path) -> None:
     half = write_toy_store(tmp_path / "store", patients=2, slices=2, side=16, unlabelled=1)
     with pytest.raises(MaclError, match="has no label"):
-        bank(half)
-    assert len(bank(half, labelled=False)) == 4
+        cached(half)
+    assert len(cached(half, labelled=False).volumes.cases) == 2
 
 
-def test_slices_stay_on_disk_where_memory_is_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("patch", [(16, 16), (2, 16, 16)], ids=str)
+@pytest.mark.parametrize("residence", RESIDENCES)
+def test_cases_without_a_label_are_marked(
+    tmp_path: Path, residence: Residence, patch: tuple[int, ...]
+) -> None:
+    half = write_toy_store(tmp_path / "store", patients=4, slices=2, side=16, unlabelled=2)
+    cache = PatchCache(half, list(half.cases), "some", CPU, residence)
+    made = Loader(cache, 4, patch, 0, foreground_share=1.0)
+    for batch in made.between(0, 4):
+        _, windows = made.sampler.draw(int(batch.rng.step))
+        assert batch.labelled is not None
+        assert batch.labels is not None
+        assert batch.labelled.tolist() == [volume < 2 for volume in windows.volumes.tolist()]
+        shown = batch.labels.flatten(1).amax(1) > 0
+        assert torch.equal(shown, batch.labelled)
+
+
+def test_voxels_stay_on_disk_where_memory_is_short(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from macl.data import patch_cache as module
 
-    assert bank(store).residence == "device"
+    assert cached(store).residence == "device"
     monkeypatch.setattr(module, "_free_host_bytes", lambda: 1000)
-    assert bank(store).residence == "disk"
+    assert cached(store).residence == "disk"
 
 
 def test_free_memory_is_a_share_of_what_the_machine_has() -> None:

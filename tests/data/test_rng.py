@@ -12,7 +12,7 @@ WRAP = 1 << 64
 
 
 def slowly(seed: int, step: int, sample: int, name: str, place: int) -> float:
-    """One draw in Python's unbounded integers: SplitMix64's finaliser as published, masked to 64 bits."""
+    """One draw in Python's integers: SplitMix64's finaliser as published, masked to 64 bits."""
     import zlib
 
     golden = 0x9E3779B97F4A7C15
@@ -31,7 +31,10 @@ def slowly(seed: int, step: int, sample: int, name: str, place: int) -> float:
 @pytest.mark.parametrize(("seed", "step"), [(0, 0), (1, 0), (7, 12345), (2**31, 2**33)])
 def test_draws_equal_the_published_hash(seed: int, step: int) -> None:
     drawn = SampleRng(seed, step, torch.tensor([0, 1, 999_999])).uniform("angle", (2, 3))
-    expected = [[slowly(seed, step, sample, "angle", place) for place in range(6)] for sample in (0, 1, 999_999)]
+    expected = [
+        [slowly(seed, step, sample, "angle", place) for place in range(6)]
+        for sample in (0, 1, 999_999)
+    ]
     assert torch.equal(drawn, torch.tensor(expected).reshape(3, 2, 3))
 
 
@@ -46,9 +49,13 @@ def test_a_longer_draw_begins_like_a_shorter_one() -> None:
     assert torch.equal(rng.uniform("a", (10,))[:, :3], rng.uniform("a", (3,)))
 
 
-@pytest.mark.parametrize("other", [SampleRng(1, 5, SAMPLES), SampleRng(0, 6, SAMPLES), SampleRng(0, 5, SAMPLES + 4096)])
+@pytest.mark.parametrize(
+    "other", [SampleRng(1, 5, SAMPLES), SampleRng(0, 6, SAMPLES), SampleRng(0, 5, SAMPLES + 4096)]
+)
 def test_seed_step_and_sample_all_matter(other: SampleRng) -> None:
-    correlation = torch.corrcoef(torch.stack([SampleRng(0, 5, SAMPLES).uniform("a"), other.uniform("a")]))[0, 1]
+    correlation = torch.corrcoef(
+        torch.stack([SampleRng(0, 5, SAMPLES).uniform("a"), other.uniform("a")])
+    )[0, 1]
     assert abs(correlation) < 4 / math.sqrt(len(SAMPLES))
 
 
@@ -64,7 +71,9 @@ def test_uniform_draws_are_uniform() -> None:
     assert 0 <= unit.min() < unit.max() < 1
     counts = torch.histc(unit, bins=64, min=0, max=1)
     expected = len(unit) / 64
-    assert ((counts - expected) ** 2 / expected).sum() < 110, "χ² of 63 degrees is above 110 once in 5,000 seeds"
+    assert ((counts - expected) ** 2 / expected).sum() < 110, (
+        "χ² of 63 degrees is above 110 once in 5,000 seeds"
+    )
 
 
 def test_ranges() -> None:
@@ -88,3 +97,10 @@ def test_normal_draws_are_normal() -> None:
     assert drawn.mean() == pytest.approx(0.0, abs=0.02)
     assert drawn.std() == pytest.approx(1.0, abs=0.02)
     assert (drawn.abs() < 1.959964).float().mean() == pytest.approx(0.95, abs=0.005)
+
+
+def test_a_view_has_random_numbers_of_its_own() -> None:
+    rng = SampleRng(0, 3, SAMPLES[:8])
+    first, second = (rng.within(name).uniform("angle") for name in ("v1", "v2"))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, rng.uniform("v1/angle"))

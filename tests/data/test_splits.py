@@ -20,7 +20,10 @@ def opened(tmp_path: Path, *cases: tuple[str, str, bool]) -> Store:
 def brains(tmp_path: Path) -> Store:
     """Three people: one with two labelled sides, one with one of two, one without labels."""
     labels = {1: True, 2: True, 3: True, 4: False, 5: False, 7: True}
-    return opened(tmp_path, *((f"brain_{n:03d}", f"brain_{n:03d}", labelled) for n, labelled in labels.items()))
+    return opened(
+        tmp_path,
+        *((f"brain_{n:03d}", f"brain_{n:03d}", labelled) for n, labelled in labels.items()),
+    )
 
 
 def by_person(**changes: object) -> Split:
@@ -35,7 +38,10 @@ def by_person(**changes: object) -> Split:
 
 @pytest.mark.parametrize("number", range(1, 9))
 def test_consecutive_numbers_are_one_person(number: int) -> None:
-    assert group_of(f"hippocampus_{number:03d}", "consecutive-pair") == f"hippocampus_pair{-(-number // 2):03d}"
+    assert (
+        group_of(f"hippocampus_{number:03d}", "consecutive-pair")
+        == f"hippocampus_pair{-(-number // 2):03d}"
+    )
     assert group_of(f"hippocampus_{number:03d}", "patient") == f"hippocampus_{number:03d}"
 
 
@@ -50,7 +56,11 @@ def test_a_split_becomes_cases(brains: Store) -> None:
     assert resolved.test_cases == ("brain_001", "brain_002")
     assert resolved.labelled_cases("1") == ("brain_003",), "the other side has no label"
     assert resolved.pretraining_cases == ("brain_003", "brain_004", "brain_005", "brain_007")
-    assert resolved.people(resolved.pretraining_cases) == ("brain_pair002", "brain_pair003", "brain_pair004")
+    assert resolved.people(resolved.pretraining_cases) == (
+        "brain_pair002",
+        "brain_pair003",
+        "brain_pair004",
+    )
 
 
 def test_validation_people_are_pretrained_on_but_not_fine_tuned_on(brains: Store) -> None:
@@ -62,7 +72,9 @@ def test_validation_people_are_pretrained_on_but_not_fine_tuned_on(brains: Store
 
 
 def test_unlabelled_scans_of_test_people_are_not_pretrained_on(brains: Store) -> None:
-    resolved = resolve_split(by_person(test=("brain_pair002",), budgets={"1": ("brain_pair001",)}), brains)
+    resolved = resolve_split(
+        by_person(test=("brain_pair002",), budgets={"1": ("brain_pair001",)}), brains
+    )
     assert resolved.test_cases == ("brain_003",)
     assert "brain_004" not in resolved.pretraining_cases
 
@@ -91,10 +103,16 @@ def test_nobody_trains_and_tests(brains: Store) -> None:
 
 def test_nobody_trains_and_validates(brains: Store) -> None:
     with pytest.raises(MaclError, match="both in a label budget and in validation"):
-        resolve_split(by_person(validation=("brain_pair002",), budgets={"2": ("brain_pair002",)}), brains, allow_overlap=True)
+        resolve_split(
+            by_person(validation=("brain_pair002",), budgets={"2": ("brain_pair002",)}),
+            brains,
+            allow_overlap=True,
+        )
 
 
-def test_a_person_split_over_two_parts_by_case_is_found(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_person_split_over_two_parts_by_case_is_found(
+    brains: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     by_case = by_person(identify_by="number", test=("1",), budgets={"1": ("2",)})
     with pytest.raises(MaclError, match="brain_pair001"):
         resolve_split(by_case, brains)
@@ -103,32 +121,45 @@ def test_a_person_split_over_two_parts_by_case_is_found(brains: Store, capsys: p
     assert "too good" in capsys.readouterr().err
 
 
-def test_budgets_that_are_not_nested_are_said(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    resolve_split(by_person(budgets={"few": ("brain_pair002",), "more": ("brain_pair002", "brain_pair004")}), brains)
+def test_budgets_that_are_not_nested_are_said(
+    brains: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve_split(
+        by_person(budgets={"few": ("brain_pair002",), "more": ("brain_pair002", "brain_pair004")}),
+        brains,
+    )
     assert capsys.readouterr().err == ""
     store = opened(brains.path.parent / "b", *((f"b_{n}", f"b_{n}", True) for n in range(5)))
-    resolve_split(Split(name="x", test=("b_0",), budgets={"few": ("b_1",), "more": ("b_2", "b_3")}), store)
+    resolve_split(
+        Split(name="x", test=("b_0",), budgets={"few": ("b_1",), "more": ("b_2", "b_3")}), store
+    )
     assert "the budget more lacks 1 people of the budget few" in capsys.readouterr().err
 
 
 def test_numbers_that_two_patients_share_are_refused(tmp_path: Path) -> None:
     store = opened(tmp_path, ("ct_1", "ct_1", True), ("mr_1", "mr_1", True), ("mr_2", "mr_2", True))
     with pytest.raises(MaclError, match=r"number 1, which in .* is ct_1, mr_1"):
-        resolve_split(Split(name="x", identify_by="number", test=("1",), budgets={"1": ("2",)}), store)
+        resolve_split(
+            Split(name="x", identify_by="number", test=("1",), budgets={"1": ("2",)}), store
+        )
 
 
 def test_places_count_labelled_patients_only_and_all_of_them(tmp_path: Path) -> None:
     cases = [("a", "a", True), ("b", "b", False), ("c", "c", True)]
-    split = Split(name="x", identify_by="index", labelled_patients=2, test=("1",), budgets={"1": ("0",)})
+    split = Split(
+        name="x", identify_by="index", labelled_patients=2, test=("1",), budgets={"1": ("0",)}
+    )
     resolved = resolve_split(split, opened(tmp_path, *cases))
     assert (resolved.test_cases, resolved.labelled_cases("1")) == (("c",), ("a",))
-    with pytest.raises(MaclError, match=r"counts through 2 labelled patients, but the store .* has 1"):
+    with pytest.raises(MaclError, match=r"numbers 2 labelled patients, but the store .* has 1"):
         resolve_split(split, opened(tmp_path / "less", *cases[:2]))
 
 
 def test_overlap_names_the_test_people_seen(brains: Store) -> None:
     resolved = resolve_split(by_person(), brains)
-    assert find_test_people(["brain_002", "brain_003", "anna", "la_001"], resolved) == ("brain_pair001",)
+    assert find_test_people(["brain_002", "brain_003", "anna", "la_001"], resolved) == (
+        "brain_pair001",
+    )
     assert find_test_people(["brain_003"], resolved) == ()
 
 
@@ -148,7 +179,9 @@ def test_a_split_file_survives_writing_and_reading(tmp_path: Path) -> None:
         ({"tset": ("a",)}, "tset"),
     ],
 )
-def test_a_broken_split_file_is_a_sentence(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
+def test_a_broken_split_file_is_a_sentence(
+    tmp_path: Path, changes: dict[str, object], sentence: str
+) -> None:
     import json
 
     (tmp_path / "mine.json").write_text(json.dumps(by_person().model_dump() | changes))
@@ -160,12 +193,16 @@ def test_something_else_is_not_a_split_file(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(MaclError, match="not a split file of version 1"):
         read_split(tmp_path / "run.json")
-    with pytest.raises(MaclError, match=r"known: hippocampus-person, paper/acdc,.* or a \.json file"):
+    with pytest.raises(
+        MaclError, match=r"known: hippocampus-person, paper/acdc,.* or a \.json file"
+    ):
         read_split("acdc")
 
 
 def test_every_shipped_split_reads_and_goes_by_its_name() -> None:
-    assert {f"paper/{name}" for name in ("acdc", "mmwhs", "chaos", "hvsmr", "isic2018")} < set(split_names())
+    assert {f"paper/{name}" for name in ("acdc", "mmwhs", "chaos", "hvsmr", "isic2018")} < set(
+        split_names()
+    )
     for name in split_names():
         split = read_split(name)
         assert split.name == name
@@ -184,9 +221,13 @@ def test_the_papers_acdc_split_on_acdcs_people(tmp_path: Path) -> None:
     assert len(resolved.people(resolved.pretraining_cases)) == 80
 
 
-def test_the_papers_hippocampus_split_is_refused_for_its_people_on_both_sides(tmp_path: Path) -> None:
+def test_the_papers_hippocampus_split_is_refused_for_its_people_on_both_sides(
+    tmp_path: Path,
+) -> None:
     # Of the data set's numbers only those near the start matter here: place i must not be number i.
-    store = opened(tmp_path, *((f"hippocampus_{n:03d}", f"hippocampus_{n:03d}", True) for n in range(1, 261)))
+    store = opened(
+        tmp_path, *((f"hippocampus_{n:03d}", f"hippocampus_{n:03d}", True) for n in range(1, 261))
+    )
     with pytest.raises(MaclError, match="use a split made by person"):
         resolve_split(read_split("paper/msd_hippocampus"), store)
 
@@ -208,7 +249,9 @@ def with_copies(store: Store, **of: str) -> Store:
     return Store(store.path, store.index.model_copy(update={"cases": tuple(cases.values())}))
 
 
-def test_a_test_scan_under_another_name_trains_nothing(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_test_scan_under_another_name_trains_nothing(
+    brains: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = with_copies(brains, brain_003="brain_001", brain_005="brain_002")
     split = by_person(budgets={"2": ("brain_pair002", "brain_pair004")})
     resolved = resolve_split(split, store)
@@ -218,7 +261,9 @@ def test_a_test_scan_under_another_name_trains_nothing(brains: Store, capsys: py
     assert "brain_003 (of brain_001), brain_005 (of brain_002)" in capsys.readouterr().err
 
 
-def test_copies_among_training_or_among_test_scans_stay(brains: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_among_training_or_among_test_scans_stay(
+    brains: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = with_copies(brains, brain_002="brain_001", brain_005="brain_004")
     assert resolve_split(by_person(), store) == resolve_split(by_person(), brains)
     assert "Left out" not in capsys.readouterr().err

@@ -66,8 +66,18 @@ def test_an_index_comes_back(tmp_path: Path) -> None:
     [
         (lambda folder: (folder / "store.json").unlink(), "is not a store"),
         (lambda folder: (folder / "store.json").write_text("{"), "cannot be read"),
-        (lambda folder: (folder / "store.json").write_text('{"format": "macl-store", "version": 9}'), "version 9"),
-        (lambda folder: (folder / "store.json").write_text('{"format": "macl-store", "version": 1}'), "version 1, not .* prepare the scans again"),
+        (
+            lambda folder: (folder / "store.json").write_text(
+                '{"format": "macl-store", "version": 9}'
+            ),
+            "version 9",
+        ),
+        (
+            lambda folder: (folder / "store.json").write_text(
+                '{"format": "macl-store", "version": 1}'
+            ),
+            "version 1, not .* prepare the scans again",
+        ),
     ],
 )
 def test_what_is_no_store_is_named(tmp_path: Path, change, words: str) -> None:
@@ -114,11 +124,17 @@ def test_a_store_of_ten_thousand_cases_holds_its_index_and_no_slice(tmp_path: Pa
         tracemalloc.stop()
     assert (len(store.index.cases), len(store.cases)) == (10_000, 10_000)
     assert held < 12 * index_bytes
-    np.testing.assert_array_equal(store.read("case07777", "label"), np.arange(32, dtype=np.uint8).reshape(2, 4, 4))
+    np.testing.assert_array_equal(
+        store.read("case07777", "label"), np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+    )
 
 
 def test_several_processes_read_one_store_at_once(tmp_path: Path) -> None:
     store = write_toy_store(tmp_path / "store", patients=4)
-    stored = {f"{case.name} {kind}": array.sha256 for case in store.index.cases for kind, array in case.arrays.items()}
+    stored = {
+        f"{case.name} {kind}": array.sha256
+        for case in store.index.cases
+        for kind, array in case.arrays.items()
+    }
     with workers_for(6, 3) as run:
         assert [found for _, found in run(digests, [tmp_path / "store"] * 6)] == [stored] * 6

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from macl.config import PrepareSettings
-from macl.data.store import ArrayKind, Normalisation, Orientation, StoredArray, StoredCase, StoreIndex, write_array
+from macl.data.store import (
+    ArrayKind,
+    Normalisation,
+    Orientation,
+    StoredArray,
+    StoredCase,
+    StoreIndex,
+    write_array,
+)
 from macl.io.geometry import Geometry
 from macl.utils.files import write_text
 
@@ -75,7 +83,11 @@ def many(store: Path, cases: int) -> Path:
     slices = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
     first = stored_case("case00000", "patient00000")
     arrays = {
-        kind: write_array(store, first.name, kind, slices.reshape(entry.shape)) for kind, entry in first.arrays.items()
+        kind: write_array(store, first.name, kind, slices.reshape(entry.shape))
+        for kind, entry in first.arrays.items()
     }
-    named = (first.model_copy(update={"name": f"case{n:05d}", "patient": f"patient{n // 2:05d}"}) for n in range(cases))
+    named = (
+        first.model_copy(update={"name": f"case{n:05d}", "patient": f"patient{n // 2:05d}"})
+        for n in range(cases)
+    )
     return write(store, (case.model_copy(update={"arrays": arrays}) for case in named))

@@ -41,7 +41,11 @@ def write_toy_store(
         # Cases differ in size, so that cropping and padding are exercised.
         rows, columns = side + 4 * (number % 3), side - 6 * (number % 2)
         image, label = _case(random, slices + more_slices * (number % 3), rows, columns, channels)
-        arrays = {"image": image} if number >= patients - unlabelled else {"image": image, "label": label}
+        arrays = (
+            {"image": image}
+            if number >= patients - unlabelled
+            else {"image": image, "label": label}
+        )
         cases.append(_stored(folder, f"patient{number + 1:03d}", arrays))
     index = StoreIndex(
         reader="folder",
@@ -56,7 +60,9 @@ def write_toy_store(
     return Store.open(folder)
 
 
-def _case(random, slices: int, rows: int, columns: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def _case(
+    random, slices: int, rows: int, columns: int, channels: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Image (C, Z, Y, X) and label (Z, Y, X) of a patient, who has a radius and a texture; the rest depends on
     the height."""
     y, x = np.mgrid[:rows, :columns]
@@ -81,7 +87,9 @@ def _stored(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> StoredCas
         array = np.ascontiguousarray(array)
         blosc2.asarray(array, urlpath=str(folder / file), mode="w")
         digest = hashlib.sha256(array.tobytes()).hexdigest()
-        entries[kind] = StoredArray(file=file, shape=array.shape, dtype=str(array.dtype), sha256=digest)
+        entries[kind] = StoredArray(
+            file=file, shape=array.shape, dtype=str(array.dtype), sha256=digest
+        )
     image = arrays["image"]
     channels, slices, rows, columns = image.shape
     axes = (1, 2, 3)
