@@ -28,9 +28,14 @@ def blob(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
     return noise > np.quantile(noise, 0.8)
 
 
-def brute_force(first: np.ndarray, second: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+def brute_force(
+    first: np.ndarray, second: np.ndarray, spacing: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """Every distance between every pair of surface voxels, surfaces by scipy's erosion."""
-    points = [np.argwhere(mask & np.logical_not(binary_erosion(mask))) * spacing for mask in (first, second)]
+    points = [
+        np.argwhere(mask & np.logical_not(binary_erosion(mask))) * spacing
+        for mask in (first, second)
+    ]
     distances = np.linalg.norm(points[0][:, None] - points[1][None], axis=-1)
     return distances.min(axis=1), distances.min(axis=0)
 
@@ -45,7 +50,8 @@ def test_two_cubes_shifted_by_k_voxels(shift: int) -> None:
     score = strict_score(truth, prediction, (1.0, 1.0, 2.0))
     assert score.dice == pytest.approx((5 - shift) / 5)
     assert score.jaccard == pytest.approx((5 - shift) / (5 + shift))
-    # Along the shift each of 25 columns of a cube ends in a cap `shift` voxels beyond the other cube's cap: more than 5 %.
+    # Along the shift, each of the 25 columns of a cube ends `shift` voxels beyond the other cube:
+    # more than 5 % of its surface.
     assert score.hd95 == pytest.approx(2.0 * shift)
     assert score.outcome == "scored"
 
@@ -71,7 +77,8 @@ def test_hd95_takes_the_larger_direction_and_interpolates_the_percentile() -> No
     truth[0, 0, 0] = True
     prediction = truth.copy()
     prediction[0, 0, 10] = True
-    # There: 0 and 10, whose 95th percentile is 9.5; back: 0. Put together (paper): 0, 0, 10, whose percentile is 9.
+    # There: 0 and 10, whose 95th percentile is 9.5; back: 0. Together (paper): 0, 0, 10, whose
+    # percentile is 9.
     assert strict_score(truth, prediction, (1.0, 1.0, 1.0)).hd95 == pytest.approx(9.5)
     assert paper_score(truth, prediction).hd95 == pytest.approx(9.0)
     assert strict_score(prediction, truth, (1.0, 1.0, 1.0)).hd95 == pytest.approx(9.5)
@@ -90,7 +97,8 @@ def test_a_structure_at_the_scans_edge_has_a_surface_there() -> None:
     assert surface(np.ones((3, 3, 3), dtype=bool)).sum() == 26
     whole, inner = np.ones((5, 5, 5), dtype=bool), cube((5, 5, 5), (1, 1, 1), 3)
     score = strict_score(whole, inner, (1.0, 1.0, 1.0))
-    # From the outer shell's 98 voxels: 54 lie 1 away, 36 (edges) √2, 8 (corners, more than 5 %) √3; back all 26 lie 1 away.
+    # Of the outer shell's 98 voxels, 54 lie 1 away, 36 (edges) √2, 8 (corners, more than 5 %) √3;
+    # back, all 26 lie 1 away.
     assert score.hd95 == pytest.approx(math.sqrt(3))
     assert score.asd == pytest.approx((54 + 36 * math.sqrt(2) + 8 * math.sqrt(3) + 26) / (98 + 26))
 
@@ -112,14 +120,18 @@ def test_both_empty_is_undefined_in_strict_and_zero_in_paper() -> None:
     nothing = np.zeros((3, 4, 5), dtype=np.uint8)
     strict = score_classes(nothing, nothing, 1, (1.0, 1.0, 1.0), "strict")[0]
     assert strict.outcome == "both_empty"
-    assert all(math.isnan(value) for value in (strict.dice, strict.jaccard, strict.hd95, strict.asd))
+    assert all(
+        math.isnan(value) for value in (strict.dice, strict.jaccard, strict.hd95, strict.asd)
+    )
     paper = score_classes(nothing, nothing, 1, (1.0, 1.0, 1.0), "paper")[0]
     assert (paper.hd95, paper.asd) == (0.0, 0.0)
     assert math.isnan(paper.dice)
 
 
 @pytest.mark.parametrize(("truth_first", "outcome"), [(True, "missed"), (False, "invented")])
-def test_one_empty_costs_the_scans_diagonal_in_strict_and_nothing_in_paper(truth_first: bool, outcome: str) -> None:
+def test_one_empty_costs_the_scans_diagonal_in_strict_and_nothing_in_paper(
+    truth_first: bool, outcome: str
+) -> None:
     something = cube((30, 40, 50), (3, 3, 3), 4).astype(np.uint8)
     nothing = np.zeros_like(something)
     pair = (something, nothing) if truth_first else (nothing, something)
@@ -155,9 +167,16 @@ def test_strict_equals_monai(seed: int) -> None:
     truth, prediction = blob(seed, (14, 33, 27)), blob(seed + 100, (14, 33, 27))
     prediction[:, :16] = truth[:, :16]
     mine = strict_score(truth, prediction, spacing)
-    pair = (torch.from_numpy(prediction)[None, None].float(), torch.from_numpy(truth)[None, None].float())
-    hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
-    asd = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing)
+    pair = (
+        torch.from_numpy(prediction)[None, None].float(),
+        torch.from_numpy(truth)[None, None].float(),
+    )
+    hd95 = compute_hausdorff_distance(
+        *pair, include_background=True, percentile=95, spacing=spacing
+    )
+    asd = compute_average_surface_distance(
+        *pair, include_background=True, symmetric=True, spacing=spacing
+    )
     assert mine.hd95 == pytest.approx(float(hd95), rel=1e-5)
     assert mine.asd == pytest.approx(float(asd), rel=1e-5)
     assert mine.dice == pytest.approx(float(compute_dice(*pair)), rel=1e-5)
@@ -177,7 +196,9 @@ def test_paper_equals_a_slow_reading_of_the_definition(seed: int) -> None:
         else:
             hd95.append(0.0)
             asd.append(0.0)
-    score = score_classes(truth.astype(np.uint8), prediction.astype(np.uint8), 1, (1.0, 1.0, 1.0), "paper")[0]
+    score = score_classes(
+        truth.astype(np.uint8), prediction.astype(np.uint8), 1, (1.0, 1.0, 1.0), "paper"
+    )[0]
     assert score.hd95 == pytest.approx(np.mean(hd95))
     assert score.asd == pytest.approx(np.mean(asd))
 
@@ -192,7 +213,9 @@ def test_distances_equal_brute_force(first: np.ndarray, random: object) -> None:
     second = generator.random(first.shape) < 0.4
     first.flat[0] = second.flat[-1] = True
     spacing = tuple(generator.uniform(0.3, 4.0, size=3))
-    for mine, slow in zip(surface_distances(first, second, spacing), brute_force(first, second, spacing), strict=True):
+    for mine, slow in zip(
+        surface_distances(first, second, spacing), brute_force(first, second, spacing), strict=True
+    ):
         np.testing.assert_allclose(mine, slow, atol=1e-9)
 
 
@@ -219,16 +242,27 @@ def test_symmetry_identity_and_the_relation_of_dice_and_jaccard(seed: int) -> No
 
 @pytest.mark.parametrize("convention", ["strict", "paper"])
 @pytest.mark.parametrize("offset", [(0, 0, 0), (3, 5, 1), (6, 8, 13)])
-def test_where_the_structures_lie_in_the_scan_changes_nothing(convention: str, offset: tuple[int, int, int]) -> None:
+def test_where_the_structures_lie_in_the_scan_changes_nothing(
+    convention: str, offset: tuple[int, int, int]
+) -> None:
     small = np.stack([blob(1, (6, 12, 11)), blob(2, (6, 12, 11))]).astype(np.uint8)
     placed = np.zeros((2, 12, 20, 24), dtype=np.uint8)
-    placed[(slice(None), *(slice(o, o + s) for o, s in zip(offset, small.shape[1:], strict=True)))] = small
+    placed[
+        (slice(None), *(slice(o, o + s) for o, s in zip(offset, small.shape[1:], strict=True)))
+    ] = small
     spacing = (4.0, 1.5, 1.5)
     score = score_classes(placed[0], placed[1], 1, spacing, convention)[0]  # pyright: ignore[reportArgumentType]
     truth, prediction = small.astype(bool)
-    whole = strict_score(truth, prediction, spacing) if convention == "strict" else paper_score(truth, prediction)
+    whole = (
+        strict_score(truth, prediction, spacing)
+        if convention == "strict"
+        else paper_score(truth, prediction)
+    )
     slices = 1 if convention == "strict" else 2  # the scan has twice as many, the added ones empty
-    assert (score.hd95 * slices, score.asd * slices) == (pytest.approx(whole.hd95), pytest.approx(whole.asd))
+    assert (score.hd95 * slices, score.asd * slices) == (
+        pytest.approx(whole.hd95),
+        pytest.approx(whole.asd),
+    )
 
 
 def test_the_crop_changes_no_score() -> None:
@@ -236,10 +270,14 @@ def test_the_crop_changes_no_score() -> None:
     truth, prediction = np.zeros((2, 10, 40, 40), dtype=np.uint8)
     for label in (1, 2, 3):
         corner = generator.integers(0, (6, 25, 25))
-        box = tuple(slice(start, start + side) for start, side in zip(corner, (4, 12, 12), strict=True))
+        box = tuple(
+            slice(start, start + side) for start, side in zip(corner, (4, 12, 12), strict=True)
+        )
         truth[box] = label
         prediction[tuple(slice(side.start, side.stop - 2) for side in box)] = label
-    for label, score in enumerate(score_classes(truth, prediction, 3, (5.0, 1.0, 1.0), "strict"), start=1):
+    for label, score in enumerate(
+        score_classes(truth, prediction, 3, (5.0, 1.0, 1.0), "strict"), start=1
+    ):
         uncropped = strict_score(truth == label, prediction == label, (5.0, 1.0, 1.0))
         assert score == uncropped
 
@@ -250,7 +288,9 @@ def test_a_large_case_takes_seconds() -> None:
     for label in range(1, 8):
         row, column = 70 + 130 * (label % 3), 80 + 120 * (label // 3)
         truth[((z - 50) / 40) ** 2 + ((y - row) / 50) ** 2 + ((x - column) / 50) ** 2 < 1] = label
-        prediction[((z - 52) / 38) ** 2 + ((y - row) / 52) ** 2 + ((x - column) / 47) ** 2 < 1] = label
+        prediction[((z - 52) / 38) ** 2 + ((y - row) / 52) ** 2 + ((x - column) / 47) ** 2 < 1] = (
+            label
+        )
     start = time.process_time()
     scores = score_classes(truth, prediction, 7, (1.5, 0.8, 0.8), "strict")
     assert time.process_time() - start < 10

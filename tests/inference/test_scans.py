@@ -1,4 +1,4 @@
-"""Scans on their way to the segmenter."""
+"""Scans on their way to the segmenter, which are read ahead of it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,38 @@ from typing import Any
 
 import pytest
 
-from macl.inference.scans import Scan, read_ahead
+from macl.inference.scans import ScanToSegment, read_ahead
 from macl.utils.errors import MaclError
 
 
-def scan(name: str, moment: Any) -> Scan:
-    return Scan(name, ".nii.gz", geometry=lambda: pytest.fail("not asked for"), moments=(moment,))
+def scan(name: str, time_point: Any) -> ScanToSegment:
+    def geometry() -> Any:
+        pytest.fail("not asked for")
+
+    return ScanToSegment(name, ".nii.gz", geometry, (time_point,))
 
 
 def test_the_next_scan_is_read_while_this_one_is_segmented_and_no_further() -> None:
     begun = {name: threading.Event() for name in "abc"}
 
-    def moment(name: str) -> Any:
+    def time_point(name: str) -> Any:
         return lambda: begun[name].set() or name
 
-    pairs = read_ahead([scan(name, moment(name)) for name in "abc"])
+    pairs = read_ahead([scan(name, time_point(name)) for name in "abc"])
     first, reading = next(pairs)
     assert (first.name, reading.result()) == ("a", ["a"])
     assert begun["b"].wait(5)
     assert not begun["c"].is_set()
-    assert [(one.name, read.result()) for one, read in pairs] == [("b", ["b"]), ("c", ["c"])]
+    assert [(rest.name, read.result()) for rest, read in pairs] == [("b", ["b"]), ("c", ["c"])]
 
 
-def test_a_scan_that_cannot_be_read_is_told_in_its_turn() -> None:
+def test_a_scan_that_cannot_be_read_raises_in_its_turn() -> None:
     def broken() -> Any:
         raise MaclError("torn")
 
-    (_, good), (_, bad), (_, last) = read_ahead([scan("a", lambda: 1), scan("b", broken), scan("c", lambda: 3)])
+    (_, good), (_, bad), (_, last) = read_ahead(
+        [scan("a", lambda: 1), scan("b", broken), scan("c", lambda: 3)]
+    )
     assert good.result() == [1]
     with pytest.raises(MaclError, match="torn"):
         bad.result()

@@ -1,4 +1,4 @@
-"""Evaluate: truth from a store, a source or a folder; who is scored, on which grid, and what the means are."""
+"""Evaluate: truth from a store, a source or a folder; which cases are scored, and the means."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from macl.data.store import Store
 from macl.io.geometry import Geometry
 from macl.io.volume import write_volume
 from macl.metrics import Convention
-from macl.preprocessing.orientation import plan, to_scan
+from macl.preprocessing.orientation import choose_orientation, to_scan
 from macl.records.predictions import PredictionsRecord, open_predictions
 from macl.records.scores import read_rows
 from macl.stages.evaluate import evaluate, values_of
 from macl.utils.errors import MaclError
 
 UNKNOWN = Geometry(
-    size=(1, 1, 1), spacing=(1, 1, 1), origin=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), spacing_known=False
+    size=(1, 1, 1),
+    spacing=(1, 1, 1),
+    origin=(0, 0, 0),
+    direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
+    spacing_known=False,
 )
 
 
@@ -55,12 +59,21 @@ def summary_of(table: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Four cases of 4 × 8 × 10 voxels, 5 × 2 × 1 mm: class 5 shifted by a column, missed, invented, and in neither."""
+    """Four cases of 4 × 8 × 10 voxels of 5 × 2 × 1 mm.
+
+    Class 5 is shifted by a column in the first, missed in the second, invented in the third, and
+    in neither mask of the fourth.
+    """
     predictions, truth = tmp_path / "predictions", tmp_path / "truth"
     shape, spacing = (4, 8, 10), (1.0, 2.0, 5.0)
     first, second = box(shape, 5, (1, 3), (2, 6), (2, 6)), box(shape, 5, (1, 3), (2, 6), (3, 7))
     nothing = np.zeros(shape, dtype=np.uint8)
-    pairs = {"a": (first, second), "b": (first, nothing), "c": (nothing, first), "d": (nothing, nothing)}
+    pairs = {
+        "a": (first, second),
+        "b": (first, nothing),
+        "c": (nothing, first),
+        "d": (nothing, nothing),
+    }
     for case, (true, predicted) in pairs.items():
         always = box(shape, 2, (0, 1), (0, 2), (0, 2))
         write_mask(truth / f"{case}.nii.gz", true + always, spacing)
@@ -68,15 +81,30 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return predictions, truth
 
 
-def test_strict_rows_and_means(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strict_rows_and_means(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = evaluate(*folders, tmp_path / "metrics.csv")
-    assert [(row.case, row.class_name) for row in rows] == [(case, name) for case in "abcd" for name in "25"]
+    assert [(row.case, row.class_name) for row in rows] == [
+        (case, name) for case in "abcd" for name in "25"
+    ]
     found = {row.case: row for row in rows if row.class_name == "5"}
-    assert [found[case].outcome for case in "abcd"] == ["scored", "missed", "invented", "both_empty"]
+    assert [found[case].outcome for case in "abcd"] == [
+        "scored",
+        "missed",
+        "invented",
+        "both_empty",
+    ]
     assert (found["a"].dice, found["a"].jaccard, found["a"].hd95) == pytest.approx((0.75, 0.6, 1.0))
-    assert (found["a"].truth_voxels, found["a"].predicted_voxels, found["a"].shared_voxels) == (32, 32, 24)
+    assert (found["a"].truth_voxels, found["a"].predicted_voxels, found["a"].shared_voxels) == (
+        32,
+        32,
+        24,
+    )
     diagonal = math.hypot(4 * 5, 8 * 2, 10 * 1)
-    assert (found["b"].dice, found["b"].hd95, found["b"].asd) == pytest.approx((0, diagonal, diagonal))
+    assert (found["b"].dice, found["b"].hd95, found["b"].asd) == pytest.approx(
+        (0, diagonal, diagonal)
+    )
     assert math.isnan(found["d"].dice)
     assert {row.unit for row in rows} == {"mm"}
 
@@ -104,7 +132,12 @@ def test_the_file_says_what_the_rows_say(folders: tuple[Path, Path], tmp_path: P
     assert [line["dice"] for line in lines if line["outcome"] == "both_empty"] == [""]
     again = read_rows(tmp_path / "metrics.csv")
     for one, other in zip(rows, again, strict=True):
-        assert (one.case, one.class_name, one.outcome, one.slices) == (other.case, other.class_name, other.outcome, 4)
+        assert (one.case, one.class_name, one.outcome, one.slices) == (
+            other.case,
+            other.class_name,
+            other.outcome,
+            4,
+        )
         assert one.asd == pytest.approx(other.asd, abs=1e-6, nan_ok=True)
 
 
@@ -116,18 +149,26 @@ def test_paper_pools_dice_and_forgives_misses(folders: tuple[Path, Path], tmp_pa
     # Pooled over the four cases: 24 shared of 64 true and 64 predicted voxels.
     assert five["dice"] == {"mean": pytest.approx(2 * 24 / 128), "sd": None, "n": 16}
     assert five["jaccard"]["mean"] == pytest.approx(24 / 104)
-    # Two of 16 slices hold both, each 1 pixel off at its worst; the other 14, missed or invented ones too, count 0.
+    # Two of 16 slices hold both, each 1 pixel off at its worst; the other 14 count 0, those where
+    # the class is missed or invented too.
     assert five["hd95"]["mean"] == pytest.approx(2 / 16)
     assert five["missed"] == 1
     assert "centre crop" in summary["definitions"]["surface"]
 
 
-def test_perfect_masks_score_perfectly_in_both_conventions(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_perfect_masks_score_perfectly_in_both_conventions(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     conventions: tuple[Convention, ...] = ("strict", "paper")
     for convention in conventions:
         evaluate(folders[1], folders[1], tmp_path / "metrics.csv", convention=convention)
         mean = summary_of(tmp_path / "metrics.csv")["mean"]
-        assert [mean[key]["mean"] for key in ("dice", "jaccard", "hd95", "asd")] == [1.0, 1.0, 0.0, 0.0]
+        assert [mean[key]["mean"] for key in ("dice", "jaccard", "hd95", "asd")] == [
+            1.0,
+            1.0,
+            0.0,
+            0.0,
+        ]
 
 
 # ---------------------------------------------------------------- kinds of truth
@@ -138,7 +179,7 @@ def test_a_store_gives_its_truth_in_the_scans_own_values_and_orientation(tmp_pat
     store = _turn(store, values=(0, 40, 80))
     predictions = tmp_path / "predictions"
     for name in store.cases:
-        # On the scan's grid, written by another library: z, y, x flipped where the orientation flips.
+        # On the scan's grid, written by another library: flipped where the orientation flips.
         label = np.asarray([0, 40, 80], dtype=np.uint8)[store.read(name, "label")][::-1, :, ::-1]
         case = store.case(name)
         image = SimpleITK.GetImageFromArray(np.ascontiguousarray(label))
@@ -163,7 +204,9 @@ def test_a_store_of_resampled_slices_is_scored_on_the_scans_grid(tmp_path: Path)
     assert rows[0].truth_voxels == np.count_nonzero(truth == 1)
 
 
-def test_a_source_gives_its_labels_and_class_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_gives_its_labels_and_class_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "Dataset001_Toy"
     random = np.random.default_rng(0)
     for number in range(3):
@@ -172,11 +215,18 @@ def test_a_source_gives_its_labels_and_class_names(tmp_path: Path, capsys: pytes
         image = (mask * 50 + random.integers(0, 20, mask.shape)).astype(np.int16)
         write_mask(source / "imagesTr" / f"toy_{number}_0000.nii.gz", image)
         write_mask(tmp_path / "predictions" / f"toy_{number}.nii.gz", mask)
-    about = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "left": 1, "right": 2}, "numTraining": 3,
-             "file_ending": ".nii.gz"}  # fmt: skip
+    about = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 0, "left": 1, "right": 2},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
     (source / "dataset.json").write_text(json.dumps(about))
     rows = evaluate(tmp_path / "predictions", source, tmp_path / "metrics.csv")
-    assert [(row.class_name, row.outcome) for row in rows[:2]] == [("left", "both_empty"), ("right", "scored")]
+    assert [(row.class_name, row.outcome) for row in rows[:2]] == [
+        ("left", "both_empty"),
+        ("right", "scored"),
+    ]
     assert "nnunet_raw" in capsys.readouterr().err
 
 
@@ -190,7 +240,9 @@ def test_images_beside_their_labels_are_not_taken_for_the_truth(tmp_path: Path) 
     assert [(row.class_name, row.dice) for row in rows] == [("1", 1.0)]
 
 
-def test_classes_are_named_by_the_record_of_the_predictions(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_classes_are_named_by_the_record_of_the_predictions(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     record = PredictionsRecord(
         weights=("0",), classes=("nothing", "wall", "blood"), label_values=(0, 2, 5), cases=("a",)
     )
@@ -202,11 +254,16 @@ def test_classes_are_named_by_the_record_of_the_predictions(folders: tuple[Path,
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii"])
-def test_other_formats_are_scored_too(suffix: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_formats_are_scored_too(
+    suffix: str, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     image = SimpleITK.ReadImage(str(folders[1] / "a.nii.gz"))
     (tmp_path / "other").mkdir()
     SimpleITK.WriteImage(image, str(tmp_path / "other" / f"a{suffix}"))
-    assert all(row.dice == 1.0 for row in evaluate(tmp_path / "other", folders[1], tmp_path / "metrics.csv"))
+    assert all(
+        row.dice == 1.0
+        for row in evaluate(tmp_path / "other", folders[1], tmp_path / "metrics.csv")
+    )
 
 
 def test_pictures_are_scored_in_voxels(tmp_path: Path) -> None:
@@ -218,7 +275,9 @@ def test_pictures_are_scored_in_voxels(tmp_path: Path) -> None:
     assert (row.class_name, row.unit, row.hd95, row.slices) == ("255", "voxel", 1.0, 1)
 
 
-def test_distances_in_different_units_have_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_distances_in_different_units_have_no_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mask = box((3, 9, 9), 1, (1, 2), (2, 7), (2, 7))
     for folder in ("predictions", "truth"):
         write_mask(tmp_path / folder / "a.nii.gz", mask)
@@ -226,7 +285,11 @@ def test_distances_in_different_units_have_no_mean(tmp_path: Path, capsys: pytes
     rows = evaluate(tmp_path / "predictions", tmp_path / "truth", tmp_path / "metrics.csv")
     assert [row.unit for row in rows] == ["mm", "voxel"]
     summary = summary_of(tmp_path / "metrics.csv")
-    assert (summary["unit"], summary["mean"]["dice"]["mean"], summary["mean"]["hd95"]["mean"]) == ("mixed", 1.0, None)
+    assert (summary["unit"], summary["mean"]["dice"]["mean"], summary["mean"]["hd95"]["mean"]) == (
+        "mixed",
+        1.0,
+        None,
+    )
     assert "no mean" in capsys.readouterr().err
 
 
@@ -240,24 +303,28 @@ def test_cases_without_a_counterpart_are_named(
     (folders[1] / "c.nii.gz").unlink()
     rows = evaluate(*folders, tmp_path / "metrics.csv")
     assert {row.case for row in rows} == {"a", "d"}
-    said = capsys.readouterr().err
-    assert "1 predicted without a truth: c." in said
-    assert "1 with a truth but no prediction: b." in said
+    printed = capsys.readouterr().err
+    assert "Masks without a truth are not scored: c." in printed
+    assert "Cases without a mask are not scored: b." in printed
 
 
 def test_only_cases_that_were_asked_for_are_missed(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = PredictionsRecord(weights=("0",), classes=("0", "2", "5"), label_values=(0, 2, 5), cases=("a", "b"))
+    record = PredictionsRecord(
+        weights=("0",), classes=("0", "2", "5"), label_values=(0, 2, 5), cases=("a", "b")
+    )
     masks = tmp_path / "ours"
     open_predictions(masks, record)
     shutil.copy(folders[0] / "a.nii.gz", masks)
     evaluate(masks, folders[1], tmp_path / "metrics.csv")
-    said = capsys.readouterr().err
-    assert "1 with a truth but no prediction, though predictions.json says they were asked for: b." in said
+    printed = capsys.readouterr().err
+    assert "Cases that predictions.json lists without a mask are not scored: b." in printed
 
 
-def test_mistakes_are_named_and_nothing_is_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_mistakes_are_named_and_nothing_is_written(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     predictions, truth = folders
     out = tmp_path / "metrics.csv"
     (tmp_path / "none").mkdir()
@@ -293,7 +360,9 @@ def test_a_value_that_is_no_class_is_an_error(tmp_path: Path) -> None:
     store = write_toy_store(tmp_path / "store", patients=1, slices=3, side=32)
     label = store.read("patient001", "label")
     label[0, 0, 0] = 7
-    write_volume(tmp_path / "predictions" / "patient001.nii.gz", label, store.case("patient001").geometry)
+    write_volume(
+        tmp_path / "predictions" / "patient001.nii.gz", label, store.case("patient001").geometry
+    )
     with pytest.raises(MaclError, match=r"values \[7\] .* not among the classes \[0, 1, 2\]"):
         evaluate(tmp_path / "predictions", store.path, tmp_path / "metrics.csv")
 
@@ -310,10 +379,23 @@ def test_values_of_a_label() -> None:
 
 
 def test_the_command_line(
-    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "metrics.csv"
-    command = [sys.executable, "-m", "macl", "evaluate", *map(str, folders), "--out", str(out), "--convention", "paper"]
+    command = [
+        sys.executable,
+        "-m",
+        "macl",
+        "evaluate",
+        *map(str, folders),
+        "--out",
+        str(out),
+        "--convention",
+        "paper",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "convention paper (Dice pooled)" in done.stdout
@@ -330,14 +412,20 @@ def test_the_command_line(
 
 
 def _turn(store: Store, values: tuple[int, ...]) -> Store:
-    """Say that the scans run from right to left and from top to bottom, with label values of their own."""
+    """Declare that the scans run from right to left and from top to bottom, with other labels."""
     index = store.index
     cases = []
     for case in index.cases:
-        geometry = case.geometry.model_copy(update={"direction": (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)})
-        cases.append(case.model_copy(update={"geometry": geometry, "orientation": plan(geometry)}))
+        geometry = case.geometry.model_copy(
+            update={"direction": (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)}
+        )
+        cases.append(
+            case.model_copy(
+                update={"geometry": geometry, "orientation": choose_orientation(geometry)}
+            )
+        )
         label = store.read(case.name, "label")
-        assert (to_scan(label, plan(geometry)) == label[::-1, :, ::-1]).all()
+        assert (to_scan(label, choose_orientation(geometry)) == label[::-1, :, ::-1]).all()
     turned = index.model_copy(update={"cases": tuple(cases), "label_values": values})
     (store.path / "store.json").write_text(turned.model_dump_json())
     return Store.open(store.path)
@@ -348,16 +436,26 @@ def _add_truth(store: Store, name: str, truth: np.ndarray) -> None:
     import blosc2
 
     case = store.case(name)
-    entry = case.arrays["label"].model_copy(update={"file": f"cases/{name}.truth.b2nd", "shape": truth.shape})
+    entry = case.arrays["label"].model_copy(
+        update={"file": f"cases/{name}.truth.b2nd", "shape": truth.shape}
+    )
     values: Any = np.ascontiguousarray(truth)
     blosc2.asarray(values, urlpath=str(store.path / entry.file), mode="w")
     size = truth.shape[::-1]
-    geometry = case.geometry.model_copy(update={"size": size, "spacing": (0.5, 0.5, case.geometry.spacing[2])})
+    geometry = case.geometry.model_copy(
+        update={"size": size, "spacing": (0.5, 0.5, case.geometry.spacing[2])}
+    )
     changed = case.model_copy(
-        update={"arrays": {**case.arrays, "truth": entry}, "geometry": geometry, "orientation": plan(geometry, "axial")}
+        update={
+            "arrays": {**case.arrays, "truth": entry},
+            "geometry": geometry,
+            "orientation": choose_orientation(geometry, "axial"),
+        }
     )
     cases = tuple(changed if one.name == name else one for one in store.index.cases)
-    (store.path / "store.json").write_text(store.index.model_copy(update={"cases": cases}).model_dump_json())
+    (store.path / "store.json").write_text(
+        store.index.model_copy(update={"cases": cases}).model_dump_json()
+    )
 
 
 def test_the_written_mask_is_what_nibabel_reads(tmp_path: Path) -> None:

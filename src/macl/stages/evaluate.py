@@ -213,12 +213,12 @@ def match(
             "called <case>.nii.gz."
         )
     if without_truth := sorted(set(masks) - set(labelled)):
-        say(f"Not scored: {len(without_truth)} masks without a truth ({listed(without_truth)}).")
+        say(f"Masks without a truth are not scored: {listed(without_truth)}.")
     record = read_predictions(predictions)
     asked = set(labelled) if record is None else set(labelled) & set(record.cases)
     if without_mask := sorted(asked - set(masks)):
-        why = f", though {PREDICTIONS_RECORD} lists them" if record else ""
-        say(f"Not scored: {len(without_mask)} cases without a mask{why} ({listed(without_mask)}).")
+        asked_for = f" that {PREDICTIONS_RECORD} lists" if record else ""
+        say(f"Cases{asked_for} without a mask are not scored: {listed(without_mask)}.")
     return cases
 
 
