@@ -28,10 +28,9 @@ def frames_of(case: Case) -> tuple[Case, ...]:
     (time_points,) = set(counts)
     labelled = read_header(case.label).time_points if case.label else time_points
     if labelled != time_points:
-        which = "only one, of an unknown frame" if labelled == 1 else str(labelled)
         raise RefusedCaseError(
-            f"its image has {time_points} time points and its label {which}: save the labelled "
-            "frame as a scan of its own"
+            f"its image has {time_points} time points and its label {labelled}: save the labelled "
+            "frames as scans of their own"
         )
     digits = max(2, len(str(time_points)))
     return tuple(
