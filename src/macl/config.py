@@ -418,7 +418,8 @@ def _path(annotation: Any, loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
         field = inner.model_fields.get(str(step))
         return (step, *_path(field.annotation, rest)) if field else (step,)
     arguments = get_args(inner)
-    return (step, *_path(arguments[-1 if len(arguments) < 3 else 0], rest)) if arguments else ()
+    item = 0 if get_origin(inner) is tuple else -1
+    return (step, *_path(arguments[item], rest)) if arguments else ()
 
 
 def _alternatives(annotation: Any) -> list[Any]:
