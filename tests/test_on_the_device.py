@@ -81,7 +81,7 @@ def without_values(monkeypatch) -> None:
 def batches(tmp_path) -> Loader:
     store = write_toy_store(tmp_path / "store", patients=3, slices=4, side=60, channels=2)
     bank = PatchCache(store, [case.name for case in store.index.cases], True, META, "device")
-    return Loader(bank, 6, 64, seed=0, neighbours=True)
+    return Loader(bank, 6, (64, 64), seed=0, neighbours=True)
 
 
 def train(task: Any, batches: Loader, starts: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A store's index without its slices: enough for whatever only asks who is in the store."""
+"""A store's index without arrays, for whatever asks only who is in the store."""
 
 from __future__ import annotations
 
@@ -39,11 +39,16 @@ def stored_case(name: str, patient: str, labelled: bool = True) -> StoredCase:
             spacing_known=False,
         ),
         orientation=Orientation(
-            plane="axial", permutation=(0, 1, 2), flipped=(False, False, False), scanned_size=(2, 4, 4)
+            plane="axial",
+            permutation=(0, 1, 2),
+            flipped=(False, False, False),
+            scanned_size=(2, 4, 4),
         ),
         normalisation=Normalisation(low=(0.0,), high=(1.0,), mean=(0.0,), deviation=(1.0,)),
         arrays={
-            kind: StoredArray(file=f"cases/{name}.{kind}.b2nd", shape=shape, dtype="uint8", sha256=name)
+            kind: StoredArray(
+                file=f"cases/{name}.{kind}.b2nd", shape=shape, dtype="uint8", sha256=name
+            )
             for kind, shape in kinds.items()
         },
     )  # fmt: skip
@@ -78,7 +83,7 @@ def hearts(store: Path, patients: int = 100) -> Path:
 
 
 def many(store: Path, cases: int) -> Path:
-    """The index of a store of so many cases that all share the arrays of its first; the arrays are there."""
+    """A store of so many cases, which all share the arrays of the first."""
     store.mkdir(parents=True)
     slices = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
     first = stored_case("case00000", "patient00000")

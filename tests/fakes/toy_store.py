@@ -1,7 +1,7 @@
-"""A store of small synthetic cases, written directly: a disc within a bright ring, on a textured background.
+"""A store of small synthetic cases: a disc within a bright ring, on a textured background.
 
-Slices are told apart by their content: the disc fills more of the ring, and the background brightens, with a slice's
-height; the wavelength of the texture, and the ring's size, are the patient's.
+Slices differ by their height: the disc fills more of the ring, and the background brightens, the
+higher they lie. The wavelength of the texture and the ring's size are the patient's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def write_toy_store(
 ) -> Store:
     """Write and open a store of `patients` cases, the last `unlabelled` of them without label.
 
-    Every second and third of three cases has `more_slices` more than the one before it.
+    Cases differ in size: of three in a row, the second has `more_slices` more than the first, and
+    the third `more_slices` more than the second.
     """
     (folder / "cases").mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -63,8 +64,7 @@ def write_toy_store(
 def _case(
     random, slices: int, rows: int, columns: int, channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image (C, Z, Y, X) and label (Z, Y, X) of a patient, who has a radius and a texture; the rest depends on
-    the height."""
+    """Image (C, Z, Y, X) and label (Z, Y, X) of a patient with a radius and texture of its own."""
     y, x = np.mgrid[:rows, :columns]
     centre = np.array([rows, columns]) / 2 + random.uniform(-6, 6, 2)
     distance = np.hypot(y - centre[0], x - centre[1])

@@ -178,9 +178,9 @@ def test_too_few_slices_for_the_processes() -> None:
 @pytest.mark.parametrize(("gather", "contrasted"), [(True, 6), (False, 2)])
 def test_the_shares_of_a_batch_make_it_up(folder: Path, gather: bool, contrasted: int) -> None:
     bank = PatchCache(Store.open(folder / "toy.store"), ["patient001", "patient002"], True, torch.device("cpu"))
-    whole = next(Loader(bank, 6, 32, seed=1).between(0, 1))
+    whole = next(Loader(bank, 6, (32, 32), seed=1).between(0, 1))
     for rank in range(3):
-        batches = Loader(bank, 6, 32, seed=1, rank=rank, ranks=3, gather_negatives=gather)
+        batches = Loader(bank, 6, (32, 32), seed=1, rank=rank, world_size=3, gather_negatives=gather)
         share = next(batches.between(0, 1))
         assert batches.contrasted == contrasted
         assert share.gather_negatives == gather
