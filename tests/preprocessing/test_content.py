@@ -1,4 +1,4 @@
-"""Slices of air: the store knows them, pre-training leaves them out, and positions stay the same."""
+"""Slices of air: the store knows them, pre-training leaves them out, positions stay the same."""
 
 from __future__ import annotations
 
