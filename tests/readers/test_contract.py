@@ -186,7 +186,7 @@ def test_every_reader_has_a_fake() -> None:
 
 @pytest.mark.parametrize("name", names("readers"))
 def test_every_reader_has_a_page_whose_commands_name_what_there_is(name: str) -> None:
-    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8").replace("\\\n   ", "")
     assert f"({name}.md)" in (PAGES / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)", page, re.MULTILINE) == SECTIONS
     assert re.search(r"^macl inspect .+\nmacl prepare ", page, re.MULTILINE)
