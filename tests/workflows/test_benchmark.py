@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,14 +11,17 @@ import pytest
 from fakes.toy_store import write_toy_store
 from macl import cli
 from macl.data.store import Store
+from macl.stages.report import report
 from macl.stages.split import split
 from macl.utils.errors import MaclError
 from macl.workflows import benchmark as workflow
 from macl.workflows.benchmark import benchmark
-from macl.workflows.grid import cells, read_grid, specify
-from macl.workflows.results import rows, spread
+from macl.workflows.grid import combinations, read_grid, specify
+from macl.workflows.results import cell_rows, mean_and_deviation, read_cell
 
-SMALL = '"training.epochs=1", "training.size=64", "training.batch_size=4", "backbone_settings.width=2"'
+SMALL = (
+    '"training.epochs=1", "training.size=64", "training.batch_size=4", "backbone_settings.width=2"'
+)
 GRID = f"""
 store = "toy.store"
 split = "toy.json"
@@ -75,33 +79,39 @@ def hide_an_array_of_the_larger_budget(grid: Path) -> Path:
 
 def test_cells_run_seed_by_seed(grid: Path) -> None:
     edit(grid, "seeds = [0]", "seeds = [3, 0]")
-    assert [cell.name for cell in cells(read_grid(grid))] == [
-        f"{start}__{labels}__paper__seed{seed}" for seed in (3, 0) for start in ("scratch", "macl") for labels in (1, 2)
+    assert [cell.name for cell in combinations(read_grid(grid))] == [
+        f"{start}__{labels}__paper__seed{seed}"
+        for seed in (3, 0)
+        for start in ("scratch", "macl")
+        for labels in (1, 2)
     ]
 
 
-def test_paths_are_relative_to_the_grid(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_grid(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.toml").write_text("[training]\nepochs = 3\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     edit(grid, 'recipes = ["paper"]', 'recipes = ["paper", "mine.toml"]')
     read = read_grid(Path("..") / "grid.toml")
     assert Store.open(read.store).path.samefile(tmp_path / "toy.store")
-    assert [cell.name for cell in cells(read)][1] == "scratch__1__mine__seed0"
-    settings = specify(read)["scratch__1__mine__seed0"]["finetuning"]
+    names = [cell.name for cell in combinations(read)]
+    assert names[1] == "scratch__1__mine__seed0"
+    settings = {cell.name: of for cell, of in specify(read).items()}[names[1]]["finetuning"]
     assert settings["training"]["epochs"] == 1, "set wins over the recipe"
 
 
 def test_percentages_make_folders_of_their_own(grid: Path) -> None:
     edit(grid, '[1, "2"]', '[10, "10%"]')
-    names = [cell.name for cell in cells(read_grid(grid))]
+    names = [cell.name for cell in combinations(read_grid(grid))]
     assert names[:2] == ["scratch__10__paper__seed0", "scratch__10percent__paper__seed0"]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('name = "macl"', 'name = "scratch"', "stand twice: scratch__1__paper__seed0"),
+        ('name = "macl"', 'name = "scratch"', "are there twice: scratch__1__paper__seed0"),
         ('name = "macl"', 'name = "../macl"', r"start\.1\.name"),
         ('method = "macl"', "", "belong to a method"),
         ('method = "macl"', 'method = "mcal"', "did you mean 'macl'"),
@@ -115,7 +125,9 @@ def test_percentages_make_folders_of_their_own(grid: Path) -> None:
         (SMALL, '"method_settings.temprature=1"', "temprature"),
     ],
 )
-def test_what_cannot_run_is_said_before_anything_runs(grid: Path, old: str, new: str, sentence: str) -> None:
+def test_what_cannot_run_is_said_before_anything_runs(
+    grid: Path, old: str, new: str, sentence: str
+) -> None:
     edit(grid, old, new)
     with pytest.raises(MaclError, match=sentence):
         benchmark(grid, grid.with_name("bench"))
@@ -126,6 +138,80 @@ def test_a_folder_that_holds_something_else_is_left_alone(grid: Path, tmp_path: 
     with pytest.raises(MaclError, match="not a benchmark"):
         benchmark(grid, tmp_path / "toy.store")
     assert not (tmp_path / "toy.store" / "grid.toml").exists()
+
+
+# ---------------------------------------------------------------- slices and volumes
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Path:
+    """A grid with pre-training and recipes in 2D and in 3D, on volumes that hold several crops."""
+    write_toy_store(tmp_path / "toy.store", patients=5, slices=20, side=32)
+    split(tmp_path / "toy.store", tmp_path / "toy.json", test="2", budgets="1")
+    (tmp_path / "volumes.toml").write_text("dims = 3\n[training]\nbatch_size = 2\n")
+    (tmp_path / "slices.toml").write_text("[training]\nbatch_size = 2\n")
+    sizes = '"training.epochs=1", "training.size=16", "backbone_settings.width=2"'
+    (tmp_path / "grid.toml").write_text(f"""
+store = "toy.store"
+split = "toy.json"
+labels = [1]
+recipes = ["slices.toml", "volumes.toml"]
+conventions = ["strict"]
+
+[[start]]
+name = "scratch"
+
+[[start]]
+name = "macl-2d"
+method = "macl"
+set = [{sizes}]
+
+[[start]]
+name = "macl-3d"
+method = "macl"
+recipe = "macl-3d"
+set = [{sizes}, "training.batch_size=8", "patients_per_position=2"]
+
+[finetune]
+set = [{sizes}]
+""")
+    return tmp_path / "grid.toml"
+
+
+def test_weights_start_recipes_of_their_own_dimensions(both: Path) -> None:
+    specified = specify(read_grid(both))
+    assert [cell.name for cell in specified] == [
+        "scratch__1__slices__seed0",
+        "scratch__1__volumes__seed0",
+        "macl-2d__1__slices__seed0",
+        "macl-3d__1__volumes__seed0",
+    ]
+    assert [of["finetuning"]["dims"] for of in specified.values()] == [2, 3, 2, 3]
+    strides = specified[list(specified)[3]]["pretraining"]["backbone_settings"]["strides"]
+    assert specified[list(specified)[3]]["finetuning"]["backbone_settings"]["strides"] == strides
+
+
+def test_a_start_that_no_recipe_takes_is_said_before_anything_runs(both: Path) -> None:
+    edit(both, 'recipes = ["slices.toml", "volumes.toml"]', 'recipes = ["slices.toml"]')
+    with pytest.raises(MaclError, match=r"'macl-3d' is pre-trained in 3D, but .* \"dims=3\""):
+        benchmark(both, both.with_name("bench"))
+    assert not both.with_name("bench").exists()
+
+
+def test_slices_and_volumes_stand_in_one_table(both: Path) -> None:
+    out = both.with_name("bench")
+    assert benchmark(both, out, device="cpu")
+    means = {(row["start"], row["recipe"]) for row in table(out) if row["class"] == "mean"}
+    assert means == {
+        ("scratch", "slices"),
+        ("scratch", "volumes"),
+        ("macl-2d", "slices"),
+        ("macl-3d", "volumes"),
+    }
+    page = report(sorted((out / "cells").iterdir()), out / "report.html")
+    text = re.sub(r"<[^>]+>|\s+", " ", page.read_text(encoding="utf-8"))
+    assert "16 × 16 × 16 3D" in re.sub(r"\s+", " ", text)
+    assert "From macl, 1 labelled, 3D" in text
 
 
 # ---------------------------------------------------------------- running it
@@ -154,7 +240,9 @@ def test_every_cell_is_run_scored_and_tabled_once(
     assert benchmark(grid, out, device="cpu")
     after = contents(out)
     changed = {str(out / name) for name in ("results.csv", "results.md", "grid.toml")}
-    assert {name: content for name, content in before.items() if name not in changed}.items() <= after.items()
+    assert {
+        name: content for name, content in before.items() if name not in changed
+    }.items() <= after.items()
     assert len(table(out)) == 2 * len(found)
     summary = (out / "results.md").read_text(encoding="utf-8")
     assert "| 1 | paper | scratch | 2 |" in summary
@@ -165,14 +253,18 @@ def test_a_method_without_a_decoder_is_no_mistake(grid: Path, tmp_path: Path) ->
     edit(grid, 'name = "macl"\nmethod = "macl"', 'name = "simclr"\nmethod = "simclr"')
     edit(grid, 'labels = [1, "2"]', "labels = [1]")
     assert benchmark(grid, tmp_path / "out", device="cpu")
-    transfer = json.loads((tmp_path / "out/cells/simclr__1__paper__seed0/transfer.json").read_text(encoding="utf-8"))
+    transfer = json.loads(
+        (tmp_path / "out/cells/simclr__1__paper__seed0/transfer.json").read_text(encoding="utf-8")
+    )
     outcomes = {row["name"].split(".")[0]: set() for row in transfer["tensors"]}
     for row in transfer["tensors"]:
         outcomes[row["name"].split(".")[0]].add(row["outcome"])
     assert outcomes == {"encoder": {"loaded"}, "decoder": {"fresh"}, "head": {"fresh"}}
 
 
-def test_a_killed_benchmark_goes_on(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_benchmark_goes_on(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "bench"
     assert benchmark(grid, whole, device="cpu")
     predict, calls = workflow.predict, []
@@ -192,8 +284,9 @@ def test_a_killed_benchmark_goes_on(grid: Path, tmp_path: Path, monkeypatch: pyt
     assert benchmark(grid, out, device="cpu")
     assert contents(out / "cells" / "scratch__1__paper__seed0") == first
     times = {"pretraining_seconds", "finetuning_seconds"}
-    for one, other in zip(table(out), table(whole), strict=True):
-        assert {key: one[key] for key in one.keys() - times} == {key: other[key] for key in other.keys() - times}
+    for row, expected in zip(table(out), table(whole), strict=True):
+        kept = row.keys() - times
+        assert {key: row[key] for key in kept} == {key: expected[key] for key in kept}
 
 
 def test_a_failed_cell_is_reported_and_the_rest_goes_on(
@@ -201,7 +294,9 @@ def test_a_failed_cell_is_reported_and_the_rest_goes_on(
 ) -> None:
     hidden = hide_an_array_of_the_larger_budget(grid)
     monkeypatch.setattr(
-        sys, "argv", ["macl", "benchmark", str(grid), "--out", str(tmp_path / "bench"), "--device", "cpu"]
+        sys,
+        "argv",
+        ["macl", "benchmark", str(grid), "--out", str(tmp_path / "bench"), "--device", "cpu"],
     )
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -210,15 +305,24 @@ def test_a_failed_cell_is_reported_and_the_rest_goes_on(
     assert "Failed: scratch__2__paper__seed0: " in streams.err
     assert "2 of 4 cells are finished" in streams.err
     assert "Traceback" not in streams.err
-    assert {(row["start"], row["labels"]) for row in table(tmp_path / "bench")} == {("scratch", "1"), ("macl", "1")}
-    assert "- macl__2__paper__seed0: " in (tmp_path / "bench" / "results.md").read_text(encoding="utf-8")
+    assert {(row["start"], row["labels"]) for row in table(tmp_path / "bench")} == {
+        ("scratch", "1"),
+        ("macl", "1"),
+    }
+    assert "- macl__2__paper__seed0: " in (tmp_path / "bench" / "results.md").read_text(
+        encoding="utf-8"
+    )
 
     hidden.rename(hidden.with_suffix(".b2nd"))
-    assert benchmark(grid, tmp_path / "bench", device="cpu"), "once the cause is mended, the same command finishes it"
+    assert benchmark(grid, tmp_path / "bench", device="cpu"), (
+        "once the cause is mended, the same command finishes it"
+    )
     assert "Failed" not in (tmp_path / "bench" / "results.md").read_text(encoding="utf-8")
 
 
-def test_pretraining_that_fails_is_tried_once(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_that_fails_is_tried_once(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def broken(*_: object, **__: object) -> None:
@@ -245,7 +349,9 @@ def test_a_cell_is_not_mixed_with_one_of_other_settings(grid: Path, tmp_path: Pa
     assert table(out) == []
 
 
-def test_a_convention_added_later_is_scored_without_training_again(grid: Path, tmp_path: Path) -> None:
+def test_a_convention_added_later_is_scored_without_training_again(
+    grid: Path, tmp_path: Path
+) -> None:
     edit(grid, "seeds = [0]", 'seeds = [0]\nconventions = ["strict"]')
     out = tmp_path / "bench"
     assert benchmark(grid, out, device="cpu")
@@ -261,24 +367,26 @@ def test_a_convention_added_later_is_scored_without_training_again(grid: Path, t
 
 
 def test_means_over_seeds() -> None:
-    assert spread([0.8, 0.9], 100) == "85.00 ± 7.07"
-    assert spread([0.8, None], 100) == "80.00"
-    assert spread([None]) == "–"
+    assert mean_and_deviation([0.8, 0.9], 100) == "85.00 ± 7.07"
+    assert mean_and_deviation([0.8, None], 100) == "80.00"
+    assert mean_and_deviation([None]) == "–"
 
 
 def test_rows_of_a_cell_agree_with_its_summary(grid: Path, tmp_path: Path) -> None:
-    from macl.workflows.results import read_cell
-
     assert benchmark(grid, tmp_path / "bench", device="cpu")
     cell = read_cell(tmp_path / "bench" / "cells" / "scratch__1__paper__seed0")
     assert cell is not None
-    mean = next(row for row in rows(cell) if (row["convention"], row["class"]) == ("strict", "mean"))
+    mean = next(
+        row for row in cell_rows(cell) if (row["convention"], row["class"]) == ("strict", "mean")
+    )
     assert mean["dice"] == cell.summaries["strict"]["mean"]["dice"]["mean"]
-    assert mean["missed"] == sum(one["missed"] for one in cell.summaries["strict"]["classes"])
+    assert mean["missed"] == sum(row["missed"] for row in cell.summaries["strict"]["classes"])
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml")), ids=lambda path: path.stem
+    "path",
+    sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml")),
+    ids=lambda path: path.stem,
 )
 def test_the_grids_of_the_project_name_what_is_there(path: Path) -> None:
     from macl.config import FinetuneSettings, read_recipe, resolve
@@ -288,4 +396,6 @@ def test_the_grids_of_the_project_name_what_is_there(path: Path) -> None:
     assert set(grid.labels) <= set(read_split(grid.split).budgets)
     for recipe in grid.recipes:
         resolve(FinetuneSettings, read_recipe("finetune", recipe), grid.finetune.set)
-    assert len(list(cells(grid))) == len(grid.start) * len(grid.labels) * len(grid.recipes) * len(grid.seeds)
+    assert len(list(combinations(grid))) == len(grid.start) * len(grid.labels) * len(
+        grid.recipes
+    ) * len(grid.seeds)

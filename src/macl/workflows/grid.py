@@ -1,35 +1,50 @@
-"""A benchmark's grid: what it names, and the cells that this makes."""
+"""The grid of a benchmark: its file, its cells, and what each cell depends on."""
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from macl.config import FinetuneSettings, PretrainSettings, Settings, read_recipe, read_toml, resolve, validate
+from macl.config import (
+    FinetuneSettings,
+    PretrainSettings,
+    Settings,
+    read_toml,
+    resolve_recipe,
+    validate,
+)
 from macl.data.resolved_split import resolve_split
 from macl.data.splits import read_split
 from macl.data.store import Store
+from macl.engine.run import TrainingOptions
 from macl.metrics import Convention
-from macl.plugins import find
-from macl.tasks.networks import plugin_settings
+from macl.stages import finetune as finetuning_stage
+from macl.stages import pretrain as pretraining_stage
+from macl.stages.finetune import NETWORK, InitialWeights
 from macl.utils.errors import MaclError, listed
 
 NAME = r"^\w[\w.+-]*$"
 
 
 class Start(Settings):
-    """What fine-tuning starts from: pre-training by a method, once per seed, or, without a method, from scratch."""
+    """A start of fine-tuning: pre-training by a method, once per seed; no method: from scratch."""
 
     name: str = Field(pattern=NAME)
     method: str | None = None
-    recipe: str | None = Field(default=None, description="of pre-training; none: the method's own")
-    set: tuple[str, ...] = Field(default=(), description="settings of pre-training, as --set takes them")
+    recipe: str | None = Field(
+        default=None, description="recipe of the pre-training; none: the method's own"
+    )
+    set: tuple[str, ...] = Field(
+        default=(), description="settings of the pre-training, as --set takes them"
+    )
 
     @model_validator(mode="after")
     def _scratch_has_no_settings(self) -> Start:
@@ -38,14 +53,19 @@ class Start(Settings):
         return self
 
 
-class Finetune(Settings):
-    """What is changed in every fine-tuning recipe of the grid."""
+class FinetuneChanges(Settings):
+    """What the grid changes in every recipe of fine-tuning."""
 
     set: tuple[str, ...] = ()
 
 
-class Grid(Settings):
-    """A grid file. Paths in it are relative to it; every combination of start, labels, recipe and seed is a cell."""
+class BenchmarkGrid(Settings):
+    """A grid file. Its paths are relative to it.
+
+    Every combination of start, labels, recipe and seed is a cell, except that weights pre-trained
+    in 2D do not start a recipe in 3D, nor the other way round. A recipe is in 2D unless it or
+    `finetune.set` says dims = 3.
+    """
 
     store: Path
     split: str
@@ -53,28 +73,27 @@ class Grid(Settings):
     labels: tuple[str, ...] = Field(min_length=1)
     recipes: tuple[str, ...] = Field(default=("strong",), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    finetune: Finetune = Finetune()
+    finetune: FinetuneChanges = FinetuneChanges()
     conventions: tuple[Convention, ...] = Field(default=("strict", "paper"), min_length=1)
 
     @field_validator("labels", mode="before")
     @classmethod
     def _labels_may_be_numbers(cls, labels: Any) -> Any:
-        return (
-            [str(label) if isinstance(label, int) else label for label in labels]
-            if isinstance(labels, list)
-            else labels
-        )
+        if not isinstance(labels, list):
+            return labels
+        return [str(label) if isinstance(label, int) else label for label in labels]
 
     @model_validator(mode="after")
-    def _cells_differ(self) -> Grid:
-        repeated = [name for name, times in Counter(cell.name for cell in cells(self)).items() if times > 1]
+    def _cells_differ(self) -> BenchmarkGrid:
+        counts = Counter(cell.name for cell in combinations(self))
+        repeated = [name for name, count in counts.items() if count > 1]
         if repeated:
-            raise ValueError(f"these cells stand twice: {listed(repeated)}")
+            raise ValueError(f"these cells are there twice: {listed(repeated)}")
         return self
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchmarkCell:
     """One fine-tuning of the grid."""
 
     start: Start
@@ -84,7 +103,7 @@ class Cell:
 
     @property
     def recipe_name(self) -> str:
-        """The recipe's name, also of one that was given as a file."""
+        """The recipe's name; of a file, its stem."""
         return Path(self.recipe).stem if self.recipe.endswith(".toml") else self.recipe
 
     @property
@@ -99,29 +118,31 @@ class Cell:
         return f"{self.start.name}__{labels}__{self.recipe_name}__seed{self.seed}"
 
 
-def cells(grid: Grid) -> Iterator[Cell]:
-    """The cells in the order they run: seed by seed, so that what is reached compares like with like."""
+def combinations(grid: BenchmarkGrid) -> Iterator[BenchmarkCell]:
+    """All combinations, seed by seed, so that an interrupted benchmark compares like with like."""
     for seed in grid.seeds:
         for start in grid.start:
             for labels in grid.labels:
                 for recipe in grid.recipes:
-                    yield Cell(start, labels, recipe, seed)
+                    yield BenchmarkCell(start, labels, recipe, seed)
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path) -> BenchmarkGrid:
     """Read a grid file, with its paths made absolute.
 
     Raises:
         MaclError: the file is missing or broken, or a setting in it does not fit.
     """
-    grid = validate(Grid, read_toml(path, "a benchmark's grid"), where=path.name)
+    grid = validate(BenchmarkGrid, read_toml(path, "a benchmark's grid"), where=path.name)
     folder = path.absolute().parent
 
     def located(name: str, suffix: str) -> str:
         return str(folder / name) if name.endswith(suffix) else name
 
     starts = tuple(
-        start.model_copy(update={"recipe": located(start.recipe, ".toml")}) if start.recipe else start
+        start.model_copy(update={"recipe": located(start.recipe, ".toml")})
+        if start.recipe
+        else start
         for start in grid.start
     )
     return grid.model_copy(
@@ -134,41 +155,86 @@ def read_grid(path: Path) -> Grid:
     )
 
 
-def specify(grid: Grid) -> dict[str, dict[str, Any]]:
-    """Cell → everything its result depends on, as JSON; what cannot run is found here, before anything does.
+def specify(grid: BenchmarkGrid) -> dict[BenchmarkCell, dict[str, Any]]:
+    """The cells in the order they run, each with everything its result depends on, as JSON.
+
+    This finds what cannot run before anything does.
 
     Raises:
-        MaclError: the store, the split, a label budget, a method, a recipe or a setting is not there or does not fit.
+        MaclError: the store, the split, a label budget, a method, a recipe or a setting does not
+            exist or does not fit.
     """
     store = Store.open(grid.store)
     split = read_split(grid.split)
     resolved = resolve_split(split, store)
     for labels in grid.labels:
         resolved.labelled_cases(labels)
-    pretraining = {start.name: _pretraining(start) for start in grid.start}
-    finetuning = {
-        recipe: resolve(FinetuneSettings, read_recipe("finetune", recipe), grid.finetune.set) for recipe in grid.recipes
-    }
+    # Each stage prints the same messages again when it runs.
+    with redirect_stderr(io.StringIO()):
+        pretraining = {start: _pretraining(start, store) for start in grid.start}
+        dims = {recipe: _recipe_dims(recipe, grid) for recipe in grid.recipes}
+        finetuning = {
+            (start, recipe): _finetuning(recipe, grid, store, start, settings)
+            for start, settings in pretraining.items()
+            for recipe in grid.recipes
+            if settings is None or settings.dims == dims[recipe]
+        }
+    for start, settings in pretraining.items():
+        if settings and settings.dims not in dims.values():
+            raise MaclError(
+                f"The start {start.name!r} is pre-trained in {settings.dims}D, but no recipe of "
+                f'the grid fine-tunes in {settings.dims}D: add "dims={settings.dims}" to the set '
+                "of [finetune], or a recipe that names it."
+            )
     return {
-        cell.name: {
+        cell: {
             "store": store.checksum,
             "split": split.model_dump(mode="json"),
             "labels": cell.labels,
             "seed": cell.seed,
-            "pretraining": pretraining[cell.start.name],
-            "finetuning": finetuning[cell.recipe].model_dump(mode="json"),
+            "pretraining": _as_json(pretraining[cell.start]),
+            "finetuning": _as_json(finetuning[cell.start, cell.recipe]),
         }
-        for cell in cells(grid)
+        for cell in combinations(grid)
+        if (cell.start, cell.recipe) in finetuning
     }
 
 
-def _pretraining(start: Start) -> dict[str, Any] | None:
+def _as_json(settings: Settings | None) -> dict[str, Any] | None:
+    return settings.model_dump(mode="json") if settings else None
+
+
+def _pretraining(start: Start, store: Store) -> PretrainSettings | None:
+    """The settings of a start's pre-training; None from scratch."""
     if start.method is None:
         return None
-    method = find("methods", start.method)
-    recipe = read_recipe("pretrain", start.recipe or start.method)
-    settings = resolve(PretrainSettings, {**recipe, "method": start.method}, start.set)
+    settings, _ = pretraining_stage.resolve_settings(
+        start.recipe or start.method, start.method, TrainingOptions(overrides=start.set), store
+    )
     if settings.method != start.method:
-        raise MaclError(f"The start {start.name!r} names the method {start.method!r}, but sets {settings.method!r}.")
-    plugin_settings(method, settings.method_settings, f"{start.name}.method_settings")
-    return settings.model_dump(mode="json")
+        raise MaclError(
+            f"The start {start.name!r} names the method {start.method!r}, but sets "
+            f"{settings.method!r}."
+        )
+    return settings
+
+
+def _recipe_dims(recipe: str, grid: BenchmarkGrid) -> int:
+    """The dimensions of a recipe, whatever the weights that it starts from."""
+    return resolve_recipe(FinetuneSettings, recipe, grid.finetune.set).dims
+
+
+def _finetuning(
+    recipe: str,
+    grid: BenchmarkGrid,
+    store: Store,
+    start: Start,
+    pretraining: PretrainSettings | None,
+) -> FinetuneSettings:
+    """The settings of fine-tuning by a recipe from a start, whose network it takes over."""
+    settings = _as_json(pretraining) or {}
+    weights = InitialWeights(
+        start.name, network={name: settings[name] for name in NETWORK if name in settings}
+    )
+    options = TrainingOptions(overrides=grid.finetune.set)
+    return finetuning_stage.resolve_settings(recipe, options, store, weights)
