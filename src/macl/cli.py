@@ -103,11 +103,17 @@ def check_launch(
 
 
 @app.command()
-def demo(out: Out = Path("demo")) -> None:
+def demo(
+    out: Out = Path("demo"),
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="Train on volumes (3D) instead of slices.")
+    ] = False,
+) -> None:
     """Run the whole path on a dozen synthetic subjects made from a real brain template."""
+    from macl.workflows.demo import SLICES, VOLUMES
     from macl.workflows.demo import demo as run
 
-    run(out)
+    run(out, VOLUMES if volumes else SLICES)
 
 
 @app.command()
@@ -194,27 +200,38 @@ def split(
     store: StoreArgument,
     out: Annotated[Path, typer.Option("--out", help="Split file to write (.json).")],
     test: Annotated[
-        str | None, typer.Option(help="Patients kept for the test: a number or a percentage; 20% by default.")
+        str | None,
+        typer.Option(help="Patients to test: a number or a percentage. Default: 20%."),
     ] = None,
     validation: Annotated[
         str, typer.Option(help="Patients whose labels choose the best weights; 0: keep the last.")
     ] = "0",
-    budgets: Annotated[str, typer.Option(help="Nested label budgets: numbers of patients or percentages.")] = "10%,25%",
-    group: Annotated[str, typer.Option(help="What never crosses the split: patient, or consecutive-pair.")] = "patient",
+    budgets: Annotated[
+        str, typer.Option(help="Nested label budgets: numbers of patients or percentages.")
+    ] = "10%,25%",
+    group: Annotated[
+        str, typer.Option(help="Who counts as one person: patient, or consecutive-pair.")
+    ] = "patient",
     seed: SeedOption = 0,
-    folds: Annotated[int | None, typer.Option(min=2, help="Write so many splits that test everybody once.")] = None,
-    stratify: Annotated[bool, typer.Option("--stratify", help="Spread the structures shown evenly.")] = False,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Write this many splits, which test everybody once.")
+    ] = None,
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="Spread rare structures evenly over all parts.")
+    ] = False,
 ) -> None:
     """Choose who trains, validates and tests, by patient."""
     from macl.stages import split as stage
 
-    chosen = {"validation": validation, "budgets": budgets, "group": group, "seed": seed, "stratify": stratify}
+    options = stage.SplitKeywords(
+        validation=validation, budgets=budgets, group=group, seed=seed, stratify=stratify
+    )
     if folds is None:
-        stage.split(store, out, test=test or "20%", **chosen)
+        stage.split(store, out, test=test or "20%", **options)
     elif test is not None:
-        raise MaclError("--folds tests everybody once, which leaves nothing to --test: give one of them.")
+        raise MaclError("--folds tests everybody once, so --test has no meaning: give only one.")
     else:
-        stage.folds(store, out, count=folds, **chosen)
+        stage.folds(store, out, count=folds, **options)
 
 
 @app.command()
@@ -406,7 +423,9 @@ def profile(
 
 @app.command()
 def benchmark(
-    grid: Annotated[Path, typer.Argument(help="Grid of methods, label budgets, recipes and seeds (.toml).")],
+    grid: Annotated[
+        Path, typer.Argument(help="Grid of methods, label budgets, recipes and seeds (.toml).")
+    ],
     out: Out,
     device: DeviceOption = Device.auto,
 ) -> None:
@@ -419,8 +438,12 @@ def benchmark(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs to show side by side.")],
-    out: Annotated[Path, typer.Option("--out", help="Page to write (.html).")] = Path("report.html"),
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs to show side by side.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Page to write (.html).")] = Path(
+        "report.html"
+    ),
 ) -> None:
     """Write one self-contained HTML page about runs."""
     from macl.stages.report import report as run
