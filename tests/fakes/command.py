@@ -1,4 +1,4 @@
-"""The command line in this process: what it exits with, and what stands on which stream."""
+"""Calls of the command line in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Answer(NamedTuple):
 def macl(*words: object) -> Answer:
     """Call `macl` with `words`."""
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["macl", *map(str, words)]):
+    argv = ["macl", *map(str, words)]
+    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", argv):
         try:
             main()
             code = 0

@@ -375,7 +375,7 @@ def test_text_stands_out_in_light_and_dark(page: Path) -> None:
 def test_in_a_browser_it_is_whole_quiet_and_not_too_wide(
     page: Path, tmp_path: Path, width: int
 ) -> None:
-    seen = browser.look(page, width, tmp_path)
+    seen = browser.inspect(page, width, tmp_path)
     assert seen["width"] == width
     assert seen["errors"] == []
     assert seen["requests"] == []
@@ -388,7 +388,7 @@ def test_in_a_browser_it_is_whole_quiet_and_not_too_wide(
 
 @pytest.mark.browser
 def test_in_a_browser_it_is_drawn_as_it_is(page: Path, tmp_path: Path) -> None:
-    shot, console = browser.picture(page, 1280, 1600, tmp_path)
+    shot, console = browser.screenshot(page, 1280, 1600, tmp_path)
     assert console == ""
     pixels = images.imread(shot)
     assert pixels.shape[:2] == (1600, 1280)

@@ -19,7 +19,9 @@ PEOPLE = [f"patient{number:03d}" for number in range(1, 101)]
 
 def test_the_parts_are_disjoint_and_budgets_nested() -> None:
     chosen = choose(PEOPLE, test="20%", validation="3", budgets="8,20,25%", seed=1)
-    assert [len(people) for people in chosen.values()] == [20, 3, 5, 17, 17], "validation people are in the budget"
+    assert [len(people) for people in chosen.values()] == [20, 3, 5, 17, 17], (
+        "validation people are in the budget"
+    )
     assert list(chosen) == ["test", "validation", "8", "20", "25%"]
     assert set(chosen["8"]) < set(chosen["20"]) == set(chosen["25%"])
     assert not {*chosen["test"]} & {*chosen["validation"], *chosen["20"]}
@@ -33,12 +35,23 @@ def test_the_seed_alone_decides() -> None:
 
 
 def test_a_larger_budget_leaves_the_others_as_they_were() -> None:
-    assert choose(PEOPLE, test="20", budgets="8,40", seed=0)["8"] == choose(PEOPLE, test="20", budgets="8", seed=0)["8"]
+    assert (
+        choose(PEOPLE, test="20", budgets="8,40", seed=0)["8"]
+        == choose(PEOPLE, test="20", budgets="8", seed=0)["8"]
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "whole", "count"),
-    [("8", 80, 8), ("10%", 80, 8), ("10%", 144, 14), ("25 %", 10, 3), ("0.1%", 80, 1), ("0%", 80, 0), ("100%", 7, 7)],
+    [
+        ("8", 80, 8),
+        ("10%", 80, 8),
+        ("10%", 144, 14),
+        ("25 %", 10, 3),
+        ("0.1%", 80, 1),
+        ("0%", 80, 0),
+        ("100%", 7, 7),
+    ],
 )
 def test_amounts(text: str, whole: int, count: int) -> None:
     assert amount(text, whole, "--test") == count
@@ -70,7 +83,9 @@ def test_mistakes(tmp_path: Path, options: dict[str, Any], sentence: str) -> Non
 
 
 def test_people_without_labels_are_not_chosen(tmp_path: Path) -> None:
-    cases = [stored_case(f"c{number}", f"p{number}", labelled=number % 5 == 0) for number in range(50)]
+    cases = [
+        stored_case(f"c{number}", f"p{number}", labelled=number % 5 == 0) for number in range(50)
+    ]
     drawn = split(write(tmp_path / "a.store", cases), tmp_path / "mine.json", test="2", budgets="4")
     chosen = {*drawn.test, *drawn.budgets["4"]}
     assert len(chosen) == 6
@@ -80,10 +95,17 @@ def test_people_without_labels_are_not_chosen(tmp_path: Path) -> None:
 
 
 def test_two_sides_of_a_person_stay_together(tmp_path: Path) -> None:
-    store = write(tmp_path / "a.store", [stored_case(f"brain_{n:03d}", f"brain_{n:03d}") for n in range(1, 41)])
+    store = write(
+        tmp_path / "a.store",
+        [stored_case(f"brain_{n:03d}", f"brain_{n:03d}") for n in range(1, 41)],
+    )
     drawn = split(store, tmp_path / "mine.json", test="5", budgets="3", group="consecutive-pair")
     resolved = resolve_split(drawn, Store.open(store))
-    assert (len(resolved.test_cases), len(resolved.labelled_cases("3")), len(resolved.pretraining_cases)) == (10, 6, 30)
+    assert (
+        len(resolved.test_cases),
+        len(resolved.labelled_cases("3")),
+        len(resolved.pretraining_cases),
+    ) == (10, 6, 30)
 
 
 def test_an_existing_file_is_not_overwritten_by_another_split(tmp_path: Path) -> None:
@@ -101,10 +123,22 @@ def test_an_existing_file_is_not_overwritten_by_another_split(tmp_path: Path) ->
 
 def test_as_a_user_calls_it(tmp_path: Path) -> None:
     store, out = hearts(tmp_path / "acdc.store"), tmp_path / "mine.json"
-    command = [sys.executable, "-m", "macl", "split", str(store), "--out", str(out), "--budgets", "8,25%"]
+    command = [
+        sys.executable,
+        "-m",
+        "macl",
+        "split",
+        str(store),
+        "--out",
+        str(out),
+        "--budgets",
+        "8,25%",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    assert ["budget", "25%", "20", "40", "40"] in [line.split() for line in done.stderr.splitlines()]
+    assert ["budget", "25%", "20", "40", "40"] in [
+        line.split() for line in done.stderr.splitlines()
+    ]
     assert len(read_split(out).test) == 20
 
 
@@ -126,7 +160,9 @@ def test_folds_test_everybody_once(tmp_path: Path) -> None:
 
 
 def test_every_part_of_a_stratified_order_holds_its_share_of_each_structure() -> None:
-    strata = {person: frozenset({1, 2} if number % 5 else {1}) for number, person in enumerate(PEOPLE)}
+    strata = {
+        person: frozenset({1, 2} if number % 5 else {1}) for number, person in enumerate(PEOPLE)
+    }
     order = in_order(PEOPLE, 0, strata)
     for start in range(0, 100, 10):
         assert sum(2 in strata[person] for person in order[start : start + 10]) in (7, 8, 9)
