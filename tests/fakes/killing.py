@@ -1,4 +1,4 @@
-"""Commands in processes of their own that can be killed at a chosen moment; the libraries are loaded once for all."""
+"""Commands in processes that can be killed at a chosen time; libraries are loaded once for all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 PATIENCE_SECONDS = 60.0
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["macl.cli", "macl.stages.pretrain", "macl.stages.finetune", "macl.methods.macl"])
+_processes.set_forkserver_preload(
+    ["macl.cli", "macl.stages.pretrain", "macl.stages.finetune", "macl.methods.macl"]
+)
 
 
 def _command(words: Sequence[str], stderr: str) -> None:
@@ -24,7 +26,7 @@ def _command(words: Sequence[str], stderr: str) -> None:
 
 
 def run(words: Sequence[str], stderr: Path, kill_when: Callable[[], bool] | None = None) -> int:
-    """Run `macl` with `words`, SIGKILL it as soon as `kill_when` holds; its exit code (−9 where it was killed)."""
+    """Run `macl` with `words` and kill it as soon as `kill_when` holds; its exit code."""
     process = _processes.Process(target=_command, args=(list(words), str(stderr)))
     process.start()
     until = time.monotonic() + PATIENCE_SECONDS

@@ -1,4 +1,4 @@
-"""A function or a command in two processes that train together, started as `torchrun` would, without its agent."""
+"""A function or a command in two processes that train together, as `torchrun` starts them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,34 @@ COUNT = 2
 KILLED = -signal.SIGKILL
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["macl.cli", "macl.stages.pretrain", "macl.stages.finetune", "macl.methods.macl"])
+_processes.set_forkserver_preload(
+    ["macl.cli", "macl.stages.pretrain", "macl.stages.finetune", "macl.methods.macl"]
+)
 
 
 def _run(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ |= {
-        "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
-        "WORLD_SIZE": str(COUNT), "LOCAL_WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+        "TORCHELASTIC_RUN_ID": "test",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(COUNT),
+        "LOCAL_WORLD_SIZE": str(COUNT),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     function(*arguments)
 
 
 def run_in_two(function: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """Call `function` in two processes of one run; their exit codes, once both have ended."""
+    """Call `function` in two processes of one run; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [_processes.Process(target=_run, args=(rank, port, function, arguments)) for rank in range(COUNT)]
+    processes = [
+        _processes.Process(target=_run, args=(rank, port, function, arguments))
+        for rank in range(COUNT)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -42,23 +53,25 @@ def run_in_two(function: Callable[..., None], *arguments: Any) -> list[int | Non
     return [process.exitcode for process in processes]
 
 
-def command(words: Sequence[Sequence[str]], said: Path, second_killed_after: int | None = None) -> None:
-    """`macl` with a process's own words; its stderr goes to `said/<rank>.txt`.
+def command(
+    words: Sequence[Sequence[str]], stderr: Path, second_killed_after: int | None = None
+) -> None:
+    """Call `macl` with each process's own words; its stderr goes to `stderr/<rank>.txt`.
 
-    The second process kills itself once the state of step `second_killed_after` is due to be saved.
+    The second process kills itself when the state of step `second_killed_after` is saved.
     """
     rank = int(os.environ["RANK"])
-    with (said / f"{rank}.txt").open("w", encoding="utf-8") as sys.stderr:
+    with (stderr / f"{rank}.txt").open("w", encoding="utf-8") as sys.stderr:
         from macl.cli import main
-        from macl.engine import trainer as training
+        from macl.engine import trainer
 
-        save = training._TrainingState.save
+        save = trainer._TrainingState.save
 
         def save_or_be_killed(state: Any, path: Path) -> None:
             save(state, path)
             if rank == 1 and state.step == second_killed_after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        training._TrainingState.save = save_or_be_killed
+        trainer._TrainingState.save = save_or_be_killed
         sys.argv = ["macl", *words[rank]]
         main()

@@ -1,4 +1,4 @@
-"""Work for other processes, which must find it by name."""
+"""Work for other processes, which import it by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 
-def sleep_and_tell(task: tuple[float, str]) -> None:
+def sleep_and_touch(task: tuple[float, str]) -> None:
     """Sleep for some seconds, then make a file."""
     seconds, file = task
     time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""Training killed ten times over, inside a checkpoint's write too, ends as if it had never been: bit for bit."""
+"""Training killed ten times, once while it saves its state, ends bit for bit the same."""
 
 from __future__ import annotations
 
@@ -13,40 +13,55 @@ from fakes.toy_store import write_toy_store
 from macl.stages.split import split
 
 STEPS = 45
-SMALL = (
-    "training.size=32", "training.batch_size=4", "training.checkpoint_every_steps=3", "training.log_every_steps=1",
-    "backbone_settings.width=8",
-)  # fmt: skip
+OFTEN = ("training.checkpoint_every_steps=3", "training.log_every_steps=1")
+PRETRAINING = (*OFTEN, "training.epochs=5", "method_settings.decoder_blocks=1")
+FINETUNING = (*OFTEN, "training.epochs=15", "training.ema_decay=0.9", "mirror_averaging=false")
+SLICES = ("training.size=32", "training.batch_size=4", "backbone_settings.width=8")
+VOLUMES = (
+    "dims=3",
+    "backbone_settings.width=4",
+    "training.size=[8,16,16]",
+    "training.batch_size=2",
+)
 SETTINGS = {
-    "pretrain": (*SMALL, "training.epochs=5", "method_settings.decoder_blocks=1"),
-    "finetune": (*SMALL, "training.epochs=15", "training.ema_decay=0.9", "mirror_averaging=false"),
+    ("pretrain", 2): (*SLICES, *PRETRAINING),
+    ("finetune", 2): (*SLICES, *FINETUNING),
+    ("pretrain", 3): (*VOLUMES, "patients_per_position=2", *PRETRAINING),
+    ("finetune", 3): (*VOLUMES, *FINETUNING),
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six cases of 6 slices, and as volumes of 24 slices; two of them are fine-tuned on."""
     folder = tmp_path_factory.mktemp("killed")
-    write_toy_store(folder / "toy.store", patients=6, slices=6, side=32)
-    split(folder / "toy.store", folder / "split.json", test="2", validation="1", budgets="3")
+    for dims, slices in ((2, 6), (3, 24)):
+        store = folder / f"{dims}d.store"
+        write_toy_store(store, patients=6, slices=slices, side=32)
+        split(store, folder / f"{dims}d.json", test="2", validation="1", budgets="3")
     return folder
 
 
-def command(folder: Path, stage: str, out: Path) -> list[str]:
-    words = [stage, str(folder / "toy.store"), "--out", str(out), "--device", "cpu", "--resume"]
+def command(folder: Path, stage: str, dims: int, out: Path) -> list[str]:
+    store = str(folder / f"{dims}d.store")
+    words = [stage, store, "--out", str(out), "--device", "cpu", "--resume"]
     if stage == "finetune":
-        words += ["--init", "scratch", "--split", str(folder / "split.json"), "--labels", "3"]
-    for setting in SETTINGS[stage]:
+        words += ["--init", "scratch", "--split", str(folder / f"{dims}d.json"), "--labels", "3"]
+    for setting in SETTINGS[stage, dims]:
         words += ["--set", setting]
     return words
 
 
 def logged(run: Path) -> list[dict[str, float]]:
-    """The complete lines of a log, without the one number that is about time."""
+    """The complete lines of a log, without the throughput."""
     if not (run / "log.jsonl").is_file():
         return []
     lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
     values = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{name: value for name, value in line.items() if name != "patches_per_second"} for line in values]
+    return [
+        {name: value for name, value in line.items() if name != "patches_per_second"}
+        for line in values
+    ]
 
 
 def last_step(run: Path) -> int:
@@ -55,7 +70,7 @@ def last_step(run: Path) -> int:
 
 
 def kill_ten_times(words: Sequence[str], run: Path, stderr: Path) -> list[int]:
-    """Kill the run ten times, once in the middle of writing its state; the steps its log had come to each time."""
+    """Kill a run ten times, once while it writes its state; the last logged step at each kill."""
     killed_at: list[int] = []
 
     def kill(when: Callable[[], bool]) -> None:
@@ -82,11 +97,12 @@ def kill_ten_times(words: Sequence[str], run: Path, stderr: Path) -> list[int]:
     return killed_at
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_killed_and_resumed_is_bit_for_bit_the_same(folder: Path, stage: str) -> None:
-    whole, killed, stderr = folder / f"{stage}-whole", folder / f"{stage}-killed", folder / f"{stage}.txt"
-    assert killing.run(command(folder, stage, whole), stderr) == 0, stderr.read_text()
-    words = command(folder, stage, killed)
+@pytest.mark.parametrize(("stage", "dims"), SETTINGS)
+def test_killed_and_resumed_is_bit_for_bit_the_same(folder: Path, stage: str, dims: int) -> None:
+    name = f"{stage}-{dims}d"
+    whole, killed, stderr = folder / f"{name}-whole", folder / name, folder / f"{name}.txt"
+    assert killing.run(command(folder, stage, dims, whole), stderr) == 0, stderr.read_text()
+    words = command(folder, stage, dims, killed)
     killed_at = kill_ten_times(words, killed, stderr)
     assert len(killed_at) >= 10
     assert sum(0 < step < STEPS for step in killed_at) >= 5, killed_at
@@ -94,9 +110,12 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(folder: Path, stage: str) ->
 
     assert [line["step"] for line in logged(killed)] == list(range(1, STEPS + 1))
     assert logged(killed) == logged(whole)
-    assert (killed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
-    assert sorted(item.name for item in killed.iterdir()) == sorted(item.name for item in whole.iterdir())
-    records = [json.loads((run / "run.json").read_text()) for run in (killed, whole)]
+    runs = (killed, whole)
+    weights = [(run / "weights.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+    files = [sorted(item.name for item in run.iterdir()) for run in runs]
+    assert files[0] == files[1]
+    records = [json.loads((run / "run.json").read_text()) for run in runs]
     for record in records:
         assert record.pop("seconds") > 0
     assert records[0] == records[1]

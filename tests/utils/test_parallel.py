@@ -1,4 +1,4 @@
-"""Work in several processes: the same results, and a killed worker is told."""
+"""Work in several processes: the same results, and a killed worker is a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.working import sleep_and_tell
+from fakes.working import sleep_and_touch
 from macl.utils.errors import MaclError
 from macl.utils.parallel import workers_for
 
@@ -29,7 +29,7 @@ def test_an_interruption_does_not_wait_for_the_workers(tmp_path: Path) -> None:
 
     def interrupted() -> None:
         with workers_for(2, 2) as run:
-            next(run(sleep_and_tell, tasks))
+            next(run(sleep_and_touch, tasks))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

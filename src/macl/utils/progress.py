@@ -14,6 +14,7 @@ from rich.progress import TimeRemainingColumn as _TimeRemainingColumn
 from rich.text import Text
 
 from macl.utils.ranks import this_rank
+from macl.utils.text import format_duration
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -73,7 +74,7 @@ def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
             return
         last = now
         rate = (done - first) / max(now - start, 1e-9)
-        left = f"{(total - done) / rate:.0f} s left" if rate else "time left unknown"
+        left = f"{format_duration((total - done) / rate)} left" if rate else "time left unknown"
         say(f"{title}: {done}/{total}, {rate:.1f}/s, {left}{'  ' + note if note else ''}")
 
     yield advance
