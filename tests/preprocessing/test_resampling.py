@@ -1,170 +1,225 @@
-"""Scan → slices → scan: orientation exact for any grid, resampling close."""
+"""Resampling in plane or along all axes, and probabilities back: close, in place, in range."""
 
 from __future__ import annotations
 
-import nibabel
 import numpy as np
 import pytest
-import SimpleITK
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
-from scipy.spatial.transform import Rotation
+from scipy.ndimage import gaussian_filter, zoom
 
+from fakes.grids import geometry_of, numbered
 from macl.config import PrepareSettings
-from macl.io.geometry import Geometry, Volume, direction_matrix, nearest_axes, orientation
-from macl.io.nifti import affine_of
-from macl.preprocessing.orientation import orient, plan, to_scan
-from macl.preprocessing.resampling import label_to_slices, to_scan_plane, to_slices
+from macl.data.store import Orientation
+from macl.io.geometry import Geometry, Volume
+from macl.preprocessing.orientation import to_scan
+from macl.preprocessing.resampling import (
+    label_to_store_grid,
+    nearest_axis,
+    to_scanned_size,
+    to_store_grid,
+)
 from macl.utils.errors import RefusedCaseError
 
-AS_SCANNED = PrepareSettings()
+Spacing = tuple[float, float, float]
+
+TURNED = np.array([[0.0, 1, 0], [0, 0, -1], [1, 0, 0]])
+ISOTROPIC = geometry_of((40, 34, 30), (1.0, 1.1, 1.2), TURNED)
+ANISOTROPIC = geometry_of((90, 70, 8), (1.0, 1.1, 5.0), TURNED)
 
 
-def geometry_of(
-    size: tuple[int, int, int], spacing: tuple[float, float, float] = (1.0, 1.0, 1.0), matrix: np.ndarray | None = None
-) -> Geometry:
-    flat = (np.eye(3) if matrix is None else matrix).ravel().tolist()
-    return Geometry(size=size, spacing=spacing, origin=(3.0, -4.0, 5.0), direction=flat, spacing_known=True)
-
-
-@st.composite
-def geometries(draw: st.DrawFn, largest_tilt_degrees: float = 40.0) -> Geometry:
-    """Any of the 48 orientations, then tilted: oblique, anisotropic, left- and right-handed."""
-    axes = draw(st.permutations(range(3)))
-    signs = [draw(st.sampled_from((-1.0, 1.0))) for _ in range(3)]
-    turned = np.eye(3)[:, axes] * signs
-    axis = np.array([1.0, *(draw(st.floats(-1, 1)) for _ in range(2))])
-    tilt = np.radians(draw(st.floats(0.0, largest_tilt_degrees)))
-    rotation = Rotation.from_rotvec(axis / np.linalg.norm(axis) * tilt).as_matrix()
-    size = tuple(draw(st.integers(1, 7)) for _ in range(3))
-    spacing = tuple(draw(st.floats(0.3, 6.0)) for _ in range(3))
-    return geometry_of(size, spacing, rotation @ turned)  # pyright: ignore[reportArgumentType]
-
-
-def numbered(geometry: Geometry) -> np.ndarray:
-    """(1, z, y, x): every voxel another number."""
-    return np.arange(np.prod(geometry.size), dtype=np.int32).reshape(1, *reversed(geometry.size))
-
-
-@given(geometries(180.0), st.sampled_from(["auto", "axial", "coronal", "sagittal"]))
-@settings(max_examples=200, deadline=None)
-def test_there_and_back_is_exact(geometry: Geometry, plane) -> None:
-    array = numbered(geometry)
-    slices = to_slices(Volume(array, geometry), PrepareSettings(plane=plane))
-    assert slices.array.shape[2:] == slices.orientation.scanned_size[1:]
-    np.testing.assert_array_equal(to_scan(slices.array[:, 0], slices.orientation), array[0])
-    label = (array[0] % 5).astype(np.uint8)
-    there = label_to_slices(label, slices.orientation, slices.orientation.scanned_size[1:])
-    np.testing.assert_array_equal(to_scan(there, slices.orientation), label)
-
-
-@given(geometries())
-@settings(max_examples=60, deadline=None)
-def test_axial_slices_are_those_of_nibabel(geometry: Geometry) -> None:
-    array = numbered(geometry)
-    slices = to_slices(Volume(array, geometry), PrepareSettings(plane="axial"))
-    canonical = nibabel.as_closest_canonical(nibabel.Nifti1Image(array[0].T, affine_of(geometry)))
-    right_anterior_superior = np.asarray(canonical.dataobj)
-    np.testing.assert_array_equal(slices.array[:, 0], right_anterior_superior[::-1, ::-1].T)
-
-
-@given(geometries(30.0))
-@settings(max_examples=30, deadline=None)
-def test_axial_slices_are_those_of_simpleitk(geometry: Geometry) -> None:
-    array = numbered(geometry)
-    image = SimpleITK.GetImageFromArray(array[0])
-    image.SetDirection(geometry.direction)
-    turned = SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(image, "LPS"))
-    slices = to_slices(Volume(array, geometry), PrepareSettings(plane="axial"))
-    np.testing.assert_array_equal(slices.array[:, 0], turned)
-    name = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
-    assert orientation(geometry) == name
-
-
-@given(geometries(180.0), st.sampled_from(["axial", "coronal", "sagittal"]))
-@settings(max_examples=40, deadline=None)
-def test_every_axis_of_the_slices_rises_towards_left_posterior_superior(geometry: Geometry, plane) -> None:
-    orientation = plan(geometry, plane)
-    matrix, axes = direction_matrix(geometry), nearest_axes(geometry)
-    stacked = {"axial": [2, 1, 0], "coronal": [1, 2, 0], "sagittal": [0, 2, 1]}[plane]
-    for place, anatomical in enumerate(stacked):
-        grid_axis = 2 - orientation.permutation[place]
-        assert axes[grid_axis] == anatomical
-        rise = matrix[anatomical, grid_axis] * (-1 if orientation.flipped[place] else 1)
-        assert rise >= 0
-
-
-@pytest.mark.parametrize(
-    ("size", "spacing", "plane"),
-    [
-        ((9, 9, 9), (1.0, 1.0, 1.0), "axial"),
-        ((9, 9, 9), (1.0, 1.0, 5.0), "axial"),
-        ((9, 9, 9), (1.0, 5.0, 1.0), "coronal"),
-        ((9, 9, 9), (5.0, 1.0, 1.0), "sagittal"),
-        ((9, 9, 9), (1.3, 1.0, 1.0), "axial"),
-        ((9, 9, 9), (2.0, 2.0, 1.0), "axial"),
-        ((1, 9, 9), (1.0, 1.0, 5.0), "sagittal"),
-    ],
-)
-def test_slices_lie_across_the_coarsest_spacing(size, spacing, plane) -> None:
-    assert plan(geometry_of(size, spacing)).plane == plane
-
-
-def blobs(size: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+def blobs(size: tuple[int, int, int], sigma: tuple[float, ...] = (2, 6, 6)) -> np.ndarray:
     """(z, y, x) smooth labels 0…3."""
-    noise = gaussian_filter(np.random.default_rng(seed).normal(size=tuple(reversed(size))), (2, 6, 6))
+    noise = gaussian_filter(np.random.default_rng(0).normal(size=tuple(reversed(size))), sigma)
     return np.digitize(noise, np.quantile(noise, (0.5, 0.75, 0.9))).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("spacing_mm", "dice"), [(0.8, 0.985), (1.25, 0.95)])
-def test_labels_survive_resampling_and_no_class_appears_between_others(spacing_mm: float, dice: float) -> None:
-    geometry = geometry_of((90, 70, 8), (1.0, 1.1, 5.0), np.array([[0.0, 1, 0], [0, 0, -1], [1, 0, 0]]))
+def smooth(geometry: Geometry) -> np.ndarray:
+    """(1, z, y, x) float64: structures a few voxels wide."""
+    noise = np.random.default_rng(0).normal(size=tuple(reversed(geometry.size)))
+    return gaussian_filter(noise, 3.0)[None]
+
+
+def one_hot(label: np.ndarray) -> np.ndarray:
+    """(4, Z, Y, X) float32."""
+    return (label == np.arange(4)[:, None, None, None]).astype(np.float32)
+
+
+def on_scanned_grid(values: np.ndarray, orientation: Orientation) -> np.ndarray:
+    """(K, Z, Y, X) on the store's grid → (K, z, y, x) on the scan's."""
+    slices = to_scanned_size(np.moveaxis(values, 1, 0), values.shape[1], orientation)
+    return to_scan(np.stack([*slices], axis=1), orientation)
+
+
+def dice(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Of the class that fits worst."""
+    pairs = [(ours == value, theirs == value) for value in range(4)]
+    return min(2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs)
+
+
+# ---------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize(
+    ("geometry", "spacing_mm", "least_dice"),
+    [
+        (ANISOTROPIC, 0.8, 0.985),
+        (ANISOTROPIC, 1.25, 0.95),
+        (ANISOTROPIC, (5.0, 0.8, 0.8), 0.985),
+        (ANISOTROPIC, (2.5, 0.8, 0.8), 0.985),
+        (ISOTROPIC, (0.6, 0.7, 0.8), 0.97),
+        (ISOTROPIC, (1.0, 1.0, 1.0), 0.94),
+    ],
+)
+def test_labels_survive_and_no_class_appears_between_others(
+    geometry: Geometry, spacing_mm: float | Spacing, least_dice: float
+) -> None:
+    label = blobs(geometry.size, (2, 6, 6) if geometry is ANISOTROPIC else (3, 3, 3))
+    grid = to_store_grid(Volume(label[None], geometry), PrepareSettings(spacing_mm=spacing_mm))
+    _, *size = grid.array.shape
+    assert tuple(size) != grid.orientation.scanned_size
+    wanted = spacing_mm if isinstance(spacing_mm, tuple) else (5.0, spacing_mm, spacing_mm)
+    assert grid.spacing_mm == pytest.approx(wanted, rel=0.03)
+    z, y, x = size
+    prepared = label_to_store_grid(label, grid.orientation, (z, y, x), grid.nearest_axis)
+    assert prepared.shape == (z, y, x)
+    restored = on_scanned_grid(one_hot(prepared), grid.orientation).argmax(axis=0)
+    assert dice(restored, label) > least_dice
+    two_apart = np.where(label > 1, 3, 0).astype(np.uint8)
+    resampled = label_to_store_grid(two_apart, grid.orientation, (z, y, x), grid.nearest_axis)
+    assert set(np.unique(resampled)) == {0, 3}
+
+
+@pytest.mark.parametrize(
+    ("geometry", "spacing_mm"),
+    [
+        (ISOTROPIC, 0.8),
+        (ISOTROPIC, (0.8, 0.8, 0.8)),
+        (ISOTROPIC, (1.5, 0.8, 1.3)),
+        (ANISOTROPIC, (5.0, 0.8, 0.8)),
+        (ANISOTROPIC, (2.5, 1.0, 1.0)),
+    ],
+)
+def test_an_image_comes_back_to_the_scans_grid(
+    geometry: Geometry, spacing_mm: float | Spacing
+) -> None:
+    image = smooth(geometry)
+    grid = to_store_grid(Volume(image, geometry), PrepareSettings(spacing_mm=spacing_mm))
+    restored = on_scanned_grid(grid.array, grid.orientation)
+    assert restored.shape == image.shape
+    assert restored.dtype == np.float32
+    assert np.corrcoef(restored.ravel(), image.ravel())[0, 1] > 0.99
+
+
+def test_edges_stay_in_place_along_each_axis() -> None:
+    geometry = geometry_of((40, 30, 20))
+    middle = np.s_[8:-8, 8:-8, 8:-8]
+    for axis, count in enumerate((20, 30, 40)):
+        ramp = np.moveaxis(np.zeros((20, 30, 40)), axis, -1) + np.arange(count) + 0.5
+        volume = Volume(np.moveaxis(ramp, -1, axis)[None], geometry)
+        grid = to_store_grid(volume, PrepareSettings(spacing_mm=(0.5, 0.5, 0.5)))
+        assert grid.array.shape == (1, 40, 60, 80)
+        expected = np.moveaxis(np.zeros((40, 60, 80)), axis, -1) + (np.arange(2 * count) + 0.5) / 2
+        expected = np.moveaxis(expected, -1, axis)
+        np.testing.assert_allclose(grid.array[0][middle], expected[middle], atol=1e-2)
+
+
+def test_a_volume_is_resampled_as_by_one_spline_in_three_dimensions() -> None:
+    image = np.stack([smooth(ISOTROPIC)[0], 100 + smooth(ISOTROPIC)[0][::-1]])
+    grid = to_store_grid(Volume(image, ISOTROPIC), PrepareSettings(spacing_mm=(0.9, 0.9, 0.9)))
+    scanned = to_store_grid(Volume(image, ISOTROPIC), PrepareSettings()).array
+    for ours, theirs in zip(grid.array, scanned, strict=True):
+        factors = np.asarray(ours.shape) / theirs.shape
+        expected = zoom(theirs, factors, order=3, mode="nearest", grid_mode=True)
+        np.testing.assert_allclose(ours, np.clip(expected, image.min(), image.max()), atol=1e-4)
+
+
+def test_three_equal_spacings_in_plane_are_one_number() -> None:
+    image = np.rint(100 * smooth(ANISOTROPIC)).astype(np.int16)
+    volume = Volume(image, ANISOTROPIC)
+    in_plane = to_store_grid(volume, PrepareSettings(spacing_mm=0.8))
+    in_space = to_store_grid(volume, PrepareSettings(spacing_mm=(5.0, 0.8, 0.8)))
+    np.testing.assert_array_equal(in_plane.array, in_space.array)
+    assert in_plane.spacing_mm == in_space.spacing_mm
+
+
+# ---------------------------------------------------------------- anisotropic scans
+
+
+@pytest.mark.parametrize(
+    ("scanned_mm", "wanted_mm", "axis"),
+    [
+        ((5.0, 1.0, 1.0), (2.0, 1.0, 1.0), 0),
+        ((3.0, 1.0, 1.0), (1.0, 1.0, 1.0), None),
+        ((1.0, 1.0, 1.0), (4.0, 1.0, 1.0), 0),
+        ((1.0, 0.3, 1.3), (1.0, 1.0, 1.0), 2),
+        ((0.3, 1.3, 1.3), (4.0, 1.0, 1.0), None),
+    ],
+)
+def test_an_axis_that_is_much_coarser_is_resampled_by_nearest_neighbour(
+    scanned_mm: Spacing, wanted_mm: Spacing, axis: int | None
+) -> None:
+    assert nearest_axis(scanned_mm, wanted_mm) == axis
+
+
+@pytest.mark.parametrize(("slices", "wanted_mm"), [(16, 2.5), (4, 10.0), (12, 10 / 3)])
+def test_between_distant_slices_nothing_is_interpolated(slices: int, wanted_mm: float) -> None:
+    geometry = geometry_of((24, 20, 8), (1.0, 1.0, 5.0))
+    image = np.random.default_rng(0).integers(0, 99, (1, 8, 20, 24), dtype=np.int16)
     label = blobs(geometry.size)
-    slices = to_slices(Volume(label[None], geometry), PrepareSettings(spacing_mm=spacing_mm))
-    size = slices.array.shape[2], slices.array.shape[3]
-    assert size != slices.orientation.scanned_size[1:]
-    assert slices.spacing_mm == pytest.approx((5.0, spacing_mm, spacing_mm), rel=0.02)
-    fine = label_to_slices(label, slices.orientation, size)
-    one_hot = (fine[:, None] == np.arange(4)[:, None, None]).astype(np.float32)
-    back = to_scan(to_scan_plane(one_hot, slices.orientation).argmax(axis=1), slices.orientation)
-    for value in range(4):
-        ours, theirs = back == value, label == value
-        assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > dice
-    two_apart = label_to_slices(np.where(label > 1, 3, 0).astype(np.uint8), slices.orientation, size)
-    assert set(np.unique(two_apart)) == {0, 3}
+    asked = PrepareSettings(spacing_mm=(wanted_mm, 0.8, 0.8))
+    grid = to_store_grid(Volume(image, geometry), asked)
+    size = (slices, 25, 30)
+    assert grid.array.shape[1:] == size
+    nearest = np.floor((np.arange(slices) + 0.5) * 8 / slices).astype(int)
+    in_plane = to_store_grid(Volume(image, geometry), PrepareSettings(spacing_mm=0.8)).array
+    np.testing.assert_array_equal(grid.array, in_plane[:, nearest])
+    whole = label_to_store_grid(label, grid.orientation, (8, 25, 30))
+    prepared = label_to_store_grid(label, grid.orientation, size, grid.nearest_axis)
+    np.testing.assert_array_equal(prepared, whole[nearest])
 
 
-def test_resampling_keeps_edges_in_place() -> None:
-    geometry = geometry_of((40, 30, 2))
-    x = np.arange(40) + 0.5
-    ramp = np.broadcast_to(x, (1, 2, 30, 40)).astype(np.float64)
-    slices = to_slices(Volume(ramp, geometry), PrepareSettings(spacing_mm=0.5))
-    assert slices.array.shape == (2, 1, 60, 80)
-    positions = (np.arange(80) + 0.5) * 0.5
-    np.testing.assert_allclose(slices.array[0, 0, 10, 8:-8], positions[8:-8], atol=1e-3)
+# ---------------------------------------------------------------- values
 
 
-def test_resampled_integers_stay_integers_within_the_scans_range() -> None:
-    checks = (np.indices((2, 24, 24)).sum(axis=0) // 4 % 2 * 200).astype(np.int16)
-    slices = to_slices(Volume(checks[None], geometry_of((24, 24, 2))), PrepareSettings(spacing_mm=0.7))
-    assert slices.array.dtype == np.int16
-    assert (slices.array.min(), slices.array.max()) == (0, 200)
-    whole_floats = to_slices(Volume(checks[None] * 1.0, geometry_of((24, 24, 2))), PrepareSettings(spacing_mm=0.7))
-    np.testing.assert_array_equal(whole_floats.array, slices.array)
+@pytest.mark.parametrize("spacing_mm", [0.7, (0.7, 0.7, 0.7), (0.2, 0.7, 0.7)])
+def test_resampled_integers_stay_integers_within_the_scans_range(
+    spacing_mm: float | Spacing,
+) -> None:
+    geometry = geometry_of((24, 24, 6))
+    checks = (np.indices((6, 24, 24)).sum(axis=0) // 4 % 2 * 200).astype(np.int16)
+    asked = PrepareSettings(spacing_mm=spacing_mm)
+    grid = to_store_grid(Volume(checks[None], geometry), asked)
+    assert grid.array.dtype == np.int16
+    assert (grid.array.min(), grid.array.max()) == (0, 200)
+    whole_floats = to_store_grid(Volume(checks[None] * 1.0, geometry), asked)
+    np.testing.assert_array_equal(whole_floats.array, grid.array)
 
 
-def test_resampling_without_a_spacing_is_refused() -> None:
+def test_probabilities_stay_probabilities_and_come_slice_by_slice() -> None:
+    image = smooth(ISOTROPIC)
+    grid = to_store_grid(Volume(image, ISOTROPIC), PrepareSettings(spacing_mm=(0.8, 1.3, 0.7)))
+    share = (grid.array[0] - image.min()) / np.ptp(image)
+    slices = np.stack([share, 1 - share], axis=1).astype(np.float32)
+    taken = []
+
+    def one_at_a_time():
+        for index, plane in enumerate(slices):
+            taken.append(index)
+            yield plane
+
+    scanned = to_scanned_size(one_at_a_time(), len(slices), grid.orientation)
+    ratio = len(slices) / grid.orientation.scanned_size[0]
+    for index, plane in enumerate(scanned):
+        assert plane.shape == (2, *grid.orientation.scanned_size[1:])
+        assert plane.min() >= 0
+        np.testing.assert_allclose(plane.sum(axis=0), 1, atol=1e-5)
+        assert len(taken) <= (index + 1) * ratio + 2
+    assert len(taken) == len(slices)
+
+
+@pytest.mark.parametrize("spacing_mm", [1.0, (3.0, 1.0, 1.0)])
+def test_resampling_without_a_spacing_is_refused(spacing_mm: float | Spacing) -> None:
     geometry = geometry_of((9, 9, 1)).model_copy(update={"spacing_known": False})
     volume = Volume(numbered(geometry), geometry)
-    assert to_slices(volume, AS_SCANNED).spacing_mm is None
-    with pytest.raises(RefusedCaseError, match="tells no spacing"):
-        to_slices(volume, PrepareSettings(spacing_mm=1.0))
-
-
-def test_orientation_leaves_leading_axes_alone() -> None:
-    geometry = geometry_of((4, 3, 2), matrix=np.array([[0.0, 0, 1], [-1, 0, 0], [0, 1, 0]]))
-    array = np.random.default_rng(0).normal(size=(5, 2, 3, 4))
-    orientation = plan(geometry)
-    for channel in range(5):
-        np.testing.assert_array_equal(orient(array, orientation)[channel], orient(array[channel], orientation))
+    assert to_store_grid(volume, PrepareSettings()).spacing_mm is None
+    with pytest.raises(RefusedCaseError, match="gives no spacing"):
+        to_store_grid(volume, PrepareSettings(spacing_mm=spacing_mm))

@@ -1,6 +1,6 @@
-"""prepare against damaged files: none crashes or hangs it, none fills the memory, none that is broken is kept.
+"""prepare against damaged files: no crash, no hang, no flood of memory, and nothing broken is kept.
 
-MACL_FUZZ_FILES says how many damaged files there are, MACL_FUZZ_SEED which.
+MACL_FUZZ_FILES sets the number of damaged files, MACL_FUZZ_SEED which they are.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-# ---------------------------------------------------------------- damage that must be seen
+# ---------------------------------------------------------------- damage to be refused
 
 
 def cut(path: Path, draw: random.Random) -> None:
@@ -71,7 +71,9 @@ def cut(path: Path, draw: random.Random) -> None:
 
 def not_finite(path: Path, draw: random.Random) -> None:
     array = anatomy(0)[0].astype(np.float32)
-    array[draw.randrange(6), draw.randrange(20), draw.randrange(24)] = draw.choice([np.nan, np.inf, -np.inf])
+    array[draw.randrange(6), draw.randrange(20), draw.randrange(24)] = draw.choice(
+        [np.nan, np.inf, -np.inf]
+    )
     shutil.rmtree(path.parent)
     write_nifti(path.parent / "scan.nii.gz", array)
 
@@ -83,13 +85,19 @@ def checksum(path: Path, draw: random.Random) -> None:
 
 def huge(path: Path, draw: random.Random) -> None:
     shutil.rmtree(path.parent)
-    bomb(path.parent / "scan.nii.gz", (draw.choice([20000, 30000]), 20000, draw.choice([300, 30000])))
+    bomb(
+        path.parent / "scan.nii.gz", (draw.choice([20000, 30000]), 20000, draw.choice([300, 30000]))
+    )
 
 
 def swollen(path: Path, draw: random.Random) -> None:
     """A header that announces a small scan, before data that unpacks to far more."""
     shutil.rmtree(path.parent)
-    data = bytearray(nibabel.Nifti1Image(np.zeros((400, 400, draw.choice([100, 200])), np.int16), affine()).to_bytes())
+    data = bytearray(
+        nibabel.Nifti1Image(
+            np.zeros((400, 400, draw.choice([100, 200])), np.int16), affine()
+        ).to_bytes()
+    )
     data[42:48] = np.asarray((8, 8, 2), "<i2").tobytes()
     path.parent.mkdir()
     (path.parent / "scan.nii.gz").write_bytes(gzip.compress(data, 1))
@@ -98,7 +106,10 @@ def swollen(path: Path, draw: random.Random) -> None:
 def other_size(path: Path, draw: random.Random) -> None:
     shutil.rmtree(path.parent)
     plain = write_nifti(path.parent / "scan.nii", anatomy(0)[0])
-    announce(plain, (draw.choice([0, -5, 25, 32767]), draw.choice([21, 32767]), draw.choice([-1, 7, 32767])))
+    announce(
+        plain,
+        (draw.choice([0, -5, 25, 32767]), draw.choice([21, 32767]), draw.choice([-1, 7, 32767])),
+    )
 
 
 def link_out(path: Path, draw: random.Random) -> None:
@@ -107,10 +118,10 @@ def link_out(path: Path, draw: random.Random) -> None:
     path.symlink_to(outside)
 
 
-SEEN = (cut, cut, cut, not_finite, checksum, huge, swollen, other_size, link_out)
+MUST_BE_REFUSED = (cut, cut, cut, not_finite, checksum, huge, swollen, other_size, link_out)
 
 
-# ---------------------------------------------------------------- damage that may be harmless, or cannot be told
+# ---------------------------------------------------------------- damage that may be harmless
 
 
 def flip_bits(path: Path, draw: random.Random) -> None:
@@ -131,19 +142,19 @@ def fill(path: Path, draw: random.Random) -> None:
     path.write_bytes(draw.choice([b"", b"\0" * 500, draw.randbytes(500), path.read_bytes() * 2]))
 
 
-PERHAPS = (flip_bits, flip_bits, break_header, break_header, fill)
+MAY_BE_KEPT = (flip_bits, flip_bits, break_header, break_header, fill)
 
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, dict[str, str], dict]:
-    """The folder, the store made of it, which damage each case has, and what the run said of itself."""
+    """The folder, its store, the damage of each case, and the run's peak memory and messages."""
     folder = tmp_path_factory.mktemp("fuzz")
     draw = random.Random(SEED)
     damage: dict[str, str] = {}
     for number in range(FILES):
         name = f"m{number:05d}"
         kind = draw.choice(list(WRITERS))
-        change = draw.choice(SEEN if number % 2 else PERHAPS)
+        change = draw.choice(MUST_BE_REFUSED if number % 2 else MAY_BE_KEPT)
         change(WRITERS[kind](folder / "data" / name / f"scan.{kind}"), draw)
         damage[name] = f"{change.__name__} of {kind}"
     for number in range(3):
@@ -152,8 +163,8 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, dict[
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
-    said = {"kibibytes": json.loads(done.stdout.splitlines()[-1]), "err": done.stderr}
-    return folder, Store.open(folder / "store"), damage, said
+    run = {"kibibytes": json.loads(done.stdout.splitlines()[-1]), "err": done.stderr}
+    return folder, Store.open(folder / "store"), damage, run
 
 
 def test_good_cases_are_unharmed(fuzzed) -> None:
@@ -166,8 +177,8 @@ def test_good_cases_are_unharmed(fuzzed) -> None:
 
 def test_what_is_cut_off_damaged_or_not_finite_is_refused(fuzzed) -> None:
     _, store, damage, _ = fuzzed
-    seen = {change.__name__ for change in SEEN}
-    kept = [name for name in store.cases if damage.get(name[:6], "").partition(" ")[0] in seen]
+    changes = {change.__name__ for change in MUST_BE_REFUSED}
+    kept = [name for name in store.cases if damage.get(name[:6], "").partition(" ")[0] in changes]
     assert [damage[name[:6]] for name in kept] == []
 
 
@@ -180,7 +191,7 @@ def test_every_damaged_file_is_kept_whole_or_refused_in_a_sentence(fuzzed) -> No
         assert name in refused or name in kept or name in passed, damage[name]
     for entry in store.index.refused:
         assert len(entry.reason) > 8
-        assert "Error" not in entry.reason.split(" in a ")[0]
+        assert "Error" not in entry.reason.split(" fails with ")[0]
     for name in store.cases:
         assert np.isfinite(store.read(name).astype(np.float64)).all()
 

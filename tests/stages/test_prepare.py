@@ -1,4 +1,4 @@
-"""prepare, as a user calls it: good cases unharmed, bad ones refused with a reason, nothing left half-written."""
+"""prepare, as a user calls it: good cases unharmed, bad ones refused, nothing half-written."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from fakes import acdc, dicom, msd, nnunet
 from fakes.command import macl
@@ -33,9 +34,10 @@ from fakes.scans import (
 )
 from macl.config import PrepareSettings
 from macl.data.store import Store
-from macl.preprocessing.case import Outcome, Task, prepare_case
+from macl.preprocessing.case import CaseJob, PreparedCase, prepare_case
 from macl.preprocessing.normalisation import measure
 from macl.preprocessing.orientation import to_scan
+from macl.preprocessing.resampling import to_scanned_size
 from macl.stages.prepare import prepare
 from macl.utils.errors import MaclError
 
@@ -53,16 +55,26 @@ def sentence(err: str) -> str:
 
 @pytest.mark.parametrize(
     ("write", "reader", "cases", "patients", "labelled"),
-    [(acdc.write, "acdc", 4, 2, 4), (msd.write, "msd", 5, 5, 3), (nnunet.write, "nnunet_raw", 4, 4, 3)],
+    [
+        (acdc.write, "acdc", 4, 2, 4),
+        (msd.write, "msd", 5, 5, 3),
+        (nnunet.write, "nnunet_raw", 4, 4, 3),
+    ],
 )
-def test_every_layout_becomes_a_store(tmp_path: Path, write, reader, cases, patients, labelled) -> None:
+def test_every_layout_becomes_a_store(
+    tmp_path: Path, write, reader, cases, patients, labelled
+) -> None:
     before = files_below(write(tmp_path / "data"))
     answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     assert answer.code == 0
     assert answer.out == ""
     assert f"{cases} cases of {patients} patients ({labelled} labelled" in answer.err
     index = Store.open(tmp_path / "store").index
-    assert (index.reader, len(index.cases), len({case.patient for case in index.cases})) == (reader, cases, patients)
+    assert (index.reader, len(index.cases), len({case.patient for case in index.cases})) == (
+        reader,
+        cases,
+        patients,
+    )
     assert sum(case.labelled for case in index.cases) == labelled
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["cases", "store.json"]
     assert files_below(tmp_path / "data") == before
@@ -82,7 +94,7 @@ def test_slices_are_the_scans_own_numbers_in_canonical_order(tmp_path: Path) -> 
     assert case.class_voxels == tuple(np.bincount(label.ravel()))
     assert case.spacing_mm == pytest.approx((4.0, 1.5, 1.0))
     assert case.geometry.size == (24, 20, 6)
-    assert case.normalisation == measure(store.read("toy_002").swapaxes(0, 1), "clip_zscore")
+    assert case.normalisation == measure(store.read("toy_002"), "clip_zscore")
     assert store.index.classes == ("background", "Ring", "Disc")
     assert store.index.prepared == PrepareSettings(normalisation="clip_zscore")
 
@@ -91,7 +103,9 @@ def test_several_channels_in_one_file_or_in_several(tmp_path: Path) -> None:
     msd.write(tmp_path / "one", modality=("FLAIR", "T1w"))
     nnunet.write(tmp_path / "several", channels=("FLAIR", "T1w"))
     for name in ("one", "several"):
-        assert macl("prepare", tmp_path / name, tmp_path / f"{name}.store", "--workers", 1).code == 0
+        assert (
+            macl("prepare", tmp_path / name, tmp_path / f"{name}.store", "--workers", 1).code == 0
+        )
         store = Store.open(tmp_path / f"{name}.store")
         case = store.index.cases[1]
         array = store.read(case.name)
@@ -103,13 +117,20 @@ def test_several_channels_in_one_file_or_in_several(tmp_path: Path) -> None:
 
 def test_resampling_keeps_the_truth_on_the_scans_own_grid(tmp_path: Path) -> None:
     msd.write(tmp_path / "data")
-    assert macl("prepare", tmp_path / "data", tmp_path / "store", "--spacing-mm", 0.8, "--workers", 1).code == 0
+    assert (
+        macl(
+            "prepare", tmp_path / "data", tmp_path / "store", "--spacing-mm", 0.8, "--workers", 1
+        ).code
+        == 0
+    )
     store = Store.open(tmp_path / "store")
     case = store.case("toy_001")
     assert case.size == (6, 38, 30)
     assert store.read("toy_001").shape == (1, 6, 38, 30)
     assert store.read("toy_001", "label").shape == (6, 38, 30)
-    np.testing.assert_array_equal(to_scan(store.read("toy_001", "truth"), case.orientation), anatomy(1)[1])
+    np.testing.assert_array_equal(
+        to_scan(store.read("toy_001", "truth"), case.orientation), anatomy(1)[1]
+    )
     assert case.orientation.scanned_size == (6, 20, 24)
     assert case.spacing_mm == pytest.approx((4.0, 30 / 38, 0.8))
 
@@ -124,13 +145,15 @@ def test_outliers_and_fractions_become_float16_that_normalises_well(tmp_path: Pa
     assert case.arrays["image"].dtype == "float16"
     assert np.isfinite(array).all()
     (slope, shift), inside = case.rescale[0], image < 1e3
-    np.testing.assert_allclose(to_scan(array[0], case.orientation)[inside] * slope + shift, image[inside], atol=0.05)
+    np.testing.assert_allclose(
+        to_scan(array[0], case.orientation)[inside] * slope + shift, image[inside], atol=0.05
+    )
     clipped = np.clip(array, case.normalisation.low[0], case.normalisation.high[0])
     assert clipped.mean() == pytest.approx(case.normalisation.mean[0], abs=0.01)
     assert clipped.std() == pytest.approx(case.normalisation.deviation[0], abs=0.01)
 
 
-def test_classes_are_found_where_none_are_declared_and_that_is_said(tmp_path: Path) -> None:
+def test_undeclared_classes_are_those_of_the_labels_and_that_is_noted(tmp_path: Path) -> None:
     image, label = anatomy(0)
     for name, values in (("a", (0, 7, 255)), ("b", (0, 7, 7)), ("c", (3, 3, 3))):
         write_nifti(tmp_path / f"data/{name}.nii.gz", image)
@@ -140,14 +163,18 @@ def test_classes_are_found_where_none_are_declared_and_that_is_said(tmp_path: Pa
     assert index.label_values == (0, 3, 7, 255)
     assert index.classes == ("background", "class 3", "class 7", "class 255")
     assert "the labels hold 0, 3, 7, 255" in answer.err
-    found = to_scan(Store.open(tmp_path / "store").read("a", "label"), index.cases[0].orientation)
-    np.testing.assert_array_equal(found, np.array([0, 2, 3])[label])
+    stored = Store.open(tmp_path / "store").read("a", "label")
+    restored = to_scan(stored, index.cases[0].orientation)
+    np.testing.assert_array_equal(restored, np.array([0, 2, 3])[label])
 
 
 def test_pictures_are_cases_of_one_slice_without_spacing(tmp_path: Path) -> None:
     for number in range(3):
         image, label = anatomy(number)
-        write_itk(tmp_path / f"data/images/{number}.png", np.repeat(image[0][..., None].astype(np.uint8), 3, axis=-1))
+        write_itk(
+            tmp_path / f"data/images/{number}.png",
+            np.repeat(image[0][..., None].astype(np.uint8), 3, axis=-1),
+        )
         write_itk(tmp_path / f"data/labels/{number}.png", label[0] * 127)
     answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     assert answer.code == 0
@@ -155,10 +182,112 @@ def test_pictures_are_cases_of_one_slice_without_spacing(tmp_path: Path) -> None
     assert index.channels == ("red", "green", "blue")
     assert [(case.slices, case.spacing_mm) for case in index.cases] == [(1, None)] * 3
     assert "3 of 3 cases: a single slice" in answer.err
-    refused = macl("prepare", tmp_path / "data", tmp_path / "other", "--spacing-mm", 1, "--workers", 1)
+    refused = macl(
+        "prepare", tmp_path / "data", tmp_path / "other", "--spacing-mm", 1, "--workers", 1
+    )
     assert refused.code == 1
-    assert "tells no spacing" in sentence(refused.err)
+    assert "gives no spacing" in sentence(refused.err)
     assert not (tmp_path / "other").exists()
+
+
+# ---------------------------------------------------------------- volumes
+
+
+def write_volumes(folder: Path, spacings: list[tuple[float, float, float]]) -> Path:
+    """A labelled scan of smooth structures for each spacing (x, y, z), named a, b, …"""
+    for name, spacing in zip("abcdefgh", spacings, strict=False):
+        noise = gaussian_filter(np.random.default_rng(0).normal(size=(20, 24, 28)), 3)
+        label = np.digitize(noise, np.quantile(noise, (0.5, 0.8))).astype(np.uint8)
+        image = np.rint(2000 * noise).astype(np.int16)
+        write_nifti(folder / f"{name}.nii.gz", image, affine(spacing))
+        write_nifti(folder / f"{name}_seg.nii.gz", label, affine(spacing))
+    return folder
+
+
+def on_scanned_grid(store: Store, name: str, values: np.ndarray) -> np.ndarray:
+    """(K, Z, Y, X) → (K, z, y, x)."""
+    orientation = store.case(name).orientation
+    slices = to_scanned_size(np.moveaxis(values, 1, 0), values.shape[1], orientation)
+    return to_scan(np.stack([*slices], axis=1), orientation)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "spacing_mm", "size"),
+    [
+        ((1.0, 1.2, 1.4), "0.7,0.8,0.9", (40, 36, 31)),
+        ((1.0, 1.0, 5.0), "2.5,0.8,0.8", (40, 30, 35)),
+    ],
+)
+def test_volumes_are_resampled_along_all_axes_and_come_back(
+    tmp_path: Path, spacing: tuple[float, float, float], spacing_mm: str, size: tuple[int, int, int]
+) -> None:
+    data = write_volumes(tmp_path / "data", [spacing])
+    answer = macl("prepare", data, tmp_path / "store", "--spacing-mm", spacing_mm, "--workers", 1)
+    assert answer.code == 0, answer.err
+    store = Store.open(tmp_path / "store")
+    assert store.index.prepared.spacing_mm == tuple(map(float, spacing_mm.split(",")))
+    assert store.case("a").size == size
+    assert store.case("a").spacing_mm == pytest.approx(store.index.prepared.spacing_mm, rel=0.02)
+    image = np.asarray(nibabel.load(data / "a.nii.gz").dataobj).T
+    label = np.asarray(nibabel.load(data / "a_seg.nii.gz").dataobj).T
+    restored = on_scanned_grid(store, "a", store.read("a"))
+    assert np.corrcoef(restored.ravel(), image.ravel())[0, 1] > 0.99
+    one_hot = store.read("a", "label") == np.arange(3)[:, None, None, None]
+    mask = on_scanned_grid(store, "a", one_hot).argmax(axis=0)
+    for value in range(3):
+        ours, theirs = mask == value, label == value
+        assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > 0.95
+    truth = to_scan(store.read("a", "truth"), store.case("a").orientation)
+    np.testing.assert_array_equal(truth, label)
+
+
+def test_a_spacing_equal_to_the_scans_changes_nothing(tmp_path: Path) -> None:
+    data = write_volumes(tmp_path / "data", [(1.0, 1.5, 4.0)])
+    prepare(data, tmp_path / "plain", workers=1)
+    answer = macl("prepare", data, tmp_path / "store", "--spacing-mm", "4,1.5,1", "--workers", 1)
+    assert answer.code == 0, answer.err
+    ours = files_below(tmp_path / "store/cases")
+    assert ours == files_below(tmp_path / "plain/cases")
+    assert not any("truth" in name for name in ours)
+
+
+def test_the_median_spacing_is_resolved_to_numbers(tmp_path: Path) -> None:
+    data = write_volumes(tmp_path / "data", [(1.0, 1.0, 1.5), (1.2, 1.1, 1.5), (2.0, 2.0, 2.0)])
+    words = ("prepare", data, tmp_path / "store", "--spacing-mm", "median", "--workers", 1)
+    answer = macl(*words)
+    assert answer.code == 0, answer.err
+    assert "Median spacing: 1.5 × 1.1 × 1.2 mm (z, y, x)." in answer.err
+    store = Store.open(tmp_path / "store")
+    assert store.index.prepared.spacing_mm == pytest.approx((1.5, 1.1, 1.2))
+    assert [case.size for case in store.index.cases] == [(20, 22, 23), (20, 24, 28), (27, 44, 47)]
+    assert ["truth" in case.arrays for case in store.index.cases] == [True, False, True]
+    assert "is already prepared" in macl(*words).err
+
+
+@pytest.mark.parametrize("spacing_mm", ["1,1,1", "median"])
+def test_a_scan_without_spacing_cannot_be_resampled(tmp_path: Path, spacing_mm: str) -> None:
+    data = write_volumes(tmp_path / "data", [(1.0, 1.0, 1.0)])
+    write_itk(data / "picture.png", anatomy(0)[0][0].astype(np.uint8))
+    words = ("--spacing-mm", spacing_mm, "--workers", 1)
+    answer = macl("prepare", data, tmp_path / "store", *words)
+    assert answer.code == 0, answer.err
+    refused = {case.name: case.reason for case in Store.open(tmp_path / "store").index.refused}
+    assert refused == {
+        "picture": "its file gives no spacing, so it cannot be resampled to 1 × 1 × 1 mm: prepare "
+        "without --spacing-mm"
+    }
+    write_itk(tmp_path / "pictures/a.png", anatomy(0)[0][0].astype(np.uint8))
+    answer = macl("prepare", tmp_path / "pictures", tmp_path / "other", *words)
+    assert answer.code == 1
+    assert re.search("no file here gives one: leave it out|gives no spacing", sentence(answer.err))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("spacing_mm", ["1,2", "0", "-1", "1,1,0", "mean", "1;1;1", "nan", ""])
+def test_a_wrong_spacing_is_one_sentence(tmp_path: Path, spacing_mm: str) -> None:
+    answer = macl("prepare", tmp_path, tmp_path / "store", "--spacing-mm", spacing_mm)
+    assert answer.code == 1
+    assert "give one number (in plane), three as z,y,x, or median" in sentence(answer.err)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -214,10 +343,15 @@ BAD = {
     "image a link out": (on_image(link_out), "out of the data set's folder"),
     "image constant": (rescan(lambda a: np.full_like(a, 3)), "constant"),
     "image with NaN": (rescan(lambda a: np.where(a > a.max() - 2, np.nan, a)), "NaN or infinite"),
-    "image with infinity": (rescan(lambda a: np.where(a > a.max() - 2, np.inf, a)), "NaN or infinite"),
+    "image with infinity": (
+        rescan(lambda a: np.where(a > a.max() - 2, np.inf, a)),
+        "NaN or infinite",
+    ),
     "image 4D": (rescan(lambda a: np.stack([a, a + 1])), "4D"),
     "image sheared": (
-        on_image(lambda p: write_nifti(p, anatomy(2)[0], affine() + np.eye(4, k=1) * [0, 0.4, 0, 0])),
+        on_image(
+            lambda p: write_nifti(p, anatomy(2)[0], affine() + np.eye(4, k=1) * [0, 0.4, 0, 0])
+        ),
         "sheared",
     ),
     "label cut": (on_label(truncate), "truncated|damaged"),
@@ -225,7 +359,7 @@ BAD = {
     "label missing": (on_label(Path.unlink), "is not there"),
     "label of another size": (
         on_label(lambda path: write_nifti(path, anatomy(2)[1][:5])),
-        "different grids: 24×20×6 voxels against 24×20×5",
+        "different grids: 24 × 20 × 6 voxels against 24 × 20 × 5",
     ),
     "label elsewhere": (
         on_label(lambda path: write_nifti(path, anatomy(2)[1], affine() + np.eye(4, k=3) * 5)),
@@ -252,7 +386,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byt
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_bad_case_is_refused_and_the_good_ones_are_unharmed(tmp_path: Path, clean, fault: str) -> None:
+def test_a_bad_case_is_refused_and_the_good_ones_are_unharmed(
+    tmp_path: Path, clean, fault: str
+) -> None:
     change, reason = BAD[fault]
     shutil.copytree(clean[0], tmp_path / "data")
     change(tmp_path / "data")
@@ -290,7 +426,9 @@ def test_where_no_case_can_be_kept_nothing_is_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.nrrd", "A.nii"])
 def test_duplicate_names_are_refused(tmp_path: Path, name: str) -> None:
     for scan in ("a.nii.gz", "b.nii.gz", name):
-        (write_itk if scan.endswith("nrrd") else write_nifti)(tmp_path / "data" / scan, anatomy(0)[0])
+        (write_itk if scan.endswith("nrrd") else write_nifti)(
+            tmp_path / "data" / scan, anatomy(0)[0]
+        )
     assert macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1).code == 0
     index = Store.open(tmp_path / "store").index
     assert [case.name for case in index.cases] == ["b"]
@@ -315,7 +453,7 @@ def test_scans_with_another_number_of_channels_than_most_are_refused(tmp_path: P
     macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     index = Store.open(tmp_path / "store").index
     assert (len(index.cases), index.refused[0].name) == (2, "c")
-    assert "3 channels where 1 is meant" in index.refused[0].reason
+    assert "3 channels, expected 1" in index.refused[0].reason
 
 
 # ---------------------------------------------------------------- a user's mistakes
@@ -339,7 +477,8 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
 
 
 @pytest.mark.parametrize(
-    "which", ["missing", "file", "empty", "reader", "other reader", "taken", "taken by a file", "within"]
+    "which",
+    ["missing", "file", "empty", "reader", "other reader", "taken", "taken by a file", "within"],
 )
 def test_a_mistake_is_one_sentence_and_changes_nothing(tmp_path: Path, which: str) -> None:
     words, expected = mistakes(tmp_path)[which]
@@ -358,7 +497,9 @@ def test_wrong_usage_exits_2(tmp_path: Path) -> None:
     assert macl("prepare", tmp_path, tmp_path / "store", "--workers", 0).code == 2
 
 
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     msd.write(tmp_path / "data")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # pyright: ignore
     answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
@@ -370,7 +511,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monke
 # ---------------------------------------------------------------- again, in parallel, and killed
 
 
-def test_an_image_under_two_patients_is_said(tmp_path: Path) -> None:
+def test_an_image_under_two_patients_is_noted(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 2), ("c", 1)):
         write_nifti(tmp_path / f"data/{name}.nii.gz", anatomy(seed)[0])
     answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
@@ -395,7 +536,9 @@ def test_a_finished_store_is_left_alone(tmp_path: Path) -> None:
 def test_any_number_of_workers_writes_the_same_store(tmp_path: Path, clean) -> None:
     prepare(clean[0], tmp_path / "store", workers=3)
     assert files_below(tmp_path / "store" / "cases") == clean[1]
-    assert (tmp_path / "store/store.json").read_text() == (clean[0].parent / "store/store.json").read_text()
+    assert (tmp_path / "store/store.json").read_text() == (
+        clean[0].parent / "store/store.json"
+    ).read_text()
 
 
 def begin(folder: Path, cases: int) -> subprocess.Popen[bytes]:
@@ -431,7 +574,12 @@ def test_what_another_run_has_finished_meanwhile_stays(
 
     def prepare_first(*_: object) -> None:
         monkeypatch.undo()
-        prepare(tmp_path / "data", tmp_path / "store", settings=PrepareSettings.model_validate(other), workers=1)
+        prepare(
+            tmp_path / "data",
+            tmp_path / "store",
+            settings=PrepareSettings.model_validate(other),
+            workers=1,
+        )
 
     monkeypatch.setattr("macl.stages.prepare.require_disk_space", prepare_first)
     answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
@@ -445,7 +593,7 @@ def test_what_another_run_has_finished_meanwhile_stays(
     assert not (tmp_path / "store/.preparing").exists()
 
 
-def test_killed_in_the_middle_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_killed_in_the_middle_it_resumes_where_it_stopped(tmp_path: Path) -> None:
     nnunet.write(tmp_path / "data", cases=40, test=0)
     process = begin(tmp_path, cases=5)
     process.kill()
@@ -457,7 +605,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(tmp_path: Path) -> Non
     (tmp_path / "store/cases/.writing-1-toy_000.image.b2nd").write_bytes(b"half")
     answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     assert answer.code == 0
-    assert "was begun before" in answer.err
+    assert "Resuming" in answer.err
     prepare(tmp_path / "data", tmp_path / "whole", workers=1)
     assert files_below(tmp_path / "store") == files_below(tmp_path / "whole")
 
@@ -467,21 +615,21 @@ def test_an_interruption_is_one_sentence_and_keeps_what_is_finished(
 ) -> None:
     msd.write(tmp_path / "data")
 
-    def interrupted_at_the_third(task: Task) -> Outcome:
-        if task.case.name == "toy_003":
+    def interrupted_at_the_third(job: CaseJob) -> PreparedCase:
+        if job.case.name == "toy_003":
             raise KeyboardInterrupt
-        return prepare_case(task)
+        return prepare_case(job)
 
     with monkeypatch.context() as patch:
         patch.setattr("macl.stages.prepare.prepare_case", interrupted_at_the_third)
         answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     assert answer.code == 130
-    assert "interrupted; run the same command again" in sentence(answer.err)
+    assert "interrupted. Run the same command again" in sentence(answer.err)
     again = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     assert "2 of 5 cases are finished" in again.err
 
 
-def test_stale_results_of_an_interrupted_run_are_not_taken_over(
+def test_a_resumed_run_does_not_keep_stale_cases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     msd.write(tmp_path / "data")
@@ -490,10 +638,14 @@ def test_stale_results_of_an_interrupted_run_are_not_taken_over(
     answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     assert "4 of 5 cases are finished" in answer.err
     store = Store.open(tmp_path / "store")
-    np.testing.assert_array_equal(to_scan(store.read("toy_001")[0], store.case("toy_001").orientation), anatomy(9)[0])
+    np.testing.assert_array_equal(
+        to_scan(store.read("toy_001")[0], store.case("toy_001").orientation), anatomy(9)[0]
+    )
     prepare_all_but_the_index(tmp_path / "data", tmp_path / "again", monkeypatch)
-    answer = macl("prepare", tmp_path / "data", tmp_path / "again", "--spacing-mm", 0.8, "--workers", 1)
-    assert "begun before" not in answer.err
+    answer = macl(
+        "prepare", tmp_path / "data", tmp_path / "again", "--spacing-mm", 0.8, "--workers", 1
+    )
+    assert "Resuming" not in answer.err
     assert Store.open(tmp_path / "again").case("toy_001").size == (6, 38, 30)
 
 
@@ -510,7 +662,7 @@ def prepare_all_but_the_index(data: Path, store: Path, monkeypatch: pytest.Monke
 # ---------------------------------------------------------------- who was scanned
 
 
-def everything_told(folder: Path, *streams: str) -> str:
+def all_text(folder: Path, *streams: str) -> str:
     names = " ".join(str(path.relative_to(folder)) for path in folder.rglob("*"))
     contents = b" ".join(files_below(folder).values()).decode("latin-1")
     return " ".join([names, contents, *streams]).casefold()
@@ -519,7 +671,9 @@ def everything_told(folder: Path, *streams: str) -> str:
 def test_no_name_birth_date_or_id_of_a_patient_gets_out(tmp_path: Path) -> None:
     data = tmp_path / "data"
     dicom.write_series(data / "Quixote_A" / "t1")
-    dicom.write_series(data / "anonymous7" / "t1", seed=1, PatientName="Panza^Sancho", PatientID="9-8-7")
+    dicom.write_series(
+        data / "anonymous7" / "t1", seed=1, PatientName="Panza^Sancho", PatientID="9-8-7"
+    )
     dicom.write_series(data / "born 1947-12-09" / "t1", seed=2)
     dicom.write_series(data / "Alonso" / "broken", seed=3, missing=[2])
     dicom.write_series(data / "Dulcinea" / "t1", seed=4)
@@ -529,9 +683,19 @@ def test_no_name_birth_date_or_id_of_a_patient_gets_out(tmp_path: Path) -> None:
     (data / "letter to Quixote.txt").write_text("x")
     answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
     assert answer.code == 0, answer.err
-    told = everything_told(tmp_path / "store", answer.out, answer.err)
-    for secret in ("quixote", "alonso", "panza", "sancho", "dulcinea", "19471209", "1947-12-09", "mrn-4711", "9-8-7"):
-        assert secret not in told, secret
+    text = all_text(tmp_path / "store", answer.out, answer.err)
+    for secret in (
+        "quixote",
+        "alonso",
+        "panza",
+        "sancho",
+        "dulcinea",
+        "19471209",
+        "1947-12-09",
+        "mrn-4711",
+        "9-8-7",
+    ):
+        assert secret not in text, secret
     index = Store.open(tmp_path / "store").index
     assert len(index.cases) == 3
     assert len(index.refused) == 3
@@ -544,17 +708,21 @@ def test_no_name_birth_date_or_id_of_a_patient_gets_out(tmp_path: Path) -> None:
     assert Store.open(tmp_path / "again").index.cases == index.cases
     inspected = macl("inspect", data)
     assert inspected.code == 0
-    assert not {"quixote", "alonso", "dulcinea", "panza"} & set(inspected.out.casefold().replace("_", " ").split())
+    assert not {"quixote", "alonso", "dulcinea", "panza"} & set(
+        inspected.out.casefold().replace("_", " ").split()
+    )
 
 
 def test_ids_are_kept_where_asked_for_but_never_names(tmp_path: Path) -> None:
     dicom.write_series(tmp_path / "data/a/t1")
     dicom.write_series(tmp_path / "data/b/t1", seed=1, PatientID="Quixote19471209")
-    answer = macl("prepare", tmp_path / "data", tmp_path / "store", "--keep-identity", "--workers", 1)
+    answer = macl(
+        "prepare", tmp_path / "data", tmp_path / "store", "--keep-identity", "--workers", 1
+    )
     patients = [case.patient for case in Store.open(tmp_path / "store").index.cases]
     assert patients[0] == dicom.PATIENT_ID
     assert patients[1].startswith("patient-")
-    assert "quixote" not in everything_told(tmp_path / "store", answer.err)
+    assert "quixote" not in all_text(tmp_path / "store", answer.err)
 
 
 def test_names_of_any_bytes_are_made_safe(tmp_path: Path) -> None:
