@@ -16,7 +16,7 @@ from macl.config import ArrayAxis
 from macl.data.store import Normalisation
 from macl.inference.sliding_window import (
     SegmenterMember,
-    Windows,
+    WindowGrid,
     default_batch_size,
     predict_slices,
     predict_volume,
@@ -123,7 +123,7 @@ def test_in_3d_windows_padding_and_mirroring_change_nothing_for_a_pointwise_netw
 def test_windows_cover_every_voxel_and_their_weights_sum_to_the_total(
     size: tuple[int, int, int], patch: tuple[int, int, int]
 ) -> None:
-    windows = Windows.over(size, patch)
+    windows = WindowGrid.over(size, patch)
     total = torch.zeros(size)
     for corner in windows.corners:
         box = tuple(slice(a, a + side) for a, side in zip(corner, windows.sides, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from macl.utils.memory import is_out_of_memory, largest_that_fits
+from macl.utils.memory import free_host_bytes, is_out_of_memory, largest_that_fits
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,7 @@ def test_other_errors_pass_through() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         largest_that_fits(attempt, 16)
+
+
+def test_free_memory_is_a_share_of_what_the_machine_has() -> None:
+    assert 2**20 < free_host_bytes() < 2**50

@@ -7,13 +7,9 @@ normalises.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +18,7 @@ from torch import Tensor
 
 from macl.data.store import ArrayKind, Store
 from macl.data.windows import Windows, full_shape, select_volumes
-from macl.utils.ranks import this_rank
+from macl.utils.memory import free_host_bytes
 
 Residence = Literal["device", "host", "disk"]
 
@@ -251,16 +247,6 @@ def _nearest_with_room(total_bytes: int, device: torch.device) -> Residence:
         free, _ = torch.cuda.mem_get_info(device)
         if total_bytes < SHARE_OF_FREE_MEMORY * free:
             return "device"
-    if total_bytes < SHARE_OF_FREE_MEMORY * _free_host_bytes():
+    if total_bytes < SHARE_OF_FREE_MEMORY * free_host_bytes():
         return "host" if device.type == "cuda" else "device"
     return "disk"
-
-
-def _free_host_bytes() -> int:
-    """Free memory per process, as Linux reports it; half of all memory elsewhere."""
-    processes = this_rank().local_world_size
-    with contextlib.suppress(OSError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        if available := re.search(r"MemAvailable:\s*(\d+) kB", text):
-            return int(available[1]) * 1024 // processes
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes

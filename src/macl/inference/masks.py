@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from macl.inference.scans import PreparedScan
 from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.preprocessing.orientation import orient
 from macl.preprocessing.resampling import to_scanned_size
+from macl.utils.errors import MaclError
+from macl.utils.memory import free_host_bytes
+from macl.utils.text import format_size
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Segmentation:
     """A scan's mask on its own grid.
 
     Attributes:
-        mask: (z, y, x) label values, in the smallest type that holds them.
+        mask: (z, y, x) label values, in a small integer type.
         probabilities: (K, z, y, x) float32, where they were asked for.
     """
 
@@ -44,12 +48,12 @@ def segment(
         batch_size: windows at a time; None: `sliding_window.default_batch_size`.
 
     Raises:
-        MaclError: memory runs out.
+        MaclError: memory runs out, or the probabilities of the whole scan do not fit into it.
     """
     size = scan.geometry.size[::-1]
     values = smallest_array(label_values)
     mask = np.empty(size, dtype=values.dtype)
-    kept = np.empty((len(values), *size), dtype=np.float32) if with_probabilities else None
+    kept = _room_for_probabilities(len(values), size) if with_probabilities else None
     # Views in the order of the slices, so that nothing is copied when a scan lies otherwise.
     mask_slices = orient(mask, scan.orientation)
     kept_slices = None if kept is None else orient(kept, scan.orientation)
@@ -62,6 +66,17 @@ def segment(
     return Segmentation(mask, kept)
 
 
+def _room_for_probabilities(classes: int, size: Sequence[int]) -> np.ndarray:
+    needed, free = 4 * classes * math.prod(size), free_host_bytes()
+    if needed > free:
+        raise MaclError(
+            f"The probabilities of {classes} classes in {format_size(size)} voxels need "
+            f"{needed / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free: "
+            "predict without --probabilities, or on a machine with more memory."
+        )
+    return np.empty((classes, *size), dtype=np.float32)
+
+
 def smallest_array(values: Sequence[int]) -> np.ndarray:
-    """Integers as an array of the smallest type that holds them all."""
+    """Integers as an array of a small type that holds them all."""
     return np.asarray(values, dtype=np.result_type(*map(np.min_scalar_type, values)))

@@ -94,8 +94,8 @@ def predict_volume(
         MaclError: memory runs out; the sentence names the batch size that would fit.
     """
     member = SegmenterMember(network, tuple(patch), tuple(mirror_axes))
-    windows = Windows.over(image.shape[1:], member.window)
-    slices = _predict([member], windows, lambda start, stop: image[:, start:stop], batch_size)
+    grid = WindowGrid.over(image.shape[1:], member.window)
+    slices = _predict([member], grid, lambda start, stop: image[:, start:stop], batch_size)
     first, size = next(slices), image.shape[1:]
     probabilities = first.new_empty((len(first), *size))
     probabilities[:, 0] = first
@@ -139,7 +139,7 @@ def predict_slices(
         return torch.from_numpy(normalise(image[:, start:stop], normalisation))
 
     predicted = [
-        _predict(members, Windows.over(image.shape[1:], members[0].window), slab, batch_size)
+        _predict(members, WindowGrid.over(image.shape[1:], members[0].window), slab, batch_size)
         for members in groups.values()
     ]
     counts = torch.tensor([len(members) for members in groups.values()])[:, None, None, None]
@@ -165,7 +165,7 @@ def default_batch_size(patch: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowGrid:
     """The windows that cover a volume, in order of their first slice, and how they are weighted.
 
     Attributes:
@@ -185,7 +185,7 @@ class Windows:
     plane_weight: Tensor
 
     @classmethod
-    def over(cls, size: Sequence[int], window: Sequence[int]) -> Windows:
+    def over(cls, size: Sequence[int], window: Sequence[int]) -> WindowGrid:
         """Windows of sides `window` over a volume of `size` voxels, both (z, y, x)."""
         starts_z, starts_y, starts_x = map(window_starts, size, window)
         sides = [min(pair) for pair in zip(size, window, strict=True)]
@@ -234,30 +234,30 @@ def _bell(side: int, window: int) -> Tensor:
 
 
 def _predict(
-    members: Sequence[SegmenterMember], windows: Windows, slab: Slab, batch_size: int | None
+    members: Sequence[SegmenterMember], grid: WindowGrid, slab: Slab, batch_size: int | None
 ) -> Iterator[Tensor]:
     """(K, Y, X) probabilities of every slice, in order: the mean of members of equal windows."""
     batch_size = batch_size or default_batch_size(members[0].patch)
-    depth, rows, columns = windows.sides
+    depth, rows, columns = grid.sides
     sums: dict[int, Tensor] = {}
-    for first in range(0, len(windows.corners), batch_size):
-        batch = windows.corners[first : first + batch_size]
-        images = torch.stack([windows.cut(slab, corner) for corner in batch])
+    for first in range(0, len(grid.corners), batch_size):
+        batch = grid.corners[first : first + batch_size]
+        images = torch.stack([grid.cut(slab, corner) for corner in batch])
         predicted = [_window_probabilities(member, images) for member in members]
         probabilities = predicted[0] if len(members) == 1 else torch.stack(predicted).mean(0)
         weights, plane_weight = (
-            weight.to(images.device) for weight in (windows.weights, windows.plane_weight)
+            weight.to(images.device) for weight in (grid.weights, grid.plane_weight)
         )
         for (z, y, x), window in zip(batch, probabilities, strict=True):
             for offset in range(depth):
                 if z + offset not in sums:
-                    sums[z + offset] = window.new_zeros(len(window), *windows.size[1:])
+                    sums[z + offset] = window.new_zeros(len(window), *grid.size[1:])
                 part = sums[z + offset][:, y : y + rows, x : x + columns]
                 part += weights[offset] * window[:, offset]
-        following = windows.corners[first + batch_size :][:1]
-        finished = following[0][0] if following else windows.size[0]
+        following = grid.corners[first + batch_size :][:1]
+        finished = following[0][0] if following else grid.size[0]
         for z in [z for z in sums if z < finished]:
-            yield sums.pop(z).div_(plane_weight * windows.depth_weight[z])
+            yield sums.pop(z).div_(plane_weight * grid.depth_weight[z])
 
 
 def _window_probabilities(member: SegmenterMember, images: Tensor) -> Tensor:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+from macl.utils.ranks import this_rank
 
 _SIGNS = ("out of memory", "can't allocate memory", "alloc_failed")
 
@@ -13,6 +19,16 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error means that memory ran out; not every library has a type for it."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _SIGNS)
+
+
+def free_host_bytes() -> int:
+    """Free memory of the machine per process, as Linux reports it; half of all memory elsewhere."""
+    processes = this_rank().local_world_size
+    with contextlib.suppress(OSError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        if available := re.search(r"MemAvailable:\s*(\d+) kB", text):
+            return int(available[1]) * 1024 // processes
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
 
 
 def largest_that_fits(
