@@ -15,7 +15,7 @@ VALUES = np.array([0, 17, 53], np.int16)
 def write(folder: Path) -> dict[str, Truth]:
     """Write three T1w scans of two subjects, two of them labelled, and a T2w scan."""
     truths: dict[str, Truth] = {}
-    for number, (place, entities) in enumerate(
+    for number, (subfolder, entities) in enumerate(
         [
             ("sub-01/ses-a/anat", "sub-01_ses-a"),
             ("sub-01/ses-b/anat", "sub-01_ses-b_run-2"),
@@ -23,13 +23,16 @@ def write(folder: Path) -> dict[str, Truth]:
         ]
     ):
         image, label = structures(number, 2)
-        write_oriented(folder / place / f"{entities}_T1w.nii.gz", image, "RSA", (1.0, 1.0, 1.0))
-        (folder / place / f"{entities}_T1w.json").write_text("{}")
+        write_oriented(folder / subfolder / f"{entities}_T1w.nii.gz", image, "RSA", (1.0, 1.0, 1.0))
+        (folder / subfolder / f"{entities}_T1w.json").write_text("{}")
         labelled = number != 1
         if labelled:
             name = f"{entities}_space-orig_desc-manual_dseg.nii.gz"
             write_oriented(
-                folder / "derivatives/manual" / place / name, VALUES[label], "RSA", (1.0, 1.0, 1.0)
+                folder / "derivatives/manual" / subfolder / name,
+                VALUES[label],
+                "RSA",
+                (1.0, 1.0, 1.0),
             )
         truths[f"{entities}_T1w"] = Truth(entities[:6], image[None], label if labelled else None)
     write_oriented(folder / "sub-02/anat/sub-02_T2w.nii.gz", structures(9, 2)[0])

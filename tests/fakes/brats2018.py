@@ -22,12 +22,18 @@ def write(folder: Path) -> dict[str, Truth]:
         ]
     ):
         image, label = structures(number, 3)
-        place = folder / "MICCAI_BraTS_2018_Data_Training" / grade / name
+        patient_folder = folder / "MICCAI_BraTS_2018_Data_Training" / grade / name
         channels = [image + 7 * index for index in range(4)]
-        for channel, what in zip(channels, ("t1", "t1ce", "t2", "flair"), strict=True):
-            write_oriented(place / f"{name}_{what}.nii.gz", channel, "LPS", (1.0, 1.0, 1.0))
+        for channel, suffix in zip(channels, ("t1", "t1ce", "t2", "flair"), strict=True):
+            write_oriented(
+                patient_folder / f"{name}_{suffix}.nii.gz", channel, "LPS", (1.0, 1.0, 1.0)
+            )
         write_oriented(
-            place / f"{name}_seg.nii.gz", VALUES[label], "LPS", (1.0, 1.0, 1.0), nudge_mm=0.004
+            patient_folder / f"{name}_seg.nii.gz",
+            VALUES[label],
+            "LPS",
+            (1.0, 1.0, 1.0),
+            nudge_mm=0.004,
         )
         truths[name] = Truth(name, np.stack(channels), label)
     (folder / "MICCAI_BraTS_2018_Data_Training/survival_data.csv").write_text(

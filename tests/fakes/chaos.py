@@ -23,22 +23,24 @@ def write(folder: Path) -> dict[str, Truth]:
     truths: dict[str, Truth] = {}
     for sets, patient in (("Train_Sets", 1), ("Train_Sets", 20), ("Test_Sets", 4)):
         labelled = sets == "Train_Sets"
-        place = folder / sets / "MR" / str(patient)
+        patient_folder = folder / sets / "MR" / str(patient)
         image, label = structures(patient, 4, SHAPE)
         # Names fall where positions rise: only headers tell the order of the slices.
         names = [f"IMG-{patient:04d}-{SHAPE[0] - index:05d}" for index in range(SHAPE[0])]
-        _series(place / "T2SPIR/DICOM_anon", image, names, patient)
+        _series(patient_folder / "T2SPIR/DICOM_anon", image, names, patient)
         for number, phase in enumerate(("OutPhase", "InPhase")):
             halves = [
                 f"IMG-{patient:04d}-{2 * index + number + 1:05d}" for index in range(SHAPE[0])
             ]
-            _series(place / "T1DUAL/DICOM_anon" / phase, image + 9 * number, halves, patient)
+            _series(
+                patient_folder / "T1DUAL/DICOM_anon" / phase, image + 9 * number, halves, patient
+            )
             if labelled and phase == "InPhase":
-                _pictures(place / "T1DUAL/Ground", VALUES[label], halves)
+                _pictures(patient_folder / "T1DUAL/Ground", VALUES[label], halves)
         if labelled:
             values = VALUES[label]
             values[2][values[2] == 63] = 60  # the organisers name ranges
-            _pictures(place / "T2SPIR/Ground", values, names)
+            _pictures(patient_folder / "T2SPIR/Ground", values, names)
         truths[f"MR_{patient}_T2SPIR"] = Truth(
             f"MR_{patient}", image[None], label if labelled else None
         )

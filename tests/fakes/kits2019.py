@@ -21,16 +21,18 @@ def write(folder: Path) -> dict[str, Truth]:
     truths: dict[str, Truth] = {}
     for number, (name, spacing) in enumerate(SPACING.items()):
         image, label = structures(number, 2)
-        place = folder / "data" / name
-        place.mkdir(parents=True)
+        case_folder = folder / "data" / name
+        case_folder.mkdir(parents=True)
         image = image.astype(np.float32)
         # The axes run down, to the back and to the left.
         matrix = np.diag([0.0, 0.0, 0.0, 1.0])
         matrix[2, 0], matrix[1, 1], matrix[0, 2] = (-step for step in spacing)
-        nibabel.Nifti1Image(image[::-1], matrix).to_filename(place / "imaging.nii.gz")
+        nibabel.Nifti1Image(image[::-1], matrix).to_filename(case_folder / "imaging.nii.gz")
         labelled = name != "case_00210"
         if labelled:
-            nibabel.Nifti1Image(label[::-1], matrix).to_filename(place / "segmentation.nii.gz")
+            nibabel.Nifti1Image(label[::-1], matrix).to_filename(
+                case_folder / "segmentation.nii.gz"
+            )
         truths[name] = Truth(name, image[None], label if labelled else None)
     (folder / "data/kits.json").write_text("[]")
     (folder / "README.md").write_text("# KiTS19\n")

@@ -18,10 +18,10 @@ def write(folder: Path) -> dict[str, Truth]:
         for part, numbers in (("train", (1001, 1002)), ("test", (2001,))):
             for number in numbers:
                 name = f"{modality}_{part}_{number}"
-                place = folder / f"{modality}_{part}"
+                part_folder = folder / f"{modality}_{part}"
                 image, label = structures(number, 7)
                 write_oriented(
-                    place / f"{name}_image.nii.gz",
+                    part_folder / f"{name}_image.nii.gz",
                     image,
                     "LAS" if modality == "ct" else "RIP",
                     (0.5, 0.5, 0.6),
@@ -31,7 +31,7 @@ def write(folder: Path) -> dict[str, Truth]:
                     if modality == "mr":
                         values[2][values[2] == 420] = 421
                     write_oriented(
-                        place / f"{name}_label.nii.gz",
+                        part_folder / f"{name}_label.nii.gz",
                         values,
                         "LAS" if modality == "ct" else "RIP",
                         (0.5, 0.5, 0.6),

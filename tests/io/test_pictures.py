@@ -1,4 +1,4 @@
-"""Pictures: JPEG files whole or refused, and slices in pictures of their own as one volume."""
+"""Pictures: JPEG files are whole or refused, and one picture per slice makes a volume."""
 
 from __future__ import annotations
 
@@ -69,9 +69,10 @@ def test_a_jpeg_that_announces_too_much_is_refused_before_it_is_read(tmp_path: P
 
 
 def write_stack(folder: Path, array: np.ndarray, grey: bool = False) -> SliceFiles:
-    for index, one in enumerate(array):
+    for index, picture in enumerate(array):
         write_itk(
-            folder / f"{index:03d}.png", np.repeat(one[..., None], 3, axis=-1) if grey else one
+            folder / f"{index:03d}.png",
+            np.repeat(picture[..., None], 3, axis=-1) if grey else picture,
         )
     return SliceFiles(tuple(sorted(folder.iterdir())), grey)
 

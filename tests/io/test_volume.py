@@ -236,19 +236,35 @@ def test_scaled_integers_stay_integers(tmp_path: Path) -> None:
 
 def test_channels_are_counted_and_must_share_a_grid(tmp_path: Path) -> None:
     image = anatomy(1)[0]
-    one, two = (
+    first, second = (
         write_nifti(tmp_path / "a.nii.gz", image),
         write_nifti(tmp_path / "b.nii.gz", image + 1),
     )
-    assert read_scan((one, two), 2).array.shape == (2, *image.shape)
+    assert read_scan((first, second), 2).array.shape == (2, *image.shape)
     both = write_nifti(tmp_path / "both.nii.gz", np.stack([image, image + 1]))
     assert read_scan((both,), 2).array.shape == (2, *image.shape)
     with pytest.raises(RefusedCaseError, match="2 channels, expected 3"):
-        read_scan((one, two), 3)
+        read_scan((first, second), 3)
     with pytest.raises(RefusedCaseError, match="1 channels, expected 2"):
-        read_scan((one,), 2)
+        read_scan((first,), 2)
     with pytest.raises(RefusedCaseError, match="different grids"):
-        read_scan((one, write_nifti(tmp_path / "c.nii.gz", image, affine((2.0, 1.5, 4.0)))), 2)
+        read_scan((first, write_nifti(tmp_path / "c.nii.gz", image, affine((2.0, 1.5, 4.0)))), 2)
+
+
+def test_a_series_of_coloured_volumes_is_refused(tmp_path: Path) -> None:
+    colours = np.repeat(anatomy(1)[0][..., None], 3, axis=-1)
+    volume = SimpleITK.GetImageFromArray(colours, isVector=True)
+    SimpleITK.WriteImage(SimpleITK.JoinSeries([volume, volume]), str(tmp_path / "scan.mha"))
+    with pytest.raises(RefusedCaseError, match="fourth axis and several components"):
+        read_header(tmp_path / "scan.mha")
+
+
+def test_a_frame_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    image = anatomy(1)[0]
+    path = write_nifti(tmp_path / "scan.nii.gz", np.stack([image, image + 1]))
+    np.testing.assert_array_equal(read_scan((path,), frame=1).array[0], image + 1)
+    with pytest.raises(RefusedCaseError, match="no frame 3: its fourth axis has 2 time points"):
+        read_scan((path,), frame=2)
 
 
 def test_a_data_file_outside_the_headers_folder_is_refused(tmp_path: Path) -> None:
@@ -278,6 +294,8 @@ def test_labels_are_whole_numbers(tmp_path: Path) -> None:
         write_itk(tmp_path / "d.png", np.repeat(label[0][..., None] * 100, 3, axis=-1))
     )
     assert sorted(np.unique(grey.array)) == [0, 100, 200]
+    with pytest.raises(RefusedCaseError, match="too large"):
+        read_label(write_nifti(tmp_path / "large.nii.gz", label * np.float32(2**31)))
     empty = read_label(write_nifti(tmp_path / "e.nii.gz", np.zeros_like(label)))
     assert not empty.array.any()
 
@@ -300,15 +318,15 @@ def changed(**values: object) -> Geometry:
     ],
 )
 def test_grids_differ_in_words(other: Geometry, words: str | None) -> None:
-    found = grid_difference(OBLIQUE, other)
-    assert found is None if words is None else words in (found or "")
+    difference = grid_difference(OBLIQUE, other)
+    assert difference is None if words is None else words in (difference or "")
 
 
 def test_corners_by_hand() -> None:
-    found = corners(OBLIQUE)
+    centres = corners(OBLIQUE)
     along_x = np.array([0.8, 0.6, 0.0]) * 4 * 0.5
-    np.testing.assert_allclose(found[0], OBLIQUE.origin)
-    np.testing.assert_allclose(found[4], np.array(OBLIQUE.origin) + along_x)
+    np.testing.assert_allclose(centres[0], OBLIQUE.origin)
+    np.testing.assert_allclose(centres[4], np.array(OBLIQUE.origin) + along_x)
 
 
 @pytest.mark.parametrize("name", ["mask.jpg", "mask.mhd", "mask"])

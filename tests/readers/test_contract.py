@@ -102,17 +102,17 @@ def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(
 
     answer = macl("inspect", data, "--json")
     assert answer.code == 0, answer.err
-    found = json.loads(answer.out)
+    summary = json.loads(answer.out)
     counts = {"cases": layout.cases, "patients": layout.patients, "labelled": layout.labelled}
     classes = ("background", *layout.classes) if layout.classes else ()
     expected = {"reader": name, "modality": layout.modality, "classes": [*classes]} | counts
-    assert {key: found[key] for key in expected} == expected
-    assert found["refused"] == []
-    assert found["recognised_by"]
+    assert {key: summary[key] for key in expected} == expected
+    assert summary["refused"] == []
+    assert summary["recognised_by"]
 
     answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
     assert answer.code == 0, answer.err
-    assert f"is read as {name}: {found['recognised_by']}." in answer.err
+    assert f"is read as {name}: {summary['recognised_by']}." in answer.err
     store = Store.open(tmp_path / "store")
     index = store.index
     assert (index.reader, index.modality, len(index.channels)) == (
@@ -137,7 +137,10 @@ def same(store: Store, name: str, truth: Truth) -> None:
     array = store.read(name)
     if case.rescale:
         array = np.stack(
-            [one * slope + shift for one, (slope, shift) in zip(array, case.rescale, strict=True)]
+            [
+                channel * slope + shift
+                for channel, (slope, shift) in zip(array, case.rescale, strict=True)
+            ]
         )
     np.testing.assert_array_equal(array, truth.image)
     assert case.labelled == (truth.label is not None)

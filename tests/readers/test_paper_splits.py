@@ -39,7 +39,10 @@ def test_a_papers_split_finds_its_people(
     people = {**dict.fromkeys(labelled, True), **dict.fromkeys(unlabelled, False)}
     split = read_split(f"paper/{name}")
     store = Store.open(
-        write(tmp_path / "store", [stored_case(one, one, has) for one, has in people.items()])
+        write(
+            tmp_path / "store",
+            [stored_case(person, person, has_label) for person, has_label in people.items()],
+        )
     )
     resolved = resolve_split(split, store)
     assert len(resolved.test_cases) == len(split.test)

@@ -30,9 +30,9 @@ def read(folder: Path) -> Source:
 
 def describe(folder: Path, **changes: object) -> None:
     path = folder / "dataset.json"
-    found = json.loads(path.read_text())
+    entries = json.loads(path.read_text())
     path.write_text(
-        json.dumps({key: value for key, value in (found | changes).items() if value is not None})
+        json.dumps({key: value for key, value in (entries | changes).items() if value is not None})
     )
 
 
@@ -116,9 +116,9 @@ def test_nnunet_pictures_hold_their_colours_in_one_file(tmp_path: Path) -> None:
     )
     write_itk(folder / "labelsTr/a.png", label[0])
     write_itk(folder / "imagesTr/grey_0000.png", image[0].astype("uint8"))
-    looked = scan_source(folder, read(folder))
-    assert (looked.source.modality, looked.headers["a"].channels) == ("photograph", 3)
-    assert looked.source.refused.keys() == {"grey"}
+    scanned = scan_source(folder, read(folder))
+    assert (scanned.source.modality, scanned.headers["a"].channels) == ("photograph", 3)
+    assert scanned.source.refused.keys() == {"grey"}
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,8 @@ def test_labels_alone_and_strays_are_reported_and_hidden_files_are_not(tmp_path:
 )
 def test_labels_are_matched_by_name(tmp_path: Path, image: str, label: str, name: str) -> None:
     scan, mask = anatomy(0)
-    for place, array in ((image, scan), (label, mask)):
-        (write_nifti if place.endswith("gz") else write_itk)(tmp_path / place, array)
+    for file, array in ((image, scan), (label, mask)):
+        (write_nifti if file.endswith("gz") else write_itk)(tmp_path / file, array)
     source = read(tmp_path)
     assert [(case.name, case.images, case.label) for case in source.cases] == [
         (name, (tmp_path / image,), tmp_path / label)

@@ -109,7 +109,7 @@ def corners(geometry: Geometry) -> np.ndarray:
 def grid_difference(a: Geometry, b: Geometry) -> str | None:
     """How two grids differ, in words; None: they are equal up to the noise of headers.
 
-    If only one of them knows its spacing, sizes alone are compared.
+    Sizes alone are compared if one of the spacings is unknown.
     """
     if a.size != b.size:
         return f"{format_size(a.size)} voxels against {format_size(b.size)}"

@@ -232,7 +232,7 @@ def _read_frame(scan: ScanPath, frame: int) -> Volume:
 
 @lru_cache(maxsize=2)
 def _read_series(path: Path, time_points: int, *file_state: int) -> Volume:
-    """A whole time series, cached since its frames are read one after the other; two: its label."""
+    """A whole time series; the last scan and label are cached, as their frames come in a row."""
     return _read_volume(path, time_points)
 
 

@@ -43,16 +43,16 @@ class Dicom(Reader):
             MaclError: there is no DICOM file with an image.
         """
         files, others = find_dicom_files(source)
-        series, without_image = group_into_series(files)
-        if not series:
+        all_series, without_image = group_into_series(files)
+        if not all_series:
             raise MaclError(f"{source} holds no DICOM file with an image: check the folder.")
-        names = [_case_name(one, source) for one in series]
+        names = [_case_name(series, source) for series in all_series]
         uses = Counter(names)
         cases: list[Case] = []
-        for number, (one, name) in enumerate(zip(series, names, strict=True), start=1):
+        for number, (series, name) in enumerate(zip(all_series, names, strict=True), start=1):
             unique = name if uses[name] == 1 else f"{name}_{number}"
-            folders = one.folder.relative_to(source).parts
-            cases.append(Case(unique, (one.scan,), patient=folders[0] if folders else unique))
+            folders = series.folder.relative_to(source).parts
+            cases.append(Case(unique, (series.scan,), patient=folders[0] if folders else unique))
         kept, refused = keep_unique_names(cases, {})
         return Source(
             reader=self.name,
