@@ -229,7 +229,7 @@ class PretrainSettings(NetworkRunSettings):
         default=1,
         gt=0,
         description="K: a batch holds batch_size / K positions with patches of K patients around "
-        "each; 1: patches are drawn independently",
+        "each; 1: patches are drawn independently, as for all methods that contrast no positions",
     )
     position_jitter: float = Field(
         default=0.05,

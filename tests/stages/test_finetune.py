@@ -61,8 +61,9 @@ def finetune(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         chosen: str = "",
     ) -> Answer:
         changes = [word for setting in settings for word in ("--set", setting)]
+        chosen = chosen or str(toy / "split.json")
         return macl(
-            "finetune", str(toy / "toy.store"), "--init", init, "--split", chosen or str(toy / "split.json"),
+            "finetune", str(toy / "toy.store"), "--init", init, "--split", chosen,
             "--labels", labels, "--device", "cpu", *changes, *words,
         )  # fmt: skip
 
@@ -171,7 +172,7 @@ def test_a_fine_tuned_run_passes_on_whose_scans_it_saw(finetune, toy: Path, tmp_
 def test_another_width_is_refused(finetune, toy: Path, tmp_path: Path) -> None:
     answer = finetune(str(toy / "wide"), "--out", "run")
     assert answer.code == 1
-    assert "trained with unet, width 8" in answer.err
+    assert "trained with 2D unet, width 8" in answer.err
     assert not (tmp_path / "run").exists()
 
 
@@ -198,8 +199,8 @@ def test_the_authors_file(finetune, tmp_path: Path, words: tuple[str, ...], bloc
     answer = finetune("released.pth", "--out", "run", *words)
     assert answer.code == 0, answer.err
     assert "does not say whose scans it was trained on" in answer.err
-    taken = {name.split(".")[2] for name, outcome in outcomes(tmp_path / "run").items() if outcome == "loaded"
-             and name.startswith("decoder")}  # fmt: skip
+    loaded = [name for name, outcome in outcomes(tmp_path / "run").items() if outcome == "loaded"]
+    taken = {name.split(".")[2] for name in loaded if name.startswith("decoder")}
     assert taken == {str(block) for block in range(blocks)}
     assert all(
         outcome == "loaded"

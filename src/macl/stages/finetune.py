@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from macl.config import FinetuneSettings, read_recipe, resolve_recipe
+from macl.config import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.resolved_split import ResolvedSplit, find_test_people
@@ -24,18 +24,16 @@ from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
 from macl.engine.trainer import Validation
 from macl.inference.sliding_window import predict_volume
 from macl.models.conversion.macl_release import read_authors
-from macl.models.network import total_stride
 from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
 from macl.preprocessing.normalisation import normalise
 from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
-from macl.tasks.networks import median_spacing_mm, resolve_patch
+from macl.tasks.run_settings import describe_network, finetune_settings
 from macl.tasks.segmentation import (
     SegmentationTask,
     Segmenter,
     build_segmenter,
     mirror_axes,
-    resolve_finetuning,
     segmenter_weights,
 )
 from macl.utils import checkpoint
@@ -56,7 +54,7 @@ class InitialWeights:
     Attributes:
         name: in messages and records; "scratch", or the path with a checksum.
         tensors: under the network's names; empty from scratch.
-        network: the settings `NETWORK`, as far as the source gives them.
+        network: the settings `NETWORK`, as far as the source gives them; empty from scratch.
         patients: whose scans the weights were trained on.
     """
 
@@ -68,10 +66,7 @@ class InitialWeights:
     @property
     def trained_with(self) -> str:
         """The network, in words; empty if it is unknown."""
-        if "backbone" not in self.network:
-            return ""
-        own = self.network.get("backbone_settings", {}).items()
-        return ", ".join((self.network["backbone"], *(f"{key} {value}" for key, value in own)))
+        return describe_network(self.network) if "backbone" in self.network else ""
 
 
 @process_group()
@@ -109,7 +104,9 @@ def finetune(
     recipe = chosen.recipe or DEFAULT_RECIPE
     opened = Store.open(store)
     weights = read_init(init, init_decoder_blocks)
-    settings = resolve_settings(recipe, chosen, opened, weights)
+    settings = finetune_settings(
+        recipe, chosen.overrides, store=opened, init=weights.name, init_network=weights.network
+    )
     run = TrainingRun(opened, out, settings, split, chosen)
     assert run.resolved is not None
     cases = run.resolved.labelled_cases(labels)
@@ -136,66 +133,31 @@ def finetune(
     if run.fabric.is_global_zero:
         write_json(out / TRANSFER, transfer.about())
     say(transfer.table())
+    return _train(run, settings, task)
+
+
+def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask) -> RunRecord:
+    store, record, fabric = run.store, run.record, run.fabric
     loader = Loader(
-        PatchCache(opened, cases, labelled=True, device=run.fabric.device),
+        PatchCache(store, record.cases, labelled=True, device=fabric.device),
         settings.training.batch_size,
         settings.patch,
-        chosen.seed,
-        run.fabric.global_rank,
-        run.fabric.world_size,
+        record.seed,
+        fabric.global_rank,
+        fabric.world_size,
         foreground_share=settings.foreground_share,
     )
     validation = None
     if record.validation_cases:
-        score = ValidationScore(opened, record, settings, task.segmenter, run.fabric)
+        score = ValidationScore(store, record, settings, task.segmenter, fabric)
         validation = Validation(score)
     trained = run.train("Segmenter", task, loader, validation=validation)
     network = {name: record.settings[name] for name in NETWORK}
     about = {"kind": "finetune", "channels": record.channels, "classes": record.classes, **network}
     finished = run.finish(segmenter_weights(trained.tensors), about, trained)
-    say(f"The segmenter is in {out}; next: macl predict {out} SCANS --out {out / PREDICTIONS}")
+    masks = run.folder / PREDICTIONS
+    say(f"The segmenter is in {run.folder}; next: macl predict {run.folder} SCANS --out {masks}")
     return finished
-
-
-def resolve_settings(
-    recipe: str, options: TrainingOptions, store: Store, weights: InitialWeights
-) -> FinetuneSettings:
-    """Complete settings of a fine-tuning run.
-
-    Args:
-        recipe: name or path.
-        options: whose overrides apply.
-        store: what to train on, for sizes and spacing.
-        weights: whose network is taken over where recipe and overrides name none.
-
-    Raises:
-        MaclError: a setting does not fit, or the weights are of other dimensions.
-    """
-    overrides = tuple(options.overrides)
-    inherited = _inherited(weights.network, recipe, overrides)
-    settings = resolve_recipe(FinetuneSettings, recipe, overrides, inherited=inherited)
-    dims = weights.network.get("dims", 2)
-    if weights.tensors and settings.dims != dims:
-        raise MaclError(
-            f"{weights.name} holds weights of a {dims}D network, but dims is {settings.dims}: "
-            f"start from a {settings.dims}D run or from {SCRATCH}, or add --set dims={dims}."
-        )
-    network = find("models", settings.backbone)
-    if "backbone" in inherited:
-        say(f"Network as in {weights.name}: {dims}D {weights.trained_with}.")
-    settings = resolve_patch(settings, network, store, total_stride)
-    return resolve_finetuning(settings, network, median_spacing_mm(store, settings.dims))
-
-
-def _inherited(
-    network: Mapping[str, Any], recipe: str, overrides: Iterable[str]
-) -> Mapping[str, Any]:
-    """The settings of the weights' network, or its dims alone if another backbone is named."""
-    named = dict(text.split("=", 1) for text in overrides if text.startswith("backbone="))
-    backbone = named.get("backbone", read_recipe("finetune", recipe).get("backbone"))
-    if backbone is None or backbone.strip(" \"'") == network.get("backbone"):
-        return network
-    return {name: value for name, value in network.items() if name == "dims"}
 
 
 def read_init(init: str, decoder_blocks: int) -> InitialWeights:
@@ -228,7 +190,8 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
             f"{init} does not say whose scans it was trained on; it is assumed that no test people "
             "are among them."
         )
-    network = {name: source.about[name] for name in NETWORK if name in source.about}
+    about = {"dims": 2, **source.about}
+    network = {name: about[name] for name in NETWORK if name in about}
     name = f"{init} ({sha256(file)[:12]})"
     return InitialWeights(name, source.tensors, network, tuple(patients))
 

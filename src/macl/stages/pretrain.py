@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-from macl.config import PretrainSettings, resolve_recipe
+from macl.config import PretrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.sampling import GroupedSampler
@@ -14,24 +13,19 @@ from macl.data.store import Store
 from macl.data.windows import Volumes, select_volumes
 from macl.distributed.launch import process_group
 from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
-from macl.models.network import Network
 from macl.plugins import find
 from macl.records.runs import WEIGHTS, RunRecord
-from macl.tasks.networks import median_spacing_mm, plugin_settings, resolve_patch
 from macl.tasks.pretraining import (
     CollapseWatch,
     Method,
     build_method,
     describe_weights,
-    resolve_pretraining,
     transferable_tensors,
 )
+from macl.tasks.run_settings import pretrain_settings
 from macl.utils.progress import say
 
 DEFAULT_METHOD = "macl"
-LARGEST_SHARE_OF_A_VOLUME = 0.6
-"""Largest side that training.size = "auto" chooses for methods that contrast positions, as a share
-of the median volume: patches as large as the volume would all lie at one position."""
 
 
 @process_group()
@@ -59,91 +53,64 @@ def pretrain(
     chosen = TrainingOptions(**options)
     recipe = chosen.recipe or method or DEFAULT_METHOD
     opened = Store.open(store)
-    settings, plugin = resolve_settings(recipe, method, chosen, opened)
+    settings, plugin = pretrain_settings(recipe, chosen.overrides, method=method, store=opened)
     run = TrainingRun(opened, out, settings, split, chosen)
     cases = tuple(case.name for case in opened.index.cases)
     if run.resolved and not chosen.allow_overlap:
         cases = run.resolved.pretraining_cases
     volumes = select_volumes(opened, cases, settings.minimum_content)
-    patients = settings.patients_per_position if plugin.contrasts_positions else 1
-    if patients > 1:
-        _check_groups(settings, volumes)
+    _check_groups(settings, volumes)
     network = find("models", settings.backbone)
     task = build_method(settings, plugin, network, len(opened.index.channels), chosen.seed)
     patches = volumes.samples_per_epoch(settings.patch)
     if run.open(task, cases, patches, recipe=chosen.recipe or settings.method).finished:
         return run.record
     _report_left_out_slices(opened, cases, volumes, settings)
+    return _train(run, settings, task)
+
+
+def _train(run: TrainingRun, settings: PretrainSettings, task: Method) -> RunRecord:
+    training, fabric = settings.training, run.fabric
+    cache = PatchCache(
+        run.store,
+        run.record.cases,
+        labelled=False,
+        device=fabric.device,
+        minimum_content=settings.minimum_content,
+    )
     loader = Loader(
-        PatchCache(
-            opened,
-            cases,
-            labelled=False,
-            device=run.fabric.device,
-            minimum_content=settings.minimum_content,
-        ),
-        settings.training.batch_size,
+        cache,
+        training.batch_size,
         settings.patch,
-        chosen.seed,
-        run.fabric.global_rank,
-        run.fabric.world_size,
-        plugin.needs_neighbours,
-        settings.training.gather_negatives,
-        patients_per_position=patients,
+        run.record.seed,
+        fabric.global_rank,
+        fabric.world_size,
+        task.needs_neighbours,
+        training.gather_negatives,
+        patients_per_position=settings.patients_per_position,
         position_jitter=settings.position_jitter,
     )
-    if plugin.contrasts_positions:
-        _warn_of_one_position(loader, volumes)
-    steps = settings.training.epochs * loader.steps_per_epoch
-    watch = CollapseWatch(task, loader.contrasted, steps)
+    if task.contrasts_positions:
+        _warn_of_one_position(loader)
+    watch = CollapseWatch(task, loader.contrasted, training.epochs * loader.steps_per_epoch)
     trained = run.train(settings.method, task, loader, on_log=watch)
     weights = transferable_tensors(task, trained.tensors)
     record = run.finish(weights, describe_weights(settings, task, run.record.channels), trained)
-    say(f"Pre-trained weights are in {out / WEIGHTS}.")
+    say(f"Pre-trained weights are in {run.folder / WEIGHTS}.")
     return record
-
-
-def resolve_settings(
-    recipe: str, method: str | None, options: TrainingOptions, store: Store | None
-) -> tuple[PretrainSettings, type[Method]]:
-    """Complete settings of a pre-training run, and its method.
-
-    Args:
-        recipe: name or path.
-        method: its name, over the recipe's; None: the recipe's.
-        options: whose overrides apply.
-        store: what to train on, for sizes and spacing; None: unknown.
-
-    Raises:
-        MaclError: a setting does not fit.
-    """
-    if method:
-        find("methods", method)
-    settings = resolve_recipe(PretrainSettings, recipe, options.overrides, method=method)
-    plugin: type[Method] = find("methods", settings.method)
-    network: type[Network] = find("models", settings.backbone)
-    own = plugin_settings(plugin, settings.method_settings, "method_settings")
-    settings = resolve_patch(
-        settings,
-        network,
-        store,
-        partial(plugin.patch_multiple, own),
-        LARGEST_SHARE_OF_A_VOLUME if plugin.contrasts_positions else 1.0,
-    )
-    spacing_mm = median_spacing_mm(store, settings.dims) if store else None
-    return resolve_pretraining(settings, plugin, network, spacing_mm), plugin
 
 
 def _check_groups(settings: PretrainSettings, volumes: Volumes) -> None:
     """MaclError if a batch cannot be made of whole groups, before the run's folder is made."""
-    GroupedSampler(
-        volumes,
-        settings.patch,
-        settings.training.batch_size,
-        seed=0,
-        patients_per_position=settings.patients_per_position,
-        jitter=settings.position_jitter,
-    )
+    if settings.patients_per_position > 1:
+        GroupedSampler(
+            volumes,
+            settings.patch,
+            settings.training.batch_size,
+            seed=0,
+            patients_per_position=settings.patients_per_position,
+            jitter=settings.position_jitter,
+        )
 
 
 def _report_left_out_slices(
@@ -158,9 +125,9 @@ def _report_left_out_slices(
         )
 
 
-def _warn_of_one_position(loader: Loader, volumes: Volumes) -> None:
+def _warn_of_one_position(loader: Loader) -> None:
     """Say so if all patches lie at one position, which makes every pair of them positives."""
-    if len(loader.patch) == 2 and int(volumes.extents[:, 0].max()) == 1:
+    if len(loader.patch) == 2 and int(loader.cache.volumes.extents[:, 0].max()) == 1:
         say(
             "Every case has a single slice, so that positions tell nothing: to methods that "
             "contrast positions (macl, pcl, gcl), all slices are alike. --method masked, for one, "

@@ -1,4 +1,4 @@
-"""What a way to pre-train costs on this machine, before a long run starts: time, memory, and where the time goes."""
+"""What pre-training costs on this machine, before a long run starts: time, memory, and for what."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
 
-from macl.config import PretrainSettings, read_recipe, resolve
+from macl.config import PretrainSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.data.store import Store
-from macl.engine.compiling import build_optimiser_for, compile_mode, compiled, to_device_layout
-from macl.engine.task import StepOutput
+from macl.data.windows import select_volumes
+from macl.engine.stepper import Stepper
 from macl.engine.trainer import make_fabric
 from macl.plugins import find
-from macl.tasks.networks import by
-from macl.tasks.pretraining import Method, build_method, resolve_pretraining
+from macl.tasks.pretraining import Method, build_method
+from macl.tasks.run_settings import pretrain_settings
 from macl.utils.progress import progress
+from macl.utils.text import format_size
 
 WARM_UP_STEPS = 2
 
@@ -37,171 +37,176 @@ def profile(
     overrides: Iterable[str] = (),
     store: Path | None = None,
     channels: int = 1,
-    slices: int | None = None,
+    patches: int | None = None,
     device: str = "auto",
     steps: int = 5,
 ) -> dict[str, Any]:
-    """Time pre-training steps on random slices that lie on the device.
+    """Time pre-training steps on random patches that lie on the device.
 
-    Whole steps are timed as they run, compiled where the run would be; then as many are timed again, uncompiled and with a
-    wait for the device around every part, which tells the parts' shares. A part is what happens before, inside and after the passes through encoder and decoder
-    (views, encoder, decoder, heads and losses), the backward pass, and the optimiser.
+    Steps are timed twice. First uncompiled, waiting for the device around every part, which gives
+    the shares of the parts: what comes before the passes through encoder and decoder (views), the
+    passes, what comes after them (heads and losses), the backward pass and the optimiser. Then
+    whole, as they run in training, compiled if the run would be.
 
     Args:
-        method, recipe, overrides: as in `pretrain`.
-        store: whose channels and slices to take, instead of the next two.
+        method: its name.
+        recipe: recipe by name or path; None: the method's own.
+        overrides: `key=value` settings over the recipe's.
+        store: whose channels and patches to take, instead of the next two.
         channels: of the images.
-        slices: of a data set, to estimate an epoch and the whole run.
+        patches: in an epoch, to estimate an epoch and the whole run; None: no estimate.
         device: "auto", "cpu", "cuda" or "mps".
-        steps: steps to time.
+        steps: number of steps to time.
 
     Returns:
-        `parameters`, `ms_per_step`, `ms_per_slice`, `slices_per_second`, `peak_memory_mib`, `share` of every part, and with
-        `slices` also `epoch_seconds` and `run_hours`.
+        `parameters`, `ms_per_step`, `ms_per_patch`, `patches_per_second`, `peak_memory_mib`, the
+        `share` of every part, and, if the number of patches is known, `epoch_seconds` and
+        `run_hours`.
 
     Raises:
         MaclError: a setting does not fit, the store cannot be read, or the device is not there.
     """
-    settings = resolve(PretrainSettings, {**read_recipe("pretrain", recipe or method), "method": method}, overrides)
-    if store is not None:
-        opened = Store.open(store)
+    opened = Store.open(store) if store else None
+    settings, plugin = pretrain_settings(recipe or method, overrides, method=method, store=opened)
+    if opened:
         channels = len(opened.index.channels)
-        slices = sum(len(opened.slices_with_content(name, settings.minimum_content)) for name in opened.cases)
-    plugin, network = find("methods", settings.method), find("models", settings.backbone)
-    settings = resolve_pretraining(settings, plugin, network)
+        volumes = select_volumes(opened, tuple(opened.cases), settings.minimum_content)
+        patches = volumes.samples_per_epoch(settings.patch)
     fabric = make_fabric(device, settings.training.precision)
-    task = build_method(settings, plugin, network, channels, seed=0)
-    step = _Steps(task, settings, channels, slices or 0, fabric)
-    with progress("steps", 2 * steps + WARM_UP_STEPS) as advance:
-        for _ in range(WARM_UP_STEPS):
-            step.whole()
-            advance()
-        whole = [_advancing(step.whole, advance) for _ in range(steps)]
-        parts: dict[str, list[float]] = defaultdict(list)
-        for _ in range(steps):
-            for name, seconds in _advancing(step.by_parts, advance).items():
-                parts[name].append(seconds)
-    seconds = statistics.median(whole)
-    batch = settings.training.batch_size
-    medians = {name: statistics.median(values) for name, values in parts.items()}
-    found: dict[str, Any] = {
-        "method": settings.method, "backbone": settings.backbone, "size": list(settings.patch), "batch_size": batch,
-        "device": _device_name(fabric), "precision": str(fabric.strategy.precision.precision),
-        "parameters": sum(parameter.numel() for parameter in cast(nn.Module, task).parameters()),
-        "ms_per_step": 1000 * seconds, "ms_per_slice": 1000 * seconds / batch, "slices_per_second": batch / seconds,
+    task = build_method(settings, plugin, find("models", settings.backbone), channels, seed=0)
+    timer = _StepTimer(task, settings, channels, fabric)
+    with progress("steps", 2 * (steps + WARM_UP_STEPS)) as advance:
+
+        def repeat(measure: Callable[[], Any]) -> list[Any]:
+            measured = []
+            for _ in range(WARM_UP_STEPS + steps):
+                measured.append(measure())
+                advance()
+            return measured[WARM_UP_STEPS:]
+
+        parts = repeat(timer.parts)
+        timer.stepper.compile(_voxels(settings, patches or 0))
+        seconds = statistics.median(repeat(timer.whole))
+    medians = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
+    batch_size = settings.training.batch_size
+    figures: dict[str, Any] = {
+        "method": settings.method,
+        "backbone": settings.backbone,
+        "size": list(settings.patch),
+        "batch_size": batch_size,
+        "device": _device_name(fabric),
+        "precision": str(fabric.strategy.precision.precision),
+        "parameters": sum(parameter.numel() for parameter in task.parameters()),
+        "ms_per_step": 1000 * seconds,
+        "ms_per_patch": 1000 * seconds / batch_size,
+        "patches_per_second": batch_size / seconds,
         "peak_memory_mib": _peak_memory_mib(fabric),
         "share": {name: value / sum(medians.values()) for name, value in medians.items()},
-    }  # fmt: skip
-    if slices is not None:
-        epoch = seconds * (slices // batch)
-        found |= {"epoch_seconds": epoch, "run_hours": epoch * settings.training.epochs / 3600}
-    return found
+    }
+    if patches is not None:
+        epoch_seconds = seconds * max(1, patches // batch_size)
+        run_hours = epoch_seconds * settings.training.epochs / 3600
+        figures |= {"epoch_seconds": epoch_seconds, "run_hours": run_hours}
+    return figures
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """The figures as lines for a person."""
-    memory = found["peak_memory_mib"]
+def render(figures: Mapping[str, Any]) -> str:
+    """The figures as lines of text."""
+    memory = f"{figures['peak_memory_mib']:.0f} MiB"
+    whole_process = "" if "cuda" in figures["device"] else " (of the whole process)"
     lines = [
-        f"{found['method']} on {found['backbone']}, {found['batch_size']} patches of {by(found['size'])}, "
-        f"{found['precision']}, {found['device']}",
-        f"  parameters        {found['parameters'] / 1e6:.3f} M",
-        f"  a step            {found['ms_per_step']:.1f} ms, {found['ms_per_slice']:.2f} ms a slice",
-        f"  throughput        {found['slices_per_second']:.1f} slices a second",
-        f"  peak memory       {memory:.0f} MiB" + ("" if "cuda" in found["device"] else " (of the whole process)"),
-        *(f"  {name:<17} {100 * share:.0f} %" for name, share in found["share"].items()),
+        f"{figures['method']} on {figures['backbone']}, {figures['batch_size']} patches of "
+        f"{format_size(figures['size'])}, {figures['precision']}, {figures['device']}",
+        f"  parameters        {figures['parameters'] / 1e6:.3f} M",
+        f"  time per step     {figures['ms_per_step']:.1f} ms",
+        f"  time per patch    {figures['ms_per_patch']:.2f} ms",
+        f"  throughput        {figures['patches_per_second']:.1f} patches/s",
+        f"  peak memory       {memory}{whole_process}",
+        *(f"  {name:<17} {100 * share:.0f} %" for name, share in figures["share"].items()),
     ]
-    if "run_hours" in found:
-        lines.append(f"  an epoch takes about {found['epoch_seconds']:.0f} s, the run {found['run_hours']:.2f} h")
+    if "run_hours" in figures:
+        lines.append(
+            f"  an epoch takes about {figures['epoch_seconds']:.0f} s, the run "
+            f"{figures['run_hours']:.2f} h"
+        )
     return "\n".join(lines)
 
 
-def _advancing(work: Callable[[], Any], advance: Callable[[], None]) -> Any:
-    result = work()
-    advance()
-    return result
+def _voxels(settings: PretrainSettings, patches: int) -> int:
+    return settings.training.epochs * patches * math.prod(settings.patch)
 
 
-class _Steps:
-    """Steps on random slices, timed whole or by parts."""
+class _StepTimer:
+    """Takes training steps on random patches and times them, whole or by parts."""
 
     def __init__(
-        self, task: Method, settings: PretrainSettings, channels: int, slices: int, fabric: Fabric
+        self, task: Method, settings: PretrainSettings, channels: int, fabric: Fabric
     ) -> None:
-        module, training = cast(nn.Module, task), settings.training
-        if fabric.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(fabric.device)
-        to_device_layout(module, fabric.device)
-        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-        self.fabric, self.number, self.plain_step = fabric, 0, task.step
-        _, self.optimiser = fabric.setup(module, build_optimiser_for(training, module, fabric.device, scaled))
-        mode = compile_mode(training, fabric.device, training.epochs * slices * math.prod(settings.patch))
-        self.step = compiled(task.step, mode) if mode else task.step
+        self.device, training = fabric.device, settings.training
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.passes = {"encoder": task.network.encoder, "decoder": task.network.decoder}
-        samples = torch.arange(training.batch_size)
-        shape = (training.batch_size, channels, *settings.patch)
-        images = SampleRng(0, 0, samples).normal("image", shape[1:])
-        self.images = images.to(fabric.device)
-        self.centres = SampleRng(0, 0, samples).uniform("centre", (3,)).to(fabric.device)
-        self.samples = samples.to(fabric.device)
+        self.stepper, self.steps = Stepper(task, training, fabric), 0
+        rng = SampleRng(0, 0, torch.arange(training.batch_size))
+        self.images = rng.normal("image", (channels, *settings.patch)).to(self.device)
+        self.centres = rng.uniform("centre", (3,)).to(self.device)
+        self.samples = rng.samples.to(self.device)
 
     def _batch(self) -> Batch:
-        self.number += 1
-        rng = SampleRng(0, torch.full((), self.number, device=self.samples.device), self.samples)
+        self.steps += 1
+        rng = SampleRng(0, torch.full((), self.steps, device=self.device), self.samples)
         return Batch(self.images, self.centres, rng, neighbours=self.images)
 
     def _wait(self) -> float:
-        if self.fabric.device.type == "cuda":
-            torch.cuda.synchronize(self.fabric.device)
-        elif self.fabric.device.type == "mps":
+        """The time once the device has finished its work, in seconds."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
             torch.mps.synchronize()
         return time.perf_counter()
 
     def whole(self) -> float:
         """Seconds of one step."""
         start = self._wait()
-        self._finish(self._loss(self.step))
+        self.stepper(self._batch())
         return self._wait() - start
 
-    def _loss(self, step: Callable[[Batch], StepOutput]) -> Tensor:
-        with self.fabric.autocast():
-            return step(self._batch()).loss
-
-    def _finish(self, loss: Tensor) -> None:
-        self.fabric.backward(loss)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-
-    def by_parts(self) -> dict[str, float]:
+    def parts(self) -> dict[str, float]:
         """Seconds of every part of one step."""
         watch = _Stopwatch(self._wait, "views")
         hooks = []
         for name, part in self.passes.items():
-            hooks.append(part.register_forward_pre_hook(lambda *_, name=name: watch.enter(name)))
-            hooks.append(part.register_forward_hook(lambda *_: watch.enter("heads and losses")))
-        loss = self._loss(self.plain_step)
+            enter = part.register_forward_pre_hook(lambda *_, name=name: watch.enter(name))
+            leave = part.register_forward_hook(lambda *_: watch.enter("heads and losses"))
+            hooks += [enter, leave]
+        loss = self.stepper.forward(self._batch()).loss
         for hook in hooks:
             hook.remove()
         watch.enter("backward")
-        self.fabric.backward(loss)
+        self.stepper.backward(loss)
         watch.enter("optimiser")
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.stepper.update()
         watch.enter("")
         return dict(watch.spent)
 
 
 class _Stopwatch:
-    """Adds up the seconds between one part and the next."""
+    """Adds up the seconds spent in each part.
+
+    Args:
+        now: gives the time in seconds.
+        part: the first part.
+    """
 
     def __init__(self, now: Callable[[], float], part: str) -> None:
-        self.now, self.part, self.since = now, part, now()
+        self.now, self.part, self.start = now, part, now()
         self.spent: dict[str, float] = defaultdict(float)
 
     def enter(self, part: str) -> None:
-        """The part so far ends here and `part` begins."""
+        """End the present part and start the next."""
         now = self.now()
-        self.spent[self.part] += now - self.since
-        self.part, self.since = part, now
+        self.spent[self.part] += now - self.start
+        self.part, self.start = part, now
 
 
 def _device_name(fabric: Fabric) -> str:
