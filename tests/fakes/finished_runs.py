@@ -81,7 +81,7 @@ def write_finetuned(
         label = store.read(case, "label")
         mask = to_scan(np.roll(label, shift * (number + 1) // 2, axis=2), stored.orientation)
         write_volume(path / runs.PREDICTIONS / f"{case}.nii.gz", mask, stored.geometry)
-    evaluate(path / runs.PREDICTIONS, store.path, path / runs.CASES)
+    evaluate(path / runs.PREDICTIONS, store.path, path / runs.SCORES)
 
 
 def write_unscored(

@@ -194,8 +194,8 @@ def test_everything_is_escaped(fake: FakeRuns, tmp_path: Path) -> None:
     runs.write_record(run, record)
     with (run / runs.LOG).open("a") as log:
         log.write(json.dumps({"step": 61, "epoch": 8, "loss": 1.0, evil: 2.0}) + "\n")
-    rows = (run / runs.CASES).read_text().replace("ring", '"' + evil.replace('"', '""') + '"')
-    (run / runs.CASES).write_text(rows)
+    rows = (run / runs.SCORES).read_text().replace("ring", '"' + evil.replace('"', '""') + '"')
+    (run / runs.SCORES).write_text(rows)
     (run / "cases.summary.json").unlink()
     shown = Page(report([run], tmp_path / "report.html", notes=[evil]))
     assert "u" not in shown.tags
@@ -248,7 +248,7 @@ def test_a_mask_that_is_broken_is_named_and_the_others_are_drawn(
     assert shown.tags.count("img") == 6
 
 
-@pytest.mark.parametrize("broken", [runs.CASES, runs.TRANSFER, "cases.summary.json"])
+@pytest.mark.parametrize("broken", [runs.SCORES, runs.TRANSFER, "cases.summary.json"])
 def test_a_broken_file_is_named_and_the_rest_is_shown(
     fake: FakeRuns, tmp_path: Path, broken: str
 ) -> None:
@@ -301,7 +301,7 @@ def test_a_table_without_a_summary_is_averaged_again(fake: FakeRuns, tmp_path: P
 def test_the_paper_s_convention_is_told_apart(fake: FakeRuns, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(fake.scratch, run)
-    evaluate(run / runs.PREDICTIONS, fake.store, run / runs.CASES, convention="paper")
+    evaluate(run / runs.PREDICTIONS, fake.store, run / runs.SCORES, convention="paper")
     shown = Page(report([run, fake.scratch], tmp_path / "report.html")).text
     pooled = json.loads((run / "cases.summary.json").read_text())["mean"]["dice"]["mean"]
     assert f"{100 * pooled:.1f}" in shown

@@ -15,7 +15,7 @@ from macl.io.volume import stem_of, suffix_of
 from macl.utils.errors import MaclError
 from macl.utils.files import ASIDE, clear_unfinished, read_json, write_text
 
-RECORD = "predictions.json"
+PREDICTIONS_RECORD = "predictions.json"
 PROBABILITIES = ".probabilities.nii.gz"
 
 
@@ -68,14 +68,14 @@ def read_predictions(folder: Path) -> PredictionsRecord | None:
     Raises:
         MaclError: the record is broken, or another version wrote it.
     """
-    if not (folder / RECORD).is_file():
+    if not (folder / PREDICTIONS_RECORD).is_file():
         return None
-    raw = read_json(folder / RECORD, "a record of predictions")
+    raw = read_json(folder / PREDICTIONS_RECORD, "a record of predictions")
     if raw.get("format") != "macl-predictions" or raw.get("version") != 1:
         raise MaclError(
-            f"{folder / RECORD} is not a record of this version of macl: predict again."
+            f"{folder / PREDICTIONS_RECORD} is not a record of this version of macl: predict again."
         )
-    return validate(PredictionsRecord, raw, where=RECORD)
+    return validate(PredictionsRecord, raw, where=PREDICTIONS_RECORD)
 
 
 def open_predictions(folder: Path, record: PredictionsRecord) -> None:
@@ -100,4 +100,4 @@ def open_predictions(folder: Path, record: PredictionsRecord) -> None:
             "folder."
         )
     clear_unfinished(folder)
-    write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    write_text(folder / PREDICTIONS_RECORD, record.model_dump_json(indent=1) + "\n")

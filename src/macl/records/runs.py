@@ -33,7 +33,7 @@ WEIGHTS = "weights.safetensors"
 STATE = "state.safetensors"
 TRANSFER = "transfer.json"
 PREDICTIONS = "predictions"
-CASES = "cases.csv"
+SCORES = "cases.csv"
 
 RunKind = Literal["pretrain", "finetune"]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from macl.data.store import Store
 from macl.metrics import Convention, MaskOutcome
-from macl.records.runs import CASES, PREDICTIONS, TRANSFER, RunRecord, read_log, read_record
+from macl.records.runs import PREDICTIONS, SCORES, TRANSFER, RunRecord, read_log, read_record
 from macl.records.scores import ScoreRow, not_a_table, read_rows, summarise
 from macl.utils.errors import MaclError
 from macl.utils.files import read_json
@@ -167,7 +167,7 @@ def read_run(path: Path) -> ReportedRun:
     if not log:
         missing.append(Missing("There is no log yet, so no curves are drawn."))
     transfer = _read_optional(path / TRANSFER, _read_transfer, missing)
-    scores = _read_optional(path / CASES, read_scores, missing)
+    scores = _read_optional(path / SCORES, read_scores, missing)
     if record.kind == "finetune":
         missing += _missing_results(path, record, transfer, scores)
     return ReportedRun(path, record, _start(record), log, transfer, scores, store, tuple(missing))
@@ -265,7 +265,7 @@ def _missing_results(
     scores: RunScores | None,
 ) -> list[Missing]:
     run, store = shlex.quote(str(path)), shlex.quote(record.store)
-    masks, table = shlex.quote(str(path / PREDICTIONS)), shlex.quote(str(path / CASES))
+    masks, table = shlex.quote(str(path / PREDICTIONS)), shlex.quote(str(path / SCORES))
     missing = []
     if transfer is None:
         missing.append(

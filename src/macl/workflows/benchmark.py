@@ -144,7 +144,7 @@ class _BenchmarkRun:
         predict([folder, self.grid.store], folder / runs.PREDICTIONS, device=self.device)
         summaries: dict[Convention, dict[str, Any]] = {}
         for convention in self.grid.conventions:
-            table = folder / (runs.CASES if convention == "strict" else f"cases.{convention}.csv")
+            table = folder / (runs.SCORES if convention == "strict" else f"cases.{convention}.csv")
             with redirect_stdout(sys.stderr):
                 evaluate(folder / runs.PREDICTIONS, self.grid.store, table, convention=convention)
             summary = table.with_suffix(".summary.json")

@@ -24,11 +24,8 @@ from macl.config import (
 from macl.data.resolved_split import resolve_split
 from macl.data.splits import read_split
 from macl.data.store import Store
-from macl.engine.run import TrainingOptions
 from macl.metrics import Convention
-from macl.stages import finetune as finetuning_stage
-from macl.stages import pretrain as pretraining_stage
-from macl.stages.finetune import NETWORK, InitialWeights
+from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings, pretrain_settings
 from macl.utils.errors import MaclError, listed
 
 NAME = r"^\w[\w.+-]*$"
@@ -208,9 +205,8 @@ def _pretraining(start: Start, store: Store) -> PretrainSettings | None:
     """The settings of a start's pre-training; None from scratch."""
     if start.method is None:
         return None
-    settings, _ = pretraining_stage.resolve_settings(
-        start.recipe or start.method, start.method, TrainingOptions(overrides=start.set), store
-    )
+    recipe = start.recipe or start.method
+    settings, _ = pretrain_settings(recipe, start.set, method=start.method, store=store)
     if settings.method != start.method:
         raise MaclError(
             f"The start {start.name!r} names the method {start.method!r}, but sets "
@@ -233,8 +229,6 @@ def _finetuning(
 ) -> FinetuneSettings:
     """The settings of fine-tuning by a recipe from a start, whose network it takes over."""
     settings = _as_json(pretraining) or {}
-    weights = InitialWeights(
-        start.name, network={name: settings[name] for name in NETWORK if name in settings}
-    )
-    options = TrainingOptions(overrides=grid.finetune.set)
-    return finetuning_stage.resolve_settings(recipe, options, store, weights)
+    network = {name: settings[name] for name in NETWORK_SETTINGS if name in settings}
+    overrides = grid.finetune.set
+    return finetune_settings(recipe, overrides, store=store, init=start.name, init_network=network)
