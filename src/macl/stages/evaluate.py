@@ -18,8 +18,7 @@ from macl.metrics import Convention, Score, empty_score, score_classes
 from macl.plugins import readers
 from macl.preprocessing.orientation import choose_orientation, orient, spacing_of, to_scan
 from macl.preprocessing.source import recognise, scan_source
-from macl.records.predictions import PREDICTIONS_RECORD
-from macl.records.predictions import list_masks, read_predictions
+from macl.records.predictions import PREDICTIONS_RECORD, list_masks, read_predictions
 from macl.records.scores import ScoreRow, render, summarise, write_rows
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import write_json
