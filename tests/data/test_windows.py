@@ -59,18 +59,14 @@ def test_slices_are_cropped_by_the_published_rule(volumes: Volumes) -> None:
 
 def test_patches_take_every_place_and_no_other(volumes: Volumes) -> None:
     sampler = EpochSampler(volumes, (8, 55, 60), 4, seed=0)
-    starts = [
-        (volume, start)
-        for step in range(60)
-        for volume, start in zip(
-            *(rows.tolist() for rows in vars(sampler.draw(step)[1]).values()), strict=True
-        )
-    ]
-    for volume, depth, rows, columns in ((0, {-2}, {-4}, {-6}), (1, {-1}, {-2}, {-9})):
-        seen = [start for number, start in starts if number == volume]
-        assert [set(axis) for axis in zip(*seen, strict=True)] == [depth, rows, columns]
-    largest = [start for number, start in starts if number == 2]
-    assert [set(axis) for axis in zip(*largest, strict=True)] == [{0, 1, 2}, {0, 1}, {-6}]
+    windows = [sampler.draw(step)[1] for step in range(60)]
+    volume = torch.cat([drawn.volumes for drawn in windows])
+    starts = torch.cat([drawn.starts for drawn in windows])
+    for number, expected in enumerate(
+        ([{-2}, {-4}, {-6}], [{-1}, {-2}, {-9}], [{0, 1, 2}, {0, 1}, {-6}])
+    ):
+        of_volume = starts[volume == number]
+        assert [set(axis.tolist()) for axis in of_volume.unbind(1)] == expected
 
 
 # ---------------------------------------------------------------- centres

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from macl.data.store import ArrayKind, Store
+from macl.data.store import READING_THREADS, ArrayKind, Store
 from macl.data.windows import Windows, full_shape, select_volumes
 from macl.utils.memory import free_host_bytes
 
 Residence = Literal["device", "host", "disk"]
 
 SHARE_OF_FREE_MEMORY = 0.5
-READING_THREADS = 8
 
 
 @dataclass(frozen=True)

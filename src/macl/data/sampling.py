@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from macl.data.rng import SampleRng
-from macl.data.store import Store
-from macl.data.windows import Volumes, Windows, full_shape
+from macl.data.store import READING_THREADS, Store
+from macl.data.windows import Volumes, Windows
 from macl.utils.errors import MaclError
 
 AXES = ("slice", "row", "column")
-READING_THREADS = 8
 VOXELS_PER_CLASS = 1000
 
 
@@ -58,7 +57,7 @@ def find_class_voxels(store: Store, volumes: Volumes) -> ClassVoxels:
         label = store.read(case.name, "label", window)[slices - slices[0]]
         places = np.flatnonzero(label)
         values = label.ravel()[places]
-        found = []
+        voxels_of_classes = []
         for value in np.unique(values):
             of_class = places[values == value]
             if len(of_class) > VOXELS_PER_CLASS:
@@ -66,17 +65,20 @@ def find_class_voxels(store: Store, volumes: Volumes) -> ClassVoxels:
                 of_class = random.choice(of_class, VOXELS_PER_CLASS, replace=False)
             voxels = np.stack(np.unravel_index(of_class, label.shape), axis=1)
             voxels[:, 0] = slices[voxels[:, 0]]
-            found.append(voxels)
-        return found
+            voxels_of_classes.append(voxels)
+        return voxels_of_classes
 
     with ThreadPoolExecutor(READING_THREADS) as readers:
-        found = list(readers.map(read, range(len(volumes.cases))))
-    classes = [len(of_volume) for of_volume in found]
-    counts = torch.zeros(len(found), max(1, *classes), dtype=torch.int64)
-    for number, of_volume in enumerate(found):
+        of_volumes = list(readers.map(read, range(len(volumes.cases))))
+    classes = [len(of_volume) for of_volume in of_volumes]
+    counts = torch.zeros(len(of_volumes), max(1, *classes), dtype=torch.int64)
+    for number, of_volume in enumerate(of_volumes):
         counts[number, : len(of_volume)] = torch.tensor([len(voxels) for voxels in of_volume])
     stops = counts.flatten().cumsum(0).reshape(counts.shape)
-    rows = [*(voxels for of_volume in found for voxels in of_volume), np.zeros((1, 3), np.int64)]
+    rows = [
+        *(voxels for of_volume in of_volumes for voxels in of_volume),
+        np.zeros((1, 3), np.int64),
+    ]
     return ClassVoxels(
         voxels=torch.from_numpy(np.concatenate(rows)).long(),
         firsts=stops - counts,
@@ -141,7 +143,7 @@ class EpochSampler:
         samples = self.samples(step)
         rng = SampleRng(self.seed, step, samples)
         volumes, dims = self.sample_volumes[samples], len(self.patch)
-        positions = _axis_draws(rng, "crop", dims)
+        positions = _axis_draws(rng.within("crop"), dims)
         starts = torch.empty(len(samples), 3, dtype=torch.int64)
         starts[:, -dims:] = self.volumes.random_starts(volumes, self.patch, positions)
         if dims == 2:
@@ -225,7 +227,6 @@ class GroupedSampler:
         self.by_patient = of_volume.argsort(stable=True)
         self.counts = torch.bincount(of_volume)
         self.firsts = self.counts.cumsum(0) - self.counts
-        self.axes = (0,) if len(patch) == 2 else (0, 1, 2)
         # Ascending over all slices: centres are at most 1.
         heights = (volumes.slice_numbers + 1).double() / volumes.extents[volumes.slice_volumes, 0]
         self.slice_keys = 2 * volumes.slice_volumes + heights
@@ -238,14 +239,13 @@ class GroupedSampler:
         dims = len(self.patch)
         starts = torch.empty(len(samples), 3, dtype=torch.int64)
         if dims == 2:
-            positions = _axis_draws(SampleRng(self.seed, step, samples), "crop", dims)
+            positions = _axis_draws(rng.within("crop"), dims)
             starts[:, 1:] = self.volumes.random_starts(volumes, self.patch, positions)
-        for axis in self.axes:
-            lowest, highest = self._centre_range(volumes, axis)
-            centres = self._group_centres(step, axis, lowest, highest)
-            unit = rng.uniform(AXES[axis])
-            place = self._nearby_slices if dims == 2 else self._nearby_starts
-            starts[:, axis] = place(volumes, axis, centres, unit)
+            centres = self._group_centres(step, *self._slice_range(volumes))
+            starts[:, 0] = self._nearby_slices(volumes, centres[:, 0], rng.uniform("slice"))
+        else:
+            centres = self._group_centres(step, *self._centre_range(volumes))
+            starts = self._nearby_starts(volumes, centres, _axis_draws(rng, dims))
         return samples, Windows(volumes, starts)
 
     def _volumes(self, step: int, rng: SampleRng) -> Tensor:
@@ -255,48 +255,53 @@ class GroupedSampler:
         case = _scaled(rng.uniform("case"), self.counts[patients])
         return self.by_patient[self.firsts[patients] + case]
 
-    def _centre_range(self, volumes: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """(B,) float64 each: the lowest and the highest centre that a patch can have."""
-        if len(self.patch) == 2:
-            stops = torch.searchsorted(self.volumes.slice_volumes, volumes, right=True)
-            firsts = torch.searchsorted(self.volumes.slice_volumes, volumes)
-            lowest, highest = self.slice_keys[firsts], self.slice_keys[stops - 1]
-            return lowest - 2 * volumes, highest - 2 * volumes
-        ends = []
-        for end in (0.0, 1.0):
-            positions = torch.full((len(volumes), 3), end)
-            starts = self.volumes.random_starts(volumes, self.patch, positions)
-            windows = Windows(volumes, starts)
-            ends.append(self.volumes.centres(windows, self.patch)[:, axis].double())
-        return ends[0], ends[1]
+    def _slice_range(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1) float64 each: the heights of the first and the last slice that hold enough."""
+        first = torch.searchsorted(self.volumes.slice_volumes, volumes)
+        last = torch.searchsorted(self.volumes.slice_volumes, volumes, right=True) - 1
+        low, high = (self.slice_keys[index] - 2 * volumes for index in (first, last))
+        return low[:, None], high[:, None]
 
-    def _group_centres(self, step: int, axis: int, lowest: Tensor, highest: Tensor) -> Tensor:
-        """(B,) float64: the position of each patch's group."""
-        low = lowest.reshape(-1, self.group_size).amax(1)
-        high = highest.reshape(-1, self.group_size).amin(1)
-        groups = SampleRng(self.seed, step, torch.arange(len(low)))
-        unit = groups.uniform(f"group/position/{AXES[axis]}").double()
-        # Where a volume leaves no room, the middle between what one and another allow.
+    def _centre_range(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3) float64 each: the lowest and the highest centres that patches can have."""
+        low, high = (
+            self.volumes.centres(Windows(volumes, starts), self.patch).double()
+            for starts in self._start_range(volumes)
+        )
+        return low, high
+
+    def _start_range(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3) int64 each: the first and the last place where patches can start."""
+        first, last = (
+            self.volumes.random_starts(volumes, self.patch, torch.full((len(volumes), 3), end))
+            for end in (0.0, 1.0)
+        )
+        return first, last
+
+    def _group_centres(self, step: int, lowest: Tensor, highest: Tensor) -> Tensor:
+        """(B, axes) float64: the position of each patch's group."""
+        low = lowest.unflatten(0, (-1, self.group_size)).amax(1)
+        high = highest.unflatten(0, (-1, self.group_size)).amin(1)
+        groups = SampleRng(self.seed, step, torch.arange(len(low))).within("group/position")
+        axes = [groups.uniform(axis) for axis in AXES[: low.shape[1]]]
+        # Where volumes have no centre in common, the middle between them.
         apart = low > high
-        centre = torch.where(apart, (low + high) / 2, low + unit * (high - low))
-        return centre.repeat_interleave(self.group_size)
+        inside = low + torch.stack(axes, dim=1).double() * (high - low)
+        centres = torch.where(apart, (low + high) / 2, inside)
+        return centres.repeat_interleave(self.group_size, dim=0)
 
-    def _nearby_starts(self, volumes: Tensor, axis: int, centres: Tensor, unit: Tensor) -> Tensor:
-        """(B,) first voxels of patches whose centres lie within the jitter, or else nearest."""
-        extent = self.volumes.extents[volumes, axis]
-        side = full_shape(self.patch)[axis]
-        spare = self.volumes.sizes[volumes, axis] - side
-        lowest = self.volumes.origins[volumes, axis]
-        lowest = lowest + torch.where(spare > 0, 0, torch.div(spare, 2, rounding_mode="floor"))
-        highest = lowest + spare.clamp(min=0)
-        middle = (side + 1) / 2
-        first = ((centres - self.jitter) * extent - middle).ceil().long().maximum(lowest)
-        last = ((centres + self.jitter) * extent - middle).floor().long().minimum(highest)
-        nearest = (centres * extent - middle).round().long().maximum(lowest).minimum(highest)
+    def _nearby_starts(self, volumes: Tensor, centres: Tensor, unit: Tensor) -> Tensor:
+        """(B, 3) int64: where patches start whose centres lie within the jitter, or nearest."""
+        lowest, highest = self._start_range(volumes)
+        extents = self.volumes.extents[volumes]
+        middle = (torch.tensor(self.patch) + 1) / 2
+        first = ((centres - self.jitter) * extents - middle).ceil().long().maximum(lowest)
+        last = ((centres + self.jitter) * extents - middle).floor().long().minimum(highest)
+        nearest = (centres * extents - middle).round().long().maximum(lowest).minimum(highest)
         return torch.where(first <= last, first + _scaled(unit, last - first + 1), nearest)
 
-    def _nearby_slices(self, volumes: Tensor, axis: int, centres: Tensor, unit: Tensor) -> Tensor:
-        """(B,) slices that hold enough within the jitter, or else the nearest one."""
+    def _nearby_slices(self, volumes: Tensor, centres: Tensor, unit: Tensor) -> Tensor:
+        """(B,) int64: slices that hold enough within the jitter, or the nearest."""
         key, keys = 2 * volumes + centres, self.slice_keys
         first = torch.searchsorted(keys, key - self.jitter)
         last = torch.searchsorted(keys, key + self.jitter, right=True) - 1
@@ -310,9 +315,9 @@ class GroupedSampler:
 # ---------------------------------------------------------------- draws
 
 
-def _axis_draws(rng: SampleRng, name: str, dims: int) -> Tensor:
+def _axis_draws(rng: SampleRng, dims: int) -> Tensor:
     """(B, dims) in [0, 1), a draw per axis of the patch."""
-    return torch.stack([rng.uniform(f"{name}/{axis}") for axis in AXES[-dims:]], dim=1)
+    return torch.stack([rng.uniform(axis) for axis in AXES[-dims:]], dim=1)
 
 
 def _scaled(unit: Tensor, count: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ Window = tuple[slice | None, slice | None, slice | None]
 
 SLICES_PER_CHUNK = 16
 ROWS_PER_BLOCK = 128
+READING_THREADS = 8
+"""Threads that read arrays at the same time."""
 
 
 class Orientation(Settings):
