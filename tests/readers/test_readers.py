@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes import acdc, brats2018, chd, dicom, msd, nnunet
+from fakes import acdc, bids, brats2018, chd, dicom, msd, nnunet
 from fakes.scans import anatomy, write_itk, write_nifti
 from macl.io.source import Source
 from macl.plugins import names, reader, readers
@@ -249,6 +249,12 @@ def test_labels_alone_and_strays_are_reported_and_hidden_files_are_not(tmp_path:
     assert source.notes[1:] == (
         "Ignored (neither scans nor labels of this layout): imageCHD_dataset_info.xlsx.",
     )  # fmt: skip
+
+
+def test_a_part_that_is_not_there_is_an_error_that_names_one_that_is(tmp_path: Path) -> None:
+    bids.write(tmp_path)
+    with pytest.raises(MaclError, match="no FLAIR scans here: use --reader bids:T1w"):
+        reader("bids:FLAIR").read(tmp_path)
 
 
 # ---------------------------------------------------------------- folder
