@@ -28,7 +28,7 @@ from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
 from macl.preprocessing.normalisation import normalise
 from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
-from macl.tasks.run_settings import describe_network, finetune_settings
+from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network, finetune_settings
 from macl.tasks.segmentation import (
     SegmentationTask,
     Segmenter,
@@ -43,8 +43,6 @@ from macl.utils.progress import say
 
 SCRATCH = "scratch"
 DEFAULT_RECIPE = "strong"
-NETWORK = ("dims", "backbone", "backbone_settings")
-"""Settings that weights to start from bring along."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class InitialWeights:
     Attributes:
         name: in messages and records; "scratch", or the path with a checksum.
         tensors: under the network's names; empty from scratch.
-        network: the settings `NETWORK`, as far as the source gives them; empty from scratch.
+        network: the `NETWORK_SETTINGS`, as far as the source gives them; empty from scratch.
         patients: whose scans the weights were trained on.
     """
 
@@ -152,7 +150,7 @@ def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask)
         score = ValidationScore(store, record, settings, task.segmenter, fabric)
         validation = Validation(score)
     trained = run.train("Segmenter", task, loader, validation=validation)
-    network = {name: record.settings[name] for name in NETWORK}
+    network = {name: record.settings[name] for name in NETWORK_SETTINGS}
     about = {"kind": "finetune", "channels": record.channels, "classes": record.classes, **network}
     finished = run.finish(segmenter_weights(trained.tensors), about, trained)
     masks = run.folder / PREDICTIONS
@@ -191,7 +189,7 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
             "are among them."
         )
     about = {"dims": 2, **source.about}
-    network = {name: about[name] for name in NETWORK if name in about}
+    network = {name: about[name] for name in NETWORK_SETTINGS if name in about}
     name = f"{init} ({sha256(file)[:12]})"
     return InitialWeights(name, source.tensors, network, tuple(patients))
 

@@ -21,6 +21,10 @@ LARGEST_SHARE_OF_A_VOLUME = 0.6
 of the median volume: patches as large as the volume would all lie at one position."""
 
 
+NETWORK_SETTINGS = ("dims", "backbone", "backbone_settings")
+"""Settings that fine-tuning takes over from the weights that it starts from."""
+
+
 def pretrain_settings(
     recipe: str, overrides: Iterable[str], *, method: str | None, store: Store | None
 ) -> tuple[PretrainSettings, type[Method]]:
@@ -65,8 +69,8 @@ def finetune_settings(
         overrides: `key=value` settings over the recipe's.
         store: what to train on, for sizes and spacing.
         init: name of the weights to start from.
-        init_network: their `dims`, `backbone` and `backbone_settings`, which apply unless recipe or
-            overrides name others; empty from scratch.
+        init_network: their `NETWORK_SETTINGS`, which apply unless recipe or overrides name others;
+            empty from scratch.
 
     Raises:
         MaclError: a setting does not fit, or the weights are of other dimensions.
@@ -90,7 +94,7 @@ def finetune_settings(
 
 
 def describe_network(settings: Mapping[str, Any]) -> str:
-    """`dims`, `backbone` and `backbone_settings` in words: "2D unet, width 32, …"."""
+    """`NETWORK_SETTINGS` in words: "2D unet, width 32, …"."""
     own = settings.get("backbone_settings", {}).items()
     parts = (f"{name} {value}" for name, value in own)
     return ", ".join((f"{settings['dims']}D {settings['backbone']}", *parts))
