@@ -99,8 +99,8 @@ def predict_volume(
     first, size = next(slices), image.shape[1:]
     probabilities = first.new_empty((len(first), *size))
     probabilities[:, 0] = first
-    for index, one in enumerate(slices, start=1):
-        probabilities[:, index] = one
+    for index, plane in enumerate(slices, start=1):
+        probabilities[:, index] = plane
     return probabilities
 
 
@@ -113,8 +113,8 @@ def predict_slices(
 ) -> Iterator[np.ndarray]:
     """Class probabilities of one volume, slice by slice, averaged over an ensemble.
 
-    Memory holds the probabilities of about as many slices as the deepest window has, whatever the
-    number of slices. Members for volumes whose patches are equal share that memory.
+    Predicts as `predict_volume` does, but holds only as many slices as the windows of a batch
+    touch. Members with the same 3D patch share that memory.
 
     Args:
         ensemble: segmenters of the same classes, for slices, for volumes, or for both.
@@ -128,8 +128,8 @@ def predict_slices(
     Raises:
         MaclError: memory runs out; the sentence names the batch size that would fit.
     """
-    # A window of a volume is averaged over the ensemble before it is added up. In 2D there is no
-    # memory to save, so every member adds up its own.
+    # 3D windows are averaged over the ensemble before they are added up, so that memory does not
+    # grow with the ensemble. In 2D there is little to save, and each member adds up its own.
     groups: dict[object, list[SegmenterMember]] = {}
     for number, member in enumerate(ensemble):
         groups.setdefault(member.patch if len(member.patch) == 3 else number, []).append(member)
@@ -152,9 +152,8 @@ def predict_slices(
 
 
 def default_batch_size(patch: Sequence[int]) -> int:
-    """How many windows to predict at a time: as many voxels as 16 slices of 256 × 256 have.
-
-    At most 16, and always 16 slices, whatever their size.
+    """Windows to predict at a time: 16 slices, or volumes of at most as many voxels as 16 slices of
+    256 × 256 have, but no more than 16 and at least one.
     """
     if len(patch) == 2:
         return SLICES_PER_BATCH
@@ -173,8 +172,8 @@ class WindowGrid:
         sides: of a window within the volume, (z, y, x): the patch's, or the volume's if shorter.
         corners: first slice, row and column of every window.
         weights: of the voxels of a window, (z, y, x): a Gaussian around the middle.
-        depth_weight: (Z,), and
-        plane_weight: (Y, X), whose product is the sum of weights over all windows.
+        depth_weight, plane_weight: (Z,) and (Y, X); their product is the sum of the weights of all
+            windows.
     """
 
     size: tuple[int, int, int]
@@ -240,8 +239,9 @@ def _predict(
     batch_size = batch_size or default_batch_size(members[0].patch)
     depth, rows, columns = grid.sides
     sums: dict[int, Tensor] = {}
-    for first in range(0, len(grid.corners), batch_size):
-        batch = grid.corners[first : first + batch_size]
+    for start in range(0, len(grid.corners), batch_size):
+        stop = start + batch_size
+        batch = grid.corners[start:stop]
         images = torch.stack([grid.cut(slab, corner) for corner in batch])
         predicted = [_window_probabilities(member, images) for member in members]
         probabilities = predicted[0] if len(members) == 1 else torch.stack(predicted).mean(0)
@@ -254,8 +254,7 @@ def _predict(
                     sums[z + offset] = window.new_zeros(len(window), *grid.size[1:])
                 part = sums[z + offset][:, y : y + rows, x : x + columns]
                 part += weights[offset] * window[:, offset]
-        following = grid.corners[first + batch_size :][:1]
-        finished = following[0][0] if following else grid.size[0]
+        finished = grid.corners[stop][0] if stop < len(grid.corners) else grid.size[0]
         for z in [z for z in sums if z < finished]:
             yield sums.pop(z).div_(plane_weight * grid.depth_weight[z])
 
