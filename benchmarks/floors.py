@@ -1,13 +1,16 @@
-"""What could a pre-training step of MACL cost at best: its arithmetic and its bytes, beside what a card can do?
+"""What could a pre-training step of MACL cost at best: its arithmetic and bytes, beside a card's?
 
-    python benchmarks/floors.py [--size 512] [--width 32] [--teraflops 989] [--terabytes 3.35] [--json FILE]
+    python benchmarks/floors.py [--size 512] [--width 32] [--teraflops 989] [--terabytes 3.35]
+        [--json FILE]
 
-Nothing is computed: shapes alone pass through the network, on any machine. Arithmetic counts the multiplications and additions
-of convolutions and matrix products, forward and backward. Bytes count what must pass the card's memory in bf16 where all else
-is fused with its neighbours: a convolution reads its input and writes its output; backward it reads the output's gradient
-twice and its input once, and writes the input's gradient. A norm with its activation reads its input twice and writes its
-output; backward it reads input and gradient twice and writes one. What is kept for the backward pass, in bf16 and uncompiled,
-is the least that the step's memory can be. The defaults are what the maker says of an H100 SXM.
+Nothing is computed: shapes alone pass through the network, on any machine. Arithmetic counts the
+multiplications and additions of convolutions and matrix products, forward and backward. Bytes count
+what must pass the card's memory in bf16 if all else is fused with its neighbours. A convolution
+reads its input and writes its output; backward it reads the output's gradient twice and its input
+once, and writes the input's gradient. A norm with its activation reads its input twice and writes
+its output; backward it reads input and gradient twice and writes one. What is kept for the backward
+pass, in bf16 and uncompiled, is the least memory that the step can take. The defaults are the
+maker's figures of an H100 SXM.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from macl.plugins import find
+from macl.methods.macl import Macl
+from macl.models.unet import UNet
 
 BYTES = 2
 
@@ -49,7 +53,7 @@ def bytes_moved(task: nn.Module, run: Callable[[], object]) -> int:
 
 
 def bytes_kept(run: Callable[[], object]) -> int:
-    """Bytes that an uncompiled forward pass in bf16 keeps for the backward pass, each storage once."""
+    """Bytes that an uncompiled forward pass in bf16 keeps for the backward pass."""
     sizes: dict[int, int] = {}
     storages = []
 
@@ -66,34 +70,47 @@ def bytes_kept(run: Callable[[], object]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--teraflops", type=float, default=989.0, help="of the card, dense bf16, a second")
-    parser.add_argument("--terabytes", type=float, default=3.35, help="of the card's memory, a second")
+    parser.add_argument(
+        "--teraflops", type=float, default=989.0, help="of the card per second, dense bf16"
+    )
+    parser.add_argument(
+        "--terabytes", type=float, default=3.35, help="of the card's memory per second"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    unet, macl = find("backbones", "unet"), find("methods", "macl")
-    settings = macl.Settings()
+    settings, batch = Macl.Settings(), arguments.batch
     with FakeTensorMode():
-        network = unet.build(unet.Settings(width=arguments.width), 1, macl.decoder_blocks(settings))
-        task = macl.build(settings, network)
-        image = torch.empty(arguments.batch, 1, arguments.size, arguments.size)
-        assert isinstance(task, nn.Module)
+        network = UNet(
+            UNet.Settings(width=arguments.width), 1, decoder_blocks=settings.decoder_blocks
+        )
+        task = Macl(settings, network)
+        image = torch.empty(batch, 1, arguments.size, arguments.size)
+        positions = torch.empty(batch, 1)
+
+        def loss() -> Tensor:
+            return task.losses(task(image, image, image, image), positions).loss
+
         with FlopCounterMode(display=False) as counter:
-            task.losses(task(image, image, image, image), torch.empty(arguments.batch)).loss.backward()
-        kept = bytes_kept(lambda: task.losses(task(image, image, image, image), torch.empty(arguments.batch)))
+            loss().backward()
+        kept = bytes_kept(loss)
         moved = bytes_moved(task, lambda: task(image, image, image, image))
     operations = counter.get_total_flops()
     figures = {
-        "batch": arguments.batch, "size": arguments.size, "width": arguments.width,
-        "gigaflop_per_slice": operations / arguments.batch / 1e9,
-        "megabytes_per_slice": moved / arguments.batch / 1e6,
-        "arithmetic_floor_ms_per_slice": operations / arguments.batch / arguments.teraflops / 1e9,
+        "batch": batch,
+        "size": arguments.size,
+        "width": arguments.width,
+        "gigaflop_per_slice": operations / batch / 1e9,
+        "megabytes_per_slice": moved / batch / 1e6,
+        "arithmetic_floor_ms_per_slice": operations / batch / arguments.teraflops / 1e9,
         "kept_for_backward_mib": kept / 2**20,
-        "bytes_floor_ms_per_slice": moved / arguments.batch / arguments.terabytes / 1e9,
-    }  # fmt: skip
+        "bytes_floor_ms_per_slice": moved / batch / arguments.terabytes / 1e9,
+    }
     publish(figures, arguments.json, torch.device("cpu"))
 
 

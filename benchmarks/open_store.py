@@ -1,4 +1,4 @@
-"""How long does it take to open a store of many cases? Its index is made up of one tiny case; no slice is read.
+"""How long does it take to open a store of many cases? Its index repeats a tiny case.
 
 python benchmarks/open_store.py --cases 10000
 """
@@ -29,7 +29,10 @@ def main() -> None:
             wall, processor = time.perf_counter(), time.process_time()
             Store.open(store)
             wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            print(f"{arguments.cases} cases, {megabytes:.1f} MB of index: {wall:.2f} s, {processor:.2f} s of a core")
+            print(
+                f"{arguments.cases} cases, {megabytes:.1f} MB of index: {wall:.2f} s, "
+                f"{processor:.2f} s of a core"
+            )
 
 
 if __name__ == "__main__":
