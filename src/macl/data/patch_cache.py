@@ -85,6 +85,7 @@ class PatchCache:
         limits = [(n.low, n.high, n.mean, n.deviation) for n in numbers]
         self._normalisation = torch.tensor(limits, dtype=torch.float32).to(device)
         self._has_label = torch.tensor([case.labelled for case in stored])
+        self._all_have_labels = bool(self._has_label.all())
         self._labelled_on_device = self._has_label.to(device)
         self._resident = self._load() if self.residence != "disk" else None
         self._readers = ThreadPoolExecutor(READING_THREADS) if self.residence == "disk" else None
@@ -124,7 +125,7 @@ class PatchCache:
     ) -> Tensor:
         z, y, x = (slice(first, first + side) for first, side in zip(start, sides, strict=True))
         values = self.store.read(self.volumes.cases[volume].name, kind, (z, y, x))
-        if values.dtype == np.uint16:  # PyTorch converts to few types from it
+        if values.dtype == np.uint16:  # which PyTorch cannot convert to every type
             values = values.astype(np.int32)
         wanted = self.dtype if kind == "image" else torch.uint8
         return torch.from_numpy(np.ascontiguousarray(values)).to(wanted).flatten()
@@ -201,26 +202,26 @@ class PatchCache:
 
         Returns:
             Images (B, C, *patch) float32, labels (B, *patch) int64 or None, and which patches have
-            a label (B,) bool, or None where all or none do.
+            a label (B,) bool, or None where all do or labels are not read.
         """
-        start, *columns = fetched.layout.unbind(1)
-        sides, first, volume = columns[:3], columns[3:6], columns[6]
+        block_start, *others = fetched.layout.unbind(1)
+        sides, starts, volume = others[:3], others[3:6], others[6]
         voxels, inside = [], []
         for axis, length in enumerate(full_shape(patch)):
-            shape = tuple(length if place == axis else 1 for place in range(3))
+            shape = tuple(length if other == axis else 1 for other in range(3))
             along = torch.arange(length, device=self.device).reshape(1, *shape)
-            number = first[axis][:, None, None, None] + along
+            number = starts[axis][:, None, None, None] + along
             contained = (number >= 0) & (number < sides[axis][:, None, None, None])
             voxels.append(torch.where(contained, number, 0))
             inside.append(contained)
         z, y, x = voxels
-        rows, columns_ = (side[:, None, None, None] for side in sides[1:])
-        place = (z * rows + y) * columns_ + x
+        rows, columns = (side[:, None, None, None] for side in sides[1:])
+        offset = (z * rows + y) * columns + x
         contained = inside[0] & inside[1] & inside[2]
         channel = torch.arange(self.channels, device=self.device)[:, None, None, None]
         count = (sides[0] * sides[1] * sides[2])[:, None, None, None, None]
-        image_start = start[:, None, None, None, None] * self.channels
-        values = fetched.images[image_start + channel * count + place[:, None]].float()
+        image_start = block_start[:, None, None, None, None] * self.channels
+        values = fetched.images[image_start + channel * count + offset[:, None]].float()
         limits = self._normalisation[volume][..., None, None, None]
         low, high, mean, deviation = limits.unbind(1)
         values = (torch.minimum(torch.maximum(values, low), high) - mean) / deviation
@@ -228,10 +229,11 @@ class PatchCache:
         images = images.reshape(len(images), self.channels, *patch)
         if fetched.labels is None:
             return images, None, None
-        labels = fetched.labels[start[:, None, None, None] + place].long()
+        labels = fetched.labels[block_start[:, None, None, None] + offset].long()
         labels = torch.where(contained, labels, 0).reshape(len(labels), *patch)
-        some = not bool(self._has_label.all())
-        return images, labels, self._labelled_on_device[volume] if some else None
+        if self._all_have_labels:
+            return images, labels, None
+        return images, labels, self._labelled_on_device[volume]
 
 
 def _torch_dtype(names: Sequence[str]) -> torch.dtype:
