@@ -144,9 +144,10 @@ def _measure_intensities(
 def _of_channel(channel: np.ndarray, rescale: tuple[float, float]) -> Intensities:
     voxels = channel.ravel()
     sampled = np.random.default_rng(0).integers(0, len(voxels), _VOXELS_SAMPLED)
-    sample = voxels[sampled].astype(np.float64)
+    sample = np.sort(voxels[sampled].astype(np.float32))
+    low, median, high = sample[[round(part * (len(sample) - 1)) for part in (0.005, 0.5, 0.995)]]
+    mean, deviation = sample.mean(dtype=np.float64), sample.std(dtype=np.float64)
     slope, intercept = rescale
-    low, median, high = np.percentile(sample, (0.5, 50.0, 99.5))
-    numbers = (channel.min(), low, median, high, channel.max(), sample.mean())
+    numbers = (channel.min(), low, median, high, channel.max(), mean)
     values = [float(number) * slope + intercept for number in numbers]
-    return Intensities(*values, deviation=float(sample.std()) * slope)
+    return Intensities(*values, deviation=float(deviation) * slope)
