@@ -4,5 +4,6 @@ from __future__ import annotations
 
 import os
 
-# The tests' tensors are tiny: several threads only wait for each other, in these processes and in those they start.
+# The tests' tensors are tiny: several threads only wait for each other, in these processes and in
+# those they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

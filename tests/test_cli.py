@@ -1,4 +1,4 @@
-"""The command line as a user calls it: what it exits with, and what stands on which stream."""
+"""The command line as a user calls it: exit codes, and what goes to which stream."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ STAGES = [
     "benchmark",
     "report",
 ]
+
+
+FINETUNE = ["finetune", "acdc.store", "--out"]
 
 
 class Answer:
@@ -59,7 +62,7 @@ def test_help_lists_the_path_in_order(macl) -> None:
     assert places == sorted(places)
 
 
-def test_the_version_is_told(macl) -> None:
+def test_the_version_is_printed(macl) -> None:
     answer = macl("--version")
     assert (answer.code, answer.out) == (0, f"macl {__version__}\n")
 
@@ -111,10 +114,10 @@ def test_wrong_usage_exits_2(macl, words: list[str]) -> None:
         ["pretrain", "acdc.store", "--out", "run", "--set", "epochs"],
         ["pretrain", "acdc.store", "--out", "run", "--split", "paper/adcd"],
         ["pretrain", "acdc.store", "--out", "full"],
-        ["finetune", "acdc.store", "--out", "run", "--init", "nowhere", "--split", "paper/acdc", "--labels", "8"],
-        ["finetune", "acdc.store", "--out", "run", "--init", "scratch", "--split", "paper/acdc", "--labels", "9"],
-        ["finetune", "acdc.store", "--out", "run", "--init", "scratch", "--split", "none.json", "--labels", "8"],
-        ["finetune", "acdc.store", "--out", "full", "--init", "scratch", "--split", "paper/acdc", "--labels", "8"],
+        [*FINETUNE, "run", "--init", "nowhere", "--split", "paper/acdc", "--labels", "8"],
+        [*FINETUNE, "run", "--init", "scratch", "--split", "paper/acdc", "--labels", "9"],
+        [*FINETUNE, "run", "--init", "scratch", "--split", "none.json", "--labels", "8"],
+        [*FINETUNE, "full", "--init", "scratch", "--split", "paper/acdc", "--labels", "8"],
         ["predict", "nowhere", "--out", "masks"],
         ["predict", "empty", "scan.nii.gz", "--out", "masks"],
         ["evaluate", "nowhere", "acdc.store", "--out", "a.csv"],
@@ -125,7 +128,9 @@ def test_wrong_usage_exits_2(macl, words: list[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_a_mistake_exits_1_with_one_sentence_and_nothing_written(macl, tmp_path: Path, words: list[str]) -> None:
+def test_a_mistake_exits_1_with_one_sentence_and_nothing_written(
+    macl, tmp_path: Path, words: list[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("a thesis")
@@ -141,7 +146,7 @@ def test_a_mistake_exits_1_with_one_sentence_and_nothing_written(macl, tmp_path:
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
-def test_an_interruption_says_how_to_go_on(macl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_how_to_continue(macl, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(**_: str) -> None:
         raise KeyboardInterrupt
 
@@ -154,8 +159,10 @@ def test_an_interruption_says_how_to_go_on(macl, monkeypatch: pytest.MonkeyPatch
 def test_as_a_program(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "macl", "split", str(tmp_path / "a.store"), "--out", "a.json"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

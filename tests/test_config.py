@@ -1,11 +1,25 @@
+"""Settings: what overrides what, and mistakes in words."""
+
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import Field
 
-from macl.config import FinetuneSettings, PretrainSettings, Settings, read_recipe, read_toml, resolve, validate
+from macl.config import (
+    FinetuneSettings,
+    NetworkRunSettings,
+    PretrainSettings,
+    Settings,
+    read_recipe,
+    read_toml,
+    resolve,
+    resolve_recipe,
+    validate,
+)
 from macl.utils.errors import MaclError
 
 
@@ -43,7 +57,9 @@ def test_the_recipe_is_not_changed_by_overrides() -> None:
         ("inner.rate=1e-3", {"inner": Small.Inner(rate=1e-3)}),
     ],
 )
-def test_values_are_read_as_toml_or_else_as_text(override: str, expected: dict[str, object]) -> None:
+def test_values_are_read_as_toml_or_else_as_text(
+    override: str, expected: dict[str, object]
+) -> None:
     assert resolve(Small, {}, [override]) == Small.model_validate(expected)
 
 
@@ -65,8 +81,123 @@ def test_wrong_settings_are_named(overrides: list[str], sentence: str) -> None:
 
 
 def test_the_settings_of_a_name_are_pointed_to() -> None:
-    with pytest.raises(MaclError, match=r"backbone is a name, whose settings are under backbone_settings\.$"):
+    expected = r"backbone is a name, whose settings are under backbone_settings\.$"
+    with pytest.raises(MaclError, match=expected):
         resolve(PretrainSettings, {}, ["backbone.width=4"])
+
+
+@pytest.mark.parametrize("size", ["abc", "[64, 0]", "0", "{}", "[[1]]"])
+def test_a_setting_with_alternatives_is_named_once_with_what_it_takes(size: str) -> None:
+    with pytest.raises(MaclError) as error:
+        resolve(PretrainSettings, {}, [f"training.size={size}"])
+    text = str(error.value)
+    assert text.startswith("These settings do not fit: training.size cannot be ")
+    assert "(sides of a patch in voxels" in text
+    assert text.count("training.size") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["training.size=[8, 64, 64]"],
+            "training.size has 3 sides, but dims is 2: give 2 sides, or --set dims=3",
+        ),
+        (
+            ["training.size=[64, 64]", "dims=3"],
+            "training.size has 2 sides, but dims is 3: give 3 sides, or --set dims=2",
+        ),
+        (
+            ["training.size=[1, 8, 64, 64]"],
+            "training.size has 4 sides, but dims is 2: give 2 sides",
+        ),
+    ],
+)
+def test_a_size_of_other_dimensions_is_a_sentence(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(MaclError) as error:
+        resolve(PretrainSettings, {}, overrides)
+    assert str(error.value) == f"These settings do not fit: {sentence}."
+
+
+def test_at_most_four_problems_are_named() -> None:
+    values = dict.fromkeys(("epochs", "batch_size", "learning_rate", "momentum", "size"), "x")
+    with pytest.raises(MaclError, match="and 1 more"):
+        validate(PretrainSettings, {"training": values})
+
+
+@pytest.mark.parametrize(
+    ("settings", "patch"),
+    [
+        ({"training": {"size": 64}}, (64, 64)),
+        ({"training": {"size": [64, 96]}}, (64, 96)),
+        ({"dims": 3, "training": {"size": 64}}, (64, 64, 64)),
+        ({"dims": 3, "training": {"size": [16, 64, 96]}}, (16, 64, 96)),
+    ],
+)
+def test_the_patch_has_a_side_for_every_axis(
+    settings: dict[str, Any], patch: tuple[int, ...]
+) -> None:
+    resolved = validate(PretrainSettings, settings)
+    assert resolved.patch == patch
+    other = resolved.with_patch(tuple(2 * side for side in patch))
+    assert other.patch == tuple(2 * side for side in patch)
+    assert validate(PretrainSettings, json.loads(other.model_dump_json())) == other
+
+
+def test_a_size_that_is_not_resolved_has_no_patch() -> None:
+    settings = validate(PretrainSettings, {"training": {"size": "auto"}})
+    with pytest.raises(ValueError, match="not resolved"):
+        _ = settings.patch
+
+
+# ---------------------------------------------------------------- recipes for volumes
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "volumes"),
+    [(PretrainSettings, "pcl", "macl-3d"), (FinetuneSettings, "strong", "strong-3d")],
+)
+def test_a_recipe_for_slices_on_volumes_takes_its_sampling_from_that_for_volumes(
+    kind: type[NetworkRunSettings], recipe: str, volumes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = resolve_recipe(kind, recipe, ["dims=3", "training.epochs=7"])
+    assert f"{recipe} is a recipe for slices" in capsys.readouterr().err
+    slices, source = resolve_recipe(kind, recipe), resolve_recipe(kind, volumes)
+    assert capsys.readouterr().err == ""
+    assert settings.training.size == source.training.size == "auto"
+    assert settings.training.batch_size == source.training.batch_size
+    assert settings.training.epochs == 7
+    rest = {"size", "batch_size", "epochs"}
+    assert settings.training.model_dump(exclude=rest) == slices.training.model_dump(exclude=rest)
+    for name in ("patients_per_position", "position_jitter", "foreground_share"):
+        if name in kind.model_fields:
+            assert getattr(settings, name) == getattr(source, name)
+
+
+def test_overrides_win_over_the_recipe_for_volumes() -> None:
+    overrides = ["dims=3", "training.size=[8, 16, 16]", "foreground_share=0.5"]
+    settings = resolve_recipe(FinetuneSettings, "strong", overrides)
+    assert (settings.patch, settings.foreground_share) == ((8, 16, 16), 0.5)
+
+
+def test_strong_for_volumes_is_strong_but_for_its_sampling() -> None:
+    other = {"dims", "foreground_share", "training"}
+    slices, volumes = (resolve_recipe(FinetuneSettings, name) for name in ("strong", "strong-3d"))
+    assert slices.model_dump(exclude=other) == volumes.model_dump(exclude=other)
+    sampling = {"size", "batch_size"}
+    assert slices.training.model_dump(exclude=sampling) == volumes.training.model_dump(
+        exclude=sampling
+    )
+
+
+def test_what_is_inherited_gives_way_to_recipe_and_overrides(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[backbone_settings]\nwidth = 8\n")
+    inherited = {"dims": 3, "backbone_settings": {"width": 4, "strides": [2, 2]}}
+    recipe = str(tmp_path / "mine.toml")
+    settings = resolve_recipe(PretrainSettings, recipe, inherited=inherited)
+    assert (settings.dims, settings.backbone_settings) == (3, {"width": 8, "strides": [2, 2]})
+    settings = resolve_recipe(PretrainSettings, recipe, ["dims=2"], inherited=inherited)
+    assert settings.dims == 2
 
 
 def test_where_stands_before_the_key() -> None:
@@ -93,7 +224,8 @@ def test_a_recipe_by_path(tmp_path: Path) -> None:
 def test_recipes_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         MaclError,
-        match=r"no finetune recipe called 'srtong'; did you mean 'strong'\? Known: .*, or the path of a \.toml file",
+        match=r"no finetune recipe called 'srtong'; did you mean 'strong'\? Known: .*, or the path "
+        r"of a \.toml file",
     ):
         read_recipe("finetune", "srtong")
     with pytest.raises(MaclError, match="which should be a recipe"):

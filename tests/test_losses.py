@@ -21,7 +21,8 @@ from macl.losses import (
 
 
 def slow_contrastive(anchors: Tensor, positives: Tensor, temperature: float) -> float:
-    """Equation 9 of the paper, anchor by anchor in Python's own numbers; anchors without positives are left out."""
+    """Equation 9 of the paper, anchor by anchor in Python's own numbers; anchors without positives
+    are left out."""
     vectors = [[float(x) for x in row] for row in anchors]
     lengths = [math.sqrt(sum(x * x for x in row)) for row in vectors]
     count = len(vectors)

@@ -1,4 +1,5 @@
-"""Losses of the compared methods against slow loops in float64, their properties, and their gradients at the edges."""
+"""Losses of the compared methods against slow loops in float64, their properties, and their
+gradients at the edges."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""No step asks the host or copies from it while the device computes, shown on PyTorch's device without values ("meta").
+"""No step asks the host or copies from it while the device computes, shown on PyTorch's device
+without values ("meta").
 
-There a tensor has a shape and a place alone: whatever would wait for a value (`item`, `nonzero`, a comparison in Python)
-fails, and a tensor of the host that slips in is seen.
+There a tensor has a shape and a place alone: whatever would wait for a value (`item`, `nonzero`, a
+comparison in Python) fails, and a tensor of the host that slips in is seen.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ EVERY_CHANGE = IntensitySettings(
 class OnTheDevice(TorchDispatchMode):
     """Fails where a computation mixes tensors of the host with the device's.
 
-    Copies for which the host does not wait may pass, and so may a single number, which kernels take along.
+    Copies for which the host does not wait may pass, and so may a single number, which kernels take
+    along.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

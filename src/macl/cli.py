@@ -26,13 +26,6 @@ app = typer.Typer(
 )
 
 
-class Convention(StrEnum):
-    """How to score."""
-
-    strict = "strict"
-    paper = "paper"
-
-
 class Device(StrEnum):
     """Where to compute."""
 
@@ -371,16 +364,16 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option("--out", help="Table to write (.csv).")],
     convention: Annotated[
-        Convention,
+        Literal["strict", "paper"],
         typer.Option(
             help="strict: whole scans, in mm, and misses count. paper: as the release measures."
         ),
-    ] = Convention.strict,
+    ] = "strict",
 ) -> None:
     """Score masks against the truth: Dice, Jaccard, HD95 and ASD per case and class."""
     from macl.stages.evaluate import evaluate as run
 
-    run(predictions, truth, out, convention=convention.value)
+    run(predictions, truth, out, convention=convention)
 
 
 @app.command()

@@ -1,4 +1,5 @@
-"""A few steps of every method, by one process or by one of two that share the batches, and all that they lead to."""
+"""A few steps of every method, by one process or by one of two that share the batches, and all that
+they lead to."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def without_norms(task: nn.Module) -> nn.Module:
 
 
 def whole_batch(step: int, patch: tuple[int, ...] = (SIDE, SIDE), **changes: Any) -> Batch:
-    """SIZE random patches; the even ones, which one of two processes gets, show less of one class."""
+    """SIZE random patches; the even ones, which one of two processes gets, show less of one
+    class."""
     random = torch.Generator().manual_seed(step)
     images, neighbours = (torch.randn(SIZE, 1, *patch, generator=random) for _ in range(2))
     heights = torch.rand(SIZE, generator=random)

@@ -1,9 +1,10 @@
 """What keeps methods without negatives from collapsing: taken away, the features come together.
 
-A fixed number of steps on random textures, of which strong views leave little to recognise. Were something easily told in every
-view, such as whether a slice is bright, a SimSiam without its stop-gradient could do without a common point: the BatchNorm
-at the end of its projector keeps the mean of a batch at zero, and two opposite groups fulfil that as well as one point
-and a few outliers do. They are a collapse too, onto a line, but none that the spread sees. In a batch of some dozens
+A fixed number of steps on random textures, of which strong views leave little to recognise. Were
+something easily told in every view, such as whether a slice is bright, a SimSiam without its
+stop-gradient could do without a common point: the BatchNorm at the end of its projector keeps the
+mean of a batch at zero, and two opposite groups fulfil that as well as one point and a few outliers
+do. They are a collapse too, onto a line, but none that the spread sees. In a batch of some dozens
 outliers weigh little.
 """
 

@@ -1,4 +1,5 @@
-"""Known limits: methods that become one another, on real networks with the same weights and the same views."""
+"""Known limits: methods that become one another, on real networks with the same weights and the
+same views."""
 
 from __future__ import annotations
 

@@ -144,7 +144,8 @@ def test_positives_are_counted() -> None:
     method = build(threshold=0.15)
     outputs = method(*(torch.randn(3, 1, 64, 64) for _ in range(4)))
     parts = method.losses(outputs, torch.tensor([[0.1], [0.2], [0.9]])).logged
-    # The first two slices attract each other: twin, neighbour, neighbour's twin; the third has its twin alone.
+    # The first two slices attract each other: twin, neighbour, neighbour's twin; the third has its
+    # twin alone.
     assert parts["positives_per_anchor"].item() == pytest.approx((3 + 3 + 1) / 3)
 
 

@@ -1,4 +1,5 @@
-"""The paper's ablations of MACL, each a setting: what is computed, what learns, what shapes meet."""
+"""The paper's ablations of MACL, each a setting: what is computed, what learns, what shapes
+meet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Shared pieces: queue, momentum twin and its schedule, prototypes, projectors, windows and blocks."""
+"""Shared pieces: queue, momentum twin and its schedule, prototypes, projectors, windows and
+blocks."""
 
 from __future__ import annotations
 

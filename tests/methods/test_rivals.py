@@ -1,4 +1,5 @@
-"""What is particular to single methods: who learns from what, what stands still, what is remembered."""
+"""What is particular to single methods: who learns from what, what stands still, what is
+remembered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two processes with half of a batch each: losses, logged parts, gradients and buffers are those of one with the whole."""
+"""Two processes with half of a batch each: losses, logged parts, gradients and buffers are those of
+one with the whole."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scales(values: dict[str, Tensor]) -> dict[str, float]:
-    """For every value what its error is measured by: all gradients, or all buffers, of its step, or itself.
+    """For every value what its error is measured by: all gradients, or all buffers, of its step, or
+    itself.
 
     The bias before a norm has a gradient of 0 but for rounding, which would tell nothing by itself.
     """

@@ -1,4 +1,5 @@
-"""Every method on volumes: a step trains what it hands to fine-tuning; MACL's branches meet whatever the strides."""
+"""Every method on volumes: a step trains what it hands to fine-tuning; MACL's branches meet
+whatever the strides."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ def test_a_decoder_block_sees_its_own_skip() -> None:
 
 
 def test_parameters_of_the_paper() -> None:
-    """Counted by hand: 9·in·out + out for a convolution, 2·out for its norm, 4·in·out + out for an upsampling."""
+    """Counted by hand: 9·in·out + out for a convolution, 2·out for its norm, 4·in·out + out for an
+    upsampling."""
     widths = [1, 32, 64, 128, 256]
 
     def two(before: int, after: int) -> int:

@@ -1,7 +1,7 @@
 """The released program's own numbers, in float64: outputs, losses and gradients to 1e-9 relative.
 
-Reads every `*.safetensors` in the folder `$MACL_PARITY_DIR`; sizes, threshold, temperature and λ's come from each
-file's metadata.
+Reads every `*.safetensors` in the folder `$MACL_PARITY_DIR`; sizes, threshold, temperature and λ's
+come from each file's metadata.
 """
 
 from __future__ import annotations
