@@ -16,12 +16,9 @@ from fakes.toy_store import write_toy_store
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
-from macl.distributed.collectives import require_even_shards
 from macl.engine import trainer
 from macl.stages.split import split
 from macl.utils import checkpoint
-from macl.utils.errors import MaclError
-from macl.utils.ranks import Rank, this_rank
 
 SAVED_AT = 4
 SMALL = (
@@ -193,28 +190,6 @@ def test_one_that_fails_speaks_and_ends_for_both(folder: Path, tmp_path: Path) -
     assert "nowhere.store" in second
 
 
-@pytest.mark.parametrize(
-    ("size", "slices", "ranks", "better"),
-    [(7, 99, 4, 8), (6, 99, 4, 4), (5, 99, 4, 4), (1, 99, 4, 4), (7, 7, 4, 4), (99, 10, 3, 9)],
-)
-def test_the_nearest_even_batch_is_named(size: int, slices: int, ranks: int, better: int) -> None:
-    with pytest.raises(MaclError, match=f"training.batch_size={better}\\."):
-        require_even_shards(size, slices, ranks)
-    require_even_shards(better, slices, ranks)
-
-
-def test_a_share_of_one_slice_is_not_contrasted_by_itself() -> None:
-    require_even_shards(4, 99, 4)
-    require_even_shards(8, 99, 4, gather_negatives=False)
-    with pytest.raises(MaclError, match="gather_negatives=true"):
-        require_even_shards(4, 99, 4, gather_negatives=False)
-
-
-def test_too_few_slices_for_the_processes() -> None:
-    with pytest.raises(MaclError, match="3 patches, which 4 processes cannot share"):
-        require_even_shards(16, 3, 4)
-
-
 @pytest.mark.parametrize(("gather", "contrasted"), [(True, 6), (False, 2)])
 def test_the_shares_of_a_batch_make_it_up(folder: Path, gather: bool, contrasted: int) -> None:
     cache = PatchCache(
@@ -233,21 +208,6 @@ def test_the_shares_of_a_batch_make_it_up(folder: Path, gather: bool, contrasted
             assert everyone is not None
             assert torch.equal(ours, everyone[rank::3])
         assert torch.equal(share.rng.uniform("view"), whole.rng.uniform("view")[rank::3])
-
-
-def test_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torchrun and srun say. A batch script, which srun has not started, is one process."""
-    assert this_rank() == Rank()
-    for name, value in {"NTASKS": 8, "PROCID": 0, "JOB_ID": 7}.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    assert this_rank() == Rank()
-    for name, value in {"STEP_NUM_TASKS": 8, "STEP_NUM_NODES": 2, "PROCID": 5}.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    assert this_rank() == Rank(index=5, world_size=8, local_world_size=4)
-    torchrun = {"TORCHELASTIC_RUN_ID": "a", "RANK": "3", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}
-    for name, value in torchrun.items():
-        monkeypatch.setenv(name, value)
-    assert this_rank() == Rank(index=3, world_size=6, local_world_size=2)
 
 
 def test_other_commands_refuse_several_processes(

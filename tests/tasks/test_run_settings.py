@@ -1,0 +1,115 @@
+"""Complete settings of runs: patches from the store, the network from the initial weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fakes.toy_store import write_toy_store
+from macl.config import FinetuneSettings, resolve
+from macl.data.store import Store
+from macl.models.network import total_stride
+from macl.models.unet import UNet
+from macl.tasks.networks import PATCH_VOXELS, median_spacing_mm, resolve_patch
+from macl.tasks.run_settings import finetune_settings, pretrain_settings
+from macl.utils.errors import MaclError
+
+VOLUMES = ["dims=3"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Volumes of 24 slices, 5 mm apart, of about 40 × 40 pixels of 1 mm."""
+    folder = tmp_path_factory.mktemp("settings") / "toy.store"
+    return write_toy_store(folder, patients=3, slices=24, side=40)
+
+
+def with_sizes(store: Store, *sizes: tuple[int, int, int], spacing_mm=(1.0, 1.0, 1.0)) -> Store:
+    """The index of a store whose cases have these sizes."""
+    case = store.index.cases[0]
+    cases = tuple(
+        case.model_copy(update={"name": str(number), "size": size, "spacing_mm": spacing_mm})
+        for number, size in enumerate(sizes)
+    )
+    return Store(store.path, store.index.model_copy(update={"cases": cases}))
+
+
+def automatic(store: Store, dims: int = 3) -> tuple[int, ...]:
+    settings = resolve(FinetuneSettings, {}, [f"dims={dims}", "training.size=auto"])
+    return resolve_patch(settings, UNet, store, total_stride).patch
+
+
+def test_a_patch_spans_small_volumes_whole(store: Store) -> None:
+    """nnU-Net's patch for the hippocampus."""
+    hippocampus = with_sizes(store, (33, 48, 34), (36, 51, 36), (35, 50, 35))
+    assert automatic(hippocampus) == (40, 56, 40)
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing_mm"),
+    [((300, 512, 512), (1.0, 1.0, 1.0)), ((90, 512, 512), (5.0, 0.8, 0.8)), ((20, 400, 300), None)],
+)
+def test_a_patch_of_large_volumes_is_a_cube_in_millimetres_of_the_allowed_size(
+    store: Store, size: tuple[int, int, int], spacing_mm: tuple[float, float, float] | None
+) -> None:
+    patch = automatic(with_sizes(store, size, spacing_mm=spacing_mm))
+    allowed = PATCH_VOXELS["finetune"][3]
+    assert 0.6 * allowed < math.prod(patch) < 1.4 * allowed
+    edges = [side * mm for side, mm in zip(patch, spacing_mm or (1.0,) * 3, strict=True)]
+    inner = [edge for edge, side, of in zip(edges, patch, size, strict=True) if side < of]
+    assert max(inner) < 1.5 * min(inner)
+
+
+def test_a_patch_of_slices_has_two_sides(store: Store) -> None:
+    assert automatic(with_sizes(store, (9, 216, 256)), dims=2) == (224, 256)
+
+
+def test_patches_that_are_contrasted_by_position_are_smaller_than_the_volumes(store: Store) -> None:
+    contrasted, _ = pretrain_settings("pcl", VOLUMES, method="pcl", store=store)
+    others, _ = pretrain_settings("simclr", VOLUMES, method="simclr", store=store)
+    sizes = (24, 40, 40)
+    assert all(side < size for side, size in zip(contrasted.patch, sizes, strict=True))
+    assert all(side >= size for side, size in zip(others.patch, sizes, strict=True))
+    assert (contrasted.patients_per_position, others.patients_per_position) == (4, 1)
+
+
+def test_without_a_store_a_size_must_be_given() -> None:
+    with pytest.raises(MaclError, match=r"no store is named: add --set training\.size"):
+        pretrain_settings("macl-3d", [], method=None, store=None)
+    size = ["training.size=[16, 64, 64]"]
+    settings, _ = pretrain_settings("macl-3d", size, method=None, store=None)
+    assert settings.patch == (16, 64, 64)
+
+
+def test_the_spacing_is_the_median_or_unknown(store: Store) -> None:
+    assert median_spacing_mm(store, 3) == (5.0, 1.0, 1.0)
+    assert median_spacing_mm(store, 2) is None
+    assert median_spacing_mm(with_sizes(store, (8, 8, 8), spacing_mm=None), 3) is None
+
+
+def test_the_network_of_the_weights_is_taken_over(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strides = [[1, 2, 2], [2, 2, 2]]
+    network = {
+        "dims": 3,
+        "backbone": "unet",
+        "backbone_settings": {"width": 6, "strides": strides},
+    }
+
+    def settings(*overrides: str) -> FinetuneSettings:
+        return finetune_settings("strong", overrides, store=store, init="run", init_network=network)
+
+    taken = settings()
+    assert taken.dims == 3
+    assert taken.model_dump(mode="json")["backbone_settings"] == network["backbone_settings"]
+    expected = "The network is that of run: 3D unet, width 6, strides [[1, 2, 2], [2, 2, 2]]."
+    assert expected in capsys.readouterr().err
+    other = settings("backbone_settings.width=8").model_dump(mode="json")["backbone_settings"]
+    assert other == {"width": 8, "strides": strides}
+    assert "The network is that of" not in capsys.readouterr().err
+    with pytest.raises(MaclError, match="run holds weights of a 3D network, but dims is 2"):
+        settings("dims=2")
+    with pytest.raises(MaclError, match="no backbone called 'resnet'"):
+        settings('backbone="resnet"')
