@@ -137,6 +137,19 @@ def test_what_is_missing_is_named_with_commands_that_exist(page: Path) -> None:
         assert shlex.split(html.unescape(command), comments=True)[1] in known
 
 
+def test_runs_with_different_networks_are_not_like_for_like(
+    fake: FakeRuns, page: Path, tmp_path: Path
+) -> None:
+    caveat = "the runs have different networks"
+    assert caveat not in Page(page).text
+    wide = FinetuneSettings(backbone_settings={"width": 64})
+    write_finetuned(
+        tmp_path / "wide", Store.open(fake.store), init="scratch", shift=3, settings=wide
+    )
+    shown = Page(report([fake.scratch, tmp_path / "wide"], tmp_path / "report.html"))
+    assert caveat in shown.text
+
+
 def test_overlays_are_written_as_pictures_too(page: Path) -> None:
     pictures = sorted((page.parent / "overlays").iterdir())
     assert len(pictures) == 6

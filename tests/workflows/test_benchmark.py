@@ -191,6 +191,20 @@ def test_weights_start_recipes_of_their_own_dimensions(both: Path) -> None:
     assert specified[list(specified)[3]]["finetuning"]["backbone_settings"]["strides"] == strides
 
 
+def test_starts_with_different_networks_are_warned_of(
+    both: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    specify(read_grid(both))
+    assert "Warning" not in capfd.readouterr().err
+    edit(
+        both,
+        '"patients_per_position=2"',
+        '"patients_per_position=2", "backbone_settings.strides=[2, 2, 2]"',
+    )
+    specify(read_grid(both))
+    assert "the starts of the recipe volumes.toml have different networks" in capfd.readouterr().err
+
+
 def test_a_start_that_no_recipe_takes_is_said_before_anything_runs(both: Path) -> None:
     edit(both, 'recipes = ["slices.toml", "volumes.toml"]', 'recipes = ["slices.toml"]')
     with pytest.raises(MaclError, match=r"'macl-3d' is pre-trained in 3D, but .* \"dims=3\""):

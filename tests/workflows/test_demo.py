@@ -12,6 +12,7 @@ import pytest
 import macl.workflows
 from macl import plugins
 from macl.metrics import dice
+from macl.models.network import choose_strides
 from macl.utils.errors import MaclError
 from macl.workflows.demo import SLICES, SYNTHETIC, VOLUMES, DemoSize, Schedule, demo
 from macl.workflows.subjects import (
@@ -119,8 +120,10 @@ def test_subjects_are_clearly_different_brains(pair: list[tuple[np.ndarray, np.n
         assert 0.3 < dice(int(in_first.sum()), int(in_second.sum()), shared) < 0.85
 
 
-def test_the_demo_s_volumes_are_larger_than_the_patches_of_pre_training() -> None:
-    volume = VOLUMES.grid.size[::-1]
+def test_the_demo_s_volumes_hold_several_crops_and_all_starts_share_a_network() -> None:
+    volume, spacing_mm = VOLUMES.grid.size[::-1], VOLUMES.grid.spacing_mm[::-1]
+    schedules = (VOLUMES.pretraining, VOLUMES.finetuning)
+    assert len({choose_strides(schedule.patch, spacing_mm) for schedule in schedules}) == 1
     assert all(patch < side for patch, side in zip(VOLUMES.pretraining.patch, volume, strict=True))
 
 

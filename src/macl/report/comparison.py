@@ -109,6 +109,9 @@ def caveats(runs: Sequence[ReportedRun], comparison: Comparison) -> list[str]:
         "trained on different stores": {row.run.record.store_checksum for row in rows},
         "scored by different conventions": {row.scores.convention for row in rows},
     }
+    networks = {(row.run.dims, row.run.network) for row in rows}
+    if len(networks) > len({dims for dims, _ in networks}):
+        sentences.append("Not like for like: the runs have different networks.")
     sentences += [
         f"Not like for like: the runs were {difference}."
         for difference, values in unlike.items()

@@ -144,6 +144,12 @@ class ReportedRun:
         return format_size([size] * self.dims if isinstance(size, int) else size)
 
     @property
+    def network(self) -> str:
+        """The backbone and its settings, to compare runs."""
+        settings = self.record.settings
+        return json.dumps([settings.get("backbone"), settings.get("backbone_settings")])
+
+    @property
     def predictions(self) -> Path:
         """The folder of the run's masks of its test cases."""
         return self.path / PREDICTIONS

@@ -82,8 +82,8 @@ class DemoSize:
 SLICES = DemoSize()
 VOLUMES = DemoSize(
     grid=VoxelGrid(size=(64, 72, 48), spacing_mm=(3.0, 3.0, 3.0)),
-    pretraining=Schedule("macl-3d", (32, 32, 32), batch_size=16, epochs=12),
-    finetuning=Schedule("strong-3d", (48, 64, 64), batch_size=2, epochs=60),
+    pretraining=Schedule("macl-3d", (32, 32, 32), batch_size=16, epochs=40),
+    finetuning=Schedule("strong-3d", (32, 48, 48), batch_size=2, epochs=150),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from macl.data.store import Store
 from macl.metrics import Convention
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings, pretrain_settings
 from macl.utils.errors import MaclError, listed
+from macl.utils.progress import say
 
 NAME = r"^\w[\w.+-]*$"
 
@@ -183,6 +184,7 @@ def specify(grid: BenchmarkGrid) -> dict[BenchmarkCell, dict[str, Any]]:
                 f'the grid fine-tunes in {settings.dims}D: add "dims={settings.dims}" to the set '
                 "of [finetune], or a recipe that names it."
             )
+    _warn_of_networks(finetuning)
     return {
         cell: {
             "store": store.checksum,
@@ -195,6 +197,21 @@ def specify(grid: BenchmarkGrid) -> dict[BenchmarkCell, dict[str, Any]]:
         for cell in combinations(grid)
         if (cell.start, cell.recipe) in finetuning
     }
+
+
+def _warn_of_networks(finetuning: Mapping[tuple[Start, str], FinetuneSettings]) -> None:
+    """Say so where the starts of one recipe are not compared on the same network."""
+    networks: dict[str, set[str]] = {}
+    for (_, recipe), settings in finetuning.items():
+        network = settings.model_dump_json(include={"backbone", "backbone_settings"})
+        networks.setdefault(recipe, set()).add(network)
+    for recipe, different in networks.items():
+        if len(different) > 1:
+            say(
+                "Warning: not like for like: the starts of the recipe "
+                f"{Path(recipe).name} have different networks. Set the same backbone_settings "
+                "(width, strides) in all starts and in [finetune]."
+            )
 
 
 def _as_json(settings: Settings | None) -> dict[str, Any] | None:
