@@ -192,10 +192,15 @@ def test_a_store_gives_its_truth_in_the_scans_own_values_and_orientation(tmp_pat
     assert all(row.dice == 1.0 and row.hd95 == 0.0 and row.unit == "mm" for row in rows)
 
 
-def test_a_store_of_resampled_slices_is_scored_on_the_scans_grid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("factors", [(1, 2, 2), (2, 2, 2), (3, 1, 2)])
+def test_a_store_of_resampled_scans_is_scored_on_the_scans_grid(
+    factors: tuple[int, int, int], tmp_path: Path
+) -> None:
     store = write_toy_store(tmp_path / "store", patients=1, slices=3, side=32)
-    truth = np.repeat(np.repeat(store.read("patient001", "label"), 2, axis=1), 2, axis=2)
-    _add_truth(store, "patient001", truth)
+    truth = store.read("patient001", "label")
+    for axis, factor in enumerate(factors):
+        truth = np.repeat(truth, factor, axis=axis)
+    _add_truth(store, "patient001", truth, factors)
     store = Store.open(store.path)
     geometry = store.case("patient001").geometry
     write_volume(tmp_path / "predictions" / "patient001.nii.gz", truth, geometry)
@@ -431,8 +436,8 @@ def _turn(store: Store, values: tuple[int, ...]) -> Store:
     return Store.open(store.path)
 
 
-def _add_truth(store: Store, name: str, truth: np.ndarray) -> None:
-    """Say that the slices of a case were made half as fine as its scan, whose label is `truth`."""
+def _add_truth(store: Store, name: str, truth: np.ndarray, factors: tuple[int, int, int]) -> None:
+    """Declare that a case's scan, whose label is `truth`, has so many times its voxels."""
     import blosc2
 
     case = store.case(name)
@@ -443,7 +448,12 @@ def _add_truth(store: Store, name: str, truth: np.ndarray) -> None:
     blosc2.asarray(values, urlpath=str(store.path / entry.file), mode="w")
     size = truth.shape[::-1]
     geometry = case.geometry.model_copy(
-        update={"size": size, "spacing": (0.5, 0.5, case.geometry.spacing[2])}
+        update={
+            "size": size,
+            "spacing": tuple(
+                mm / factor for mm, factor in zip(case.geometry.spacing, factors[::-1], strict=True)
+            ),
+        }
     )
     changed = case.model_copy(
         update={

@@ -423,7 +423,9 @@ def test_a_scan_with_the_wrong_number_of_channels_is_refused(run: Path, tmp_path
 def test_the_command_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    scan = write_scan(tmp_path / "scan.nii.gz", *_args("coronal"))
+    shape, spacing, direction = GRIDS["coronal"]
+    image, label = known_case(shape)
+    scan = write_scan(tmp_path / "scan.nii.gz", image, spacing, direction)
     arguments = ["predict", str(run), str(scan), "--probabilities", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-m", "macl", *arguments], capture_output=True, text=True
@@ -431,16 +433,16 @@ def test_the_command_line(
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert len(list((tmp_path / "out").glob("scan.*"))) == 2
+    mask = tmp_path / "out" / "scan.nii.gz"
+    np.testing.assert_array_equal(np.asarray(nifti1.load(mask).dataobj).T, label)
+    assert_same_grid(mask, scan)
     scan.write_bytes(scan.read_bytes()[:200])
     monkeypatch.setattr(sys, "argv", ["macl", *arguments[:-1], str(tmp_path / "other")])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith("macl: 1 of 1 scans could not be segmented (scan: ")
-    )
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("macl: 1 of 1 scans could not be segmented (scan: ")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["predictions.json"]
 
 
