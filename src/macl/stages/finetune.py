@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -22,11 +22,10 @@ from macl.distributed.collectives import all_reduce_sum
 from macl.distributed.launch import process_group
 from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
 from macl.engine.trainer import Validation
-from macl.inference.sliding_window import predict_volume
+from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.models.conversion.macl_release import read_authors
 from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
-from macl.preprocessing.normalisation import normalise
 from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network, finetune_settings
 from macl.tasks.segmentation import (
@@ -238,28 +237,32 @@ class ValidationScore:
         self.store, self.segmenter = store, segmenter
         self.classes, self.count = len(record.classes), len(record.validation_cases)
         self.cases = record.validation_cases[fabric.global_rank :: fabric.world_size]
-        self.predict = partial(
-            predict_volume,
-            patch=settings.patch,
-            mirror_axes=record.mirror_axes if settings.mirror_averaging else (),
-            batch_size=settings.training.batch_size,
-        )
+        self.patch, self.batch_size = settings.patch, settings.training.batch_size
+        self.mirror_axes = record.mirror_axes if settings.mirror_averaging else ()
 
     def __call__(self) -> float:
         """The score of the segmenter's present weights."""
+        member = SegmenterMember(self.segmenter, self.patch, self.mirror_axes)
         total = 0.0
         for name in self.cases:
-            image = normalise(self.store.read(name), self.store.case(name).normalisation)
-            label = torch.from_numpy(self.store.read(name, "label")).long()
-            probabilities = self.predict(self.segmenter, torch.from_numpy(image))
-            total += _mean_dice(probabilities.argmax(0), label, self.classes)
+            image, label = self.store.read(name), self.store.read(name, "label")
+            normalisation = self.store.case(name).normalisation
+            slices = predict_slices([member], image, normalisation, batch_size=self.batch_size)
+            total += _mean_dice(_confusion(slices, label, self.classes))
         return all_reduce_sum(torch.tensor(total, dtype=torch.float64)).item() / self.count
 
 
-def _mean_dice(predicted: Tensor, truth: Tensor, classes: int) -> float:
+def _confusion(slices: Iterable[np.ndarray], label: np.ndarray, classes: int) -> Tensor:
+    """Voxels by true and predicted class, (K, K) float64, from the probabilities of each slice."""
+    counts = np.zeros(classes * classes, dtype=np.int64)
+    for probabilities, truth in zip(slices, label, strict=True):
+        pairs = truth.astype(np.int64) * classes + probabilities.argmax(axis=0)
+        counts += np.bincount(pairs.ravel(), minlength=classes * classes)
+    return torch.from_numpy(counts).reshape(classes, classes).double()
+
+
+def _mean_dice(table: Tensor) -> float:
     """Mean Dice of the classes, except background, in either mask; 1 if there are none."""
-    counts = torch.bincount((truth * classes + predicted).flatten(), minlength=classes * classes)
-    table = counts.reshape(classes, classes).double()
     totals = (table.sum(0) + table.sum(1))[1:]
     shown = totals > 0
     return float((2 * table.diagonal()[1:] / totals)[shown].mean()) if shown.any() else 1.0
