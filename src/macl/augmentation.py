@@ -76,7 +76,7 @@ def small_view(
     window = [max(m, int(side * share) // m * m) for side, m in zip(patch, multiple, strict=True)]
     shares = [small / side for small, side in zip(window, patch, strict=True)][::-1]
     grid = sampling_grid(rng, "geometry", settings.spatial, window) * _filled(shares, device)
-    room = _filled([max(0.0, 1.0 - share) for share in shares], device)
+    room = _filled([max(0.0, 1.0 - part) for part in shares], device)
     place = rng.uniform("window", (*(1 for _ in patch), len(patch)))
     grid = grid + (place * (room + room) - room)
     shown = resample(images, grid, settings.spatial.interpolation)
@@ -220,21 +220,23 @@ def _matrix(rng: SampleRng, name: str, settings: SpatialSettings, patch: Sequenc
     scale = rng.uniform(f"{name}/scale", (), *settings.scale)
     largest = math.radians(settings.shear_degrees)
     slopes = torch.tan(rng.uniform(f"{name}/shear", (len(pairs),), -largest, largest))
-    shear = _identity_but(dict(zip(pairs, slopes.unbind(1), strict=True)), dims)
+    shear = _identity_except(dict(zip(pairs, slopes.unbind(1), strict=True)), dims)
     return _product(*rotations, shear) * scale[:, None, None]
 
 
 def _rotation(angle: Tensor, a: int, b: int, dims: int) -> Tensor:
     """(B, dims, dims), a rotation by angles (B,) in the plane of coordinates a and b."""
     cos, sin = angle.cos(), angle.sin()
-    return _identity_but({(a, a): cos, (a, b): -sin, (b, a): sin, (b, b): cos}, dims)
+    return _identity_except({(a, a): cos, (a, b): -sin, (b, a): sin, (b, b): cos}, dims)
 
 
-def _identity_but(entries: Mapping[tuple[int, int], Tensor], dims: int) -> Tensor:
-    """(B, dims, dims), the identity but for the entries (B,) at (row, column)."""
+def _identity_except(entries: Mapping[tuple[int, int], Tensor], dims: int) -> Tensor:
+    """(B, dims, dims), the identity except for the entries (B,) at (row, column)."""
     some = next(iter(entries.values()))
-    fixed = torch.zeros_like(some), torch.ones_like(some)
-    rows = [[entries.get((i, j), fixed[i == j]) for j in range(dims)] for i in range(dims)]
+    zero, one = torch.zeros_like(some), torch.ones_like(some)
+    rows = [
+        [entries.get((i, j), one if i == j else zero) for j in range(dims)] for i in range(dims)
+    ]
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 

@@ -33,7 +33,8 @@ from macl.utils.errors import MaclError
 
 
 class Segmenter(nn.Module):
-    """A network with all its decoder blocks and a convolution of kernel 1; its tensors bear the network's own names."""
+    """A network with all its decoder blocks and a convolution of kernel 1; its tensors bear the
+    network's own names."""
 
     def __init__(self, network: Network, classes: int) -> None:
         super().__init__()
@@ -73,7 +74,8 @@ class SegmentationTask(Task):
         self.segmenter, self.settings, self.mirror_axes = segmenter, settings, mirror_axes
 
     def step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy, with soft Dice where the settings say so, on an augmented view of the batch."""
+        """Cross-entropy, with soft Dice where the settings say so, on an augmented view of the
+        batch."""
         assert batch.labels is not None
         images, labels = self.augment(batch)
         logits = self.segmenter(images)
@@ -88,7 +90,8 @@ class SegmentationTask(Task):
 
     @torch.no_grad()
     def augment(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images (B, C, *patch) and labels (B, *patch) under one draw of geometry; images with a draw of intensity too."""
+        """Images (B, C, *patch) and labels (B, *patch) under one draw of geometry; images with a
+        draw of intensity too."""
         assert batch.labels is not None
         settings = self.settings.augmentation
         patch = batch.images.shape[2:]
@@ -104,9 +107,9 @@ def mirror_axes(
 ) -> tuple[ArrayAxis, ...]:
     """The axes of the patch that may be mirrored: as set, or all that do not swap classes.
 
-    If a class is called left or right, the left-right axis is not mirrored. Nor is another axis if a
-    half turn makes the two the same: once slices are turned upside down, mirrored rows are mirrored
-    columns.
+    If a class is called left or right, the left-right axis is not mirrored. Nor is another axis if
+    the augmentation's half turns make the two the same: in a slice that is turned upside down,
+    mirrored rows are mirrored columns.
 
     Args:
         settings: resolved, so that the patch is the one to train on.
@@ -123,8 +126,8 @@ def mirror_axes(
             axis = array_axis(name, plane)
             if axis not in axes:
                 raise MaclError(
-                    f"mirror_axes names {name}, along which {plane} slices have no extent: leave it "
-                    "out, or train on volumes (dims=3)."
+                    f"mirror_axes names {name}, along which {plane} slices have no extent: "
+                    "leave it out, or train on volumes (dims=3)."
                 )
             if axis not in chosen:
                 chosen.append(axis)
@@ -182,7 +185,8 @@ def load_segmenter(run: Path, network: type[Network], device: torch.device) -> S
         device: where to put it.
 
     Raises:
-        MaclError: the run is not a finished fine-tuning run, or its weights are missing or do not fit.
+        MaclError: the run is not a finished fine-tuning run, or its weights are missing or do not
+            fit.
     """
     record = read_record(run)
     require_segmenter(run, record)
