@@ -81,6 +81,7 @@ class Gcl(Method):
 
     Settings = Settings
     settings: Settings
+    contrasts_positions = True
     quantities = {
         "loss_global": Quantity(
             "Global loss", "Stage 1: patches of the same part of the volume attract.", "nats"
