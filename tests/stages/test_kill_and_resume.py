@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from fakes import killing
-from fakes.toy_store import write_toy_store
-from macl.stages.split import split
+from fakes.training_commands import training_words, write_stores
 
 STEPS = 45
 OFTEN = ("training.checkpoint_every_steps=3", "training.log_every_steps=1")
@@ -33,23 +32,13 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six cases of 6 slices, and as volumes of 24 slices; two of them are fine-tuned on."""
-    folder = tmp_path_factory.mktemp("killed")
-    for dims, slices in ((2, 6), (3, 24)):
-        store = folder / f"{dims}d.store"
-        write_toy_store(store, patients=6, slices=slices, side=32)
-        split(store, folder / f"{dims}d.json", test="2", validation="1", budgets="3")
-    return folder
+    """Stores whose label budget fine-tunes on two people."""
+    return write_stores(tmp_path_factory.mktemp("killed"), test="2", validation="1", budget="3")
 
 
 def command(folder: Path, stage: str, dims: int, out: Path) -> list[str]:
-    store = str(folder / f"{dims}d.store")
-    words = [stage, store, "--out", str(out), "--device", "cpu", "--resume"]
-    if stage == "finetune":
-        words += ["--init", "scratch", "--split", str(folder / f"{dims}d.json"), "--labels", "3"]
-    for setting in SETTINGS[stage, dims]:
-        words += ["--set", setting]
-    return words
+    words = training_words(folder, stage, dims, out, SETTINGS[stage, dims], budget="3")
+    return [*words, "--resume"]
 
 
 def logged(run: Path) -> list[dict[str, float]]:

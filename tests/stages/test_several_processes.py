@@ -12,12 +12,11 @@ import torch
 
 from fakes.command import macl
 from fakes.processes import COUNT, KILLED, command, run_in_two
-from fakes.toy_store import write_toy_store
+from fakes.training_commands import training_words, write_stores
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
 from macl.engine import trainer
-from macl.stages.split import split
 from macl.utils import checkpoint
 
 SAVED_AT = 4
@@ -49,23 +48,13 @@ OWN = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores of slices and volumes; a label budget trains on two people and validates on three."""
-    folder = tmp_path_factory.mktemp("several")
-    for dims, slices in ((2, 6), (3, 24)):
-        store = folder / f"{dims}d.store"
-        write_toy_store(store, patients=6, slices=slices, side=32)
-        split(store, folder / f"{dims}d.json", test="1", validation="3", budgets="5")
-    return folder
+    """Stores whose label budget trains on two people and validates on three."""
+    return write_stores(tmp_path_factory.mktemp("several"), test="1", validation="3", budget="5")
 
 
 def words(folder: Path, stage: str, dims: int, out: str, *more: str) -> list[str]:
-    store, target = str(folder / f"{dims}d.store"), str(folder / out)
-    command = [stage, store, "--out", target, "--device", "cpu", *more]
-    if stage == "finetune":
-        command += ["--init", "scratch", "--split", str(folder / f"{dims}d.json"), "--labels", "5"]
-    for setting in (*SMALL, *OWN[stage, dims]):
-        command += ["--set", setting]
-    return command
+    settings = (*SMALL, *OWN[stage, dims])
+    return [*training_words(folder, stage, dims, folder / out, settings, budget="5"), *more]
 
 
 @pytest.fixture(scope="module", params=OWN, ids=lambda stage: f"{stage[0]}-{stage[1]}d")
