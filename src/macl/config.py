@@ -74,15 +74,15 @@ class PrepareSettings(Settings):
             return spacing
         parts = spacing.split(",") if isinstance(spacing, str) else spacing
         try:
-            numbers = tuple(map(float, parts if isinstance(parts, list | tuple) else (parts,)))
+            numbers = [*map(float, parts if isinstance(parts, list | tuple) else (parts,))]
         except (TypeError, ValueError):
-            numbers = ()
+            numbers = []
         if len(numbers) not in (1, 3) or not all(0 < number < math.inf for number in numbers):
             raise PydanticCustomError(
                 "spacing",
                 "give one number (in plane), three as z,y,x, or median; in millimetres, above 0",
             )
-        return numbers if len(numbers) == 3 else numbers[0]
+        return tuple(numbers) if len(numbers) == 3 else numbers[0]
 
 
 Stage = Literal["pretrain", "finetune"]

@@ -9,7 +9,8 @@ from macl.tasks.pretraining import CollapseWatch
 
 
 def watch(steps: int, capsys: pytest.CaptureFixture[str], values: dict[int, float]) -> str:
-    """What is said where loss_global is logged with these values, by step, in a run of MACL with 16 slices a batch."""
+    """What is said where loss_global is logged with these values, by step, in a run of MACL with 16
+    slices a batch."""
     look = CollapseWatch(method("macl", {}, width=2), 16, steps)
     for step, value in values.items():
         look(step, {"loss": 9.0, "loss_global": value, "feature_spread": 0.02})
