@@ -57,9 +57,7 @@ SetOption = Annotated[
 RecipeOption = Annotated[
     str | None, typer.Option(help="Recipe, by name or path (.toml). Default: the method's own.")
 ]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Resume the unfinished run in --out.")
-]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume the unfinished run in --out.")]
 OverlapOption = Annotated[
     bool,
     typer.Option("--allow-overlap", help="Allow test people in the training data; recorded."),
@@ -141,9 +139,7 @@ def prepare(
     source: Annotated[
         Path, typer.Argument(help="A folder of scans, in a known layout or in any other.")
     ],
-    store: Annotated[
-        Path, typer.Argument(help="Folder to write; an unfinished store is resumed.")
-    ],
+    store: Annotated[Path, typer.Argument(help="Folder to write; an unfinished store is resumed.")],
     reader: Annotated[
         str | None, typer.Option(help="Layout of SOURCE. Default: recognised.")
     ] = None,
@@ -271,9 +267,7 @@ def finetune(
     init: Annotated[
         str, typer.Option(help="Where to start: a pre-training run, a weights file, or scratch.")
     ],
-    split: Annotated[
-        str, typer.Option(help="Split file, or the name of a split in the package.")
-    ],
+    split: Annotated[str, typer.Option(help="Split file, or the name of a split in the package.")],
     labels: Annotated[str, typer.Option(help="Label budget of the split, such as 8 or 10%.")],
     recipe: Annotated[
         str | None,
@@ -381,12 +375,8 @@ def profile(
     method: Annotated[str, typer.Option(help="How to pre-train.")] = "macl",
     recipe: RecipeOption = None,
     overrides: SetOption = [],  # noqa: B006
-    store: Annotated[
-        Path | None, typer.Option(help="Store to estimate the whole run for.")
-    ] = None,
-    channels: Annotated[
-        int, typer.Option(min=1, help="Image channels, if no store is named.")
-    ] = 1,
+    store: Annotated[Path | None, typer.Option(help="Store to estimate the whole run for.")] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Image channels, if no store is named.")] = 1,
     patches: Annotated[
         int | None,
         typer.Option(min=1, help="Patches per epoch (2D: slices), if no store is named."),

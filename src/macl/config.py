@@ -40,7 +40,7 @@ class PluginSettings(Settings):
 
 
 class PrepareSettings(Settings):
-    """How scans become a store; kept in the store and in each run, so that `predict` does the same."""
+    """How scans become a store; kept in the store and in each run, for `predict` to do the same."""
 
     plane: Literal["auto", "axial", "coronal", "sagittal"] = Field(
         default="auto",
@@ -140,8 +140,8 @@ class SpatialSettings(Settings):
         default=30.0,
         ge=0,
         le=180,
-        description="3D: out of that plane, about both of its axes, either way; not for thin patches, "
-        "whose longest side is more than three times their number of slices",
+        description="3D: out of that plane, about both of its axes, either way; not for thin "
+        "patches, whose longest side is more than three times their number of slices",
     )
     scale: tuple[float, float] = (0.7, 1.3)
     shear_degrees: float = Field(default=0.0, ge=0, lt=90, description="either way, of each axis")
@@ -326,7 +326,10 @@ def resolve_recipe(
     for key, value in _leaves(read_recipe(kind.stage, volumes)):
         if key in SAMPLING:
             _set(values, key, value)
-    say(f"{recipe} is a recipe for slices: patch size, batch size and sampling are of {volumes}.")
+    say(
+        f"{recipe} is a recipe for slices: patch size, batch size and sampling are those of "
+        f"{volumes}, unless set."
+    )
     return resolve(kind, values, overrides)
 
 

@@ -32,7 +32,7 @@ from macl.preprocessing.labels import Classes
 from macl.preprocessing.resampling import prepared_size
 from macl.preprocessing.source import SourceScan, recognise, scan_source
 from macl.utils.errors import MaclError, listed
-from macl.utils.files import held, require_disk_space
+from macl.utils.files import file_lock, require_disk_space
 from macl.utils.parallel import available_cores, workers_for
 from macl.utils.progress import progress, say
 
@@ -207,7 +207,7 @@ def _exclusive(store: Path) -> Iterator[None]:
         f"Another `macl prepare` is writing {store}: wait until it ends, or choose another folder."
     )
     try:
-        with held(store / MARKERS / LOCK, busy):
+        with file_lock(store / MARKERS / LOCK, busy):
             yield
     except OSError as error:
         raise MaclError(

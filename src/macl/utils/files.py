@@ -39,20 +39,24 @@ def clear_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def held(lock: Path, otherwise: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; a killed process releases its lock.
+def file_lock(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; the lock of a killed process is free again.
+
+    Args:
+        path: the lock file, which is created.
+        message: of the error.
 
     Raises:
-        MaclError: another process holds it; `otherwise` is the message.
+        MaclError: another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        hold = FileLock(lock).acquire(blocking=False)
+        lock = FileLock(path).acquire(blocking=False)
     except Timeout:
-        raise MaclError(otherwise) from None
-    with hold:
+        raise MaclError(message) from None
+    with lock:
         yield
 
 
