@@ -100,7 +100,7 @@ def test_intensities_are_in_the_scans_values(tmp_path: Path) -> None:
     expected = (*np.percentile(values, (0.5, 50, 99.5)), values.mean(), values.std())
     measured = (channel.percentile_0_5, channel.median, channel.percentile_99_5)
     measured = (*measured, channel.mean, channel.deviation)
-    assert measured == pytest.approx(expected, abs=0.15 * values.std())
+    assert measured == pytest.approx(expected, abs=0.2 * values.std())
 
 
 def test_headers_alone_give_sizes_and_spacings(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from macl.data.store import Orientation
 from macl.io.geometry import Geometry, Volume
 from macl.preprocessing.orientation import to_scan
 from macl.preprocessing.resampling import (
+    choose_nearest_axis,
     label_to_store_grid,
-    nearest_axis,
     to_scanned_size,
     to_store_grid,
 )
@@ -157,7 +157,7 @@ def test_three_equal_spacings_in_plane_are_one_number() -> None:
 def test_an_axis_that_is_much_coarser_is_resampled_by_nearest_neighbour(
     scanned_mm: Spacing, wanted_mm: Spacing, axis: int | None
 ) -> None:
-    assert nearest_axis(scanned_mm, wanted_mm) == axis
+    assert choose_nearest_axis(scanned_mm, wanted_mm) == axis
 
 
 @pytest.mark.parametrize(("slices", "wanted_mm"), [(16, 2.5), (4, 10.0), (12, 10 / 3)])

@@ -2,7 +2,8 @@
 
 The promise is bounded as the test is: slices at 0.5 to 1 times the scan's finer in-plane spacing,
 or volumes at 0.5 to 1 times each of its spacings, and structures at least 20 voxels across. A store
-coarser than the scan loses more of the outline. Without resampling the way there and back is exact:
+coarser than the scan loses more of the outline, and so does a coarse axis that is resampled by
+nearest neighbour, by half a voxel. Without resampling the way there and back is exact:
 see the tests of the orientation.
 """
 
@@ -24,14 +25,15 @@ from macl.io.geometry import Geometry
 from macl.io.nifti import affine_of
 from macl.preprocessing.orientation import choose_orientation, orient, spacing_of, to_scan
 from macl.preprocessing.resampling import (
+    choose_nearest_axis,
     label_to_store_grid,
-    nearest_axis,
     prepared_size,
     to_scanned_size,
 )
 from macl.stages.prepare import prepare
 
 LEAST_DICE = 0.99
+LEAST_DICE_NEAREST = 0.96
 LEAST_VOXELS_ACROSS = 20
 
 
@@ -74,7 +76,7 @@ class Scan:
         """The axis resampled by nearest neighbour."""
         if not isinstance(self.spacing_mm, tuple):
             return None
-        return nearest_axis(spacing_of(self.geometry, self.orientation), self.spacing_mm)
+        return choose_nearest_axis(spacing_of(self.geometry, self.orientation), self.spacing_mm)
 
 
 @st.composite
@@ -119,12 +121,13 @@ def one_hot(label: np.ndarray) -> np.ndarray:
 
 
 @given(scans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_a_label_comes_back_from_its_store(scan: Scan) -> None:
     prepared = label_to_store_grid(
         scan.label, scan.orientation, scan.prepared_size, scan.nearest_axis
     )
-    assert min(dice(restored(one_hot(prepared), scan.orientation), scan.label)) >= LEAST_DICE
+    least = LEAST_DICE if scan.nearest_axis is None else LEAST_DICE_NEAREST
+    assert min(dice(restored(one_hot(prepared), scan.orientation), scan.label)) >= least
 
 
 @given(scans())

@@ -19,8 +19,8 @@ from macl.io.source import Case
 from macl.io.volume import read_scan
 from macl.preprocessing.findings import TOO_LARGE
 from macl.preprocessing.labels import as_classes, label_on_grid, require_declared
-from macl.preprocessing.normalisation import as_stored, content_of
-from macl.preprocessing.resampling import label_to_store_grid, to_store_grid
+from macl.preprocessing.normalisation import StoredScan, as_stored, content_of
+from macl.preprocessing.resampling import OnStoreGrid, label_to_store_grid, to_store_grid
 from macl.utils.errors import RefusedCaseError
 from macl.utils.files import write_text
 
@@ -110,6 +110,17 @@ def prepare_case(job: CaseJob) -> PreparedCase:
     return prepared
 
 
+def prepare_image(volume: Volume, settings: PrepareSettings) -> tuple[OnStoreGrid, StoredScan]:
+    """Bring a scan to the store's grid, then to the store's numbers, for `prepare` and `predict`.
+
+    Raises:
+        RefusedCaseError: a spacing is asked for, and the scan's own is unknown.
+    """
+    grid = to_store_grid(volume, settings)
+    kind = settings.normalisation or "clip_zscore"
+    return grid, as_stored(grid.array, volume.rescale, kind, settings.window)
+
+
 def unreferenced_arrays(store: Path, kept: set[str]) -> list[Path]:
     """Files among the store's arrays that are not in `kept`, such as those of a killed run."""
     files = sorted((store / CASES).glob("*"))
@@ -121,9 +132,7 @@ def _prepare(job: CaseJob) -> tuple[StoredCase, tuple[str, ...]]:
     case, settings = job.case, job.settings
     volume = read_scan(case.images, job.channels, case.frame)
     label = _read_label(case, volume, job.labels) if case.label else None
-    grid = to_store_grid(volume, settings)
-    kind = settings.normalisation or "clip_zscore"
-    stored = as_stored(grid.array, volume.rescale, kind, settings.window)
+    grid, stored = prepare_image(volume, settings)
     channels, slices, rows, columns = stored.array.shape
     size = (slices, rows, columns)
     arrays: dict[ArrayKind, StoredArray] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from macl.utils.progress import progress
 
 TOO_LARGE = "it does not fit into memory: try --workers 1"
 
-_VOXELS_SAMPLED = 10_000
+_VOXELS_SAMPLED = 2_000
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,16 @@ def _measure_intensities(
 
 def _of_channel(channel: np.ndarray, rescale: tuple[float, float]) -> Intensities:
     voxels = channel.ravel()
-    sampled = np.random.default_rng(0).integers(0, len(voxels), _VOXELS_SAMPLED)
-    sample = np.sort(voxels[sampled].astype(np.float32))
+    sample = np.sort(voxels[(_random_places() * len(voxels)).astype(int)].astype(np.float64))
     low, median, high = sample[[round(part * (len(sample) - 1)) for part in (0.005, 0.5, 0.995)]]
-    mean, deviation = sample.mean(dtype=np.float64), sample.std(dtype=np.float64)
+    mean, deviation = sample.mean(), sample.std()
     slope, intercept = rescale
     numbers = (channel.min(), low, median, high, channel.max(), mean)
     values = [float(number) * slope + intercept for number in numbers]
     return Intensities(*values, deviation=float(deviation) * slope)
+
+
+@cache
+def _random_places() -> np.ndarray:
+    """Where voxels are sampled, as shares of their number: the same places in every case."""
+    return np.random.default_rng(0).random(_VOXELS_SAMPLED)

@@ -2,7 +2,7 @@
 
 Resampling is separable, a matrix for each axis: cubic for images, and for labels the linear
 interpolation of each class's share. Where one axis is much coarser than the others, it is resampled
-by nearest neighbour instead, as nnU-Net does: between distant slices, curves would be invented.
+by nearest neighbour instead, as nnU-Net does: a curve between distant slices would be a guess.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from macl.preprocessing.orientation import choose_orientation, orient, spacing_o
 from macl.utils.errors import RefusedCaseError
 
 ANISOTROPIC_RATIO = 3.0
-"""An axis is resampled by nearest neighbour from this many times the finest spacing on."""
+"""An axis is much coarser than another if its spacing is more than this many times as large."""
 
 ROWS_AT_A_TIME = 64
 """Rows that are interpolated across the slices at once, which bounds the memory."""
@@ -71,7 +71,7 @@ def to_store_grid(volume: Volume, settings: PrepareSettings) -> OnStoreGrid:
         )
     scanned_mm = spacing_of(geometry, orientation)
     size = prepared_size(orientation.scanned_size, scanned_mm, wanted)
-    axis = nearest_axis(scanned_mm, wanted) if isinstance(wanted, tuple) else None
+    axis = choose_nearest_axis(scanned_mm, wanted) if isinstance(wanted, tuple) else None
     array = _resample(orient(volume.array, orientation), size, axis)
     z_mm, y_mm, x_mm = (
         mm if old == new else mm * old / new
@@ -101,7 +101,7 @@ def prepared_size(size: Size, spacing_mm: Spacing | None, wanted_mm: WantedSpaci
     return z, y, x
 
 
-def nearest_axis(scanned_mm: Spacing, wanted_mm: Spacing) -> int | None:
+def choose_nearest_axis(scanned_mm: Spacing, wanted_mm: Spacing) -> int | None:
     """The axis to resample by nearest neighbour: one much coarser than the finest, or None.
 
     The scan's own spacing decides, or the wanted one where the scan's is about the same in all
@@ -222,7 +222,7 @@ def _in_plane(planes: np.ndarray, size: tuple[int, int], orders: tuple[int, int]
 def _across_planes(
     planes: Iterator[np.ndarray], count: int, wanted: int, order: int
 ) -> Iterator[np.ndarray]:
-    """Interpolate `count` planes to `wanted`, nearest (0) or linear (1), keeping two at a time."""
+    """Interpolate `count` planes to `wanted`, nearest (0) or linear (1), and keep two in memory."""
     if count == wanted:
         yield from planes
         return
@@ -230,10 +230,12 @@ def _across_planes(
     taken = 0
     for weights in _interpolation(count, wanted, order):
         needed = np.flatnonzero(weights).tolist()
-        while taken <= needed[-1]:
-            kept[taken] = next(planes)
-            taken += 1
         kept = {index: plane for index, plane in kept.items() if index >= needed[0]}
+        while taken <= needed[-1]:
+            plane = next(planes)
+            if taken >= needed[0]:
+                kept[taken] = plane
+            taken += 1
         yield np.sum([weights[index] * kept[index] for index in needed], axis=0)
 
 
