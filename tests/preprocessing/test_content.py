@@ -31,7 +31,7 @@ KEPT = {"patient001": [1, 2], "patient003": [0, 2, 3]}
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Three cases of four slices, of which the second holds nothing but air."""
+    """Three cases of four slices; the second case holds nothing but air."""
     store = write_toy_store(tmp_path / "store", patients=3, slices=4, side=32)
     cases = tuple(
         case.model_copy(update={"content": CONTENT[case.name]}) for case in store.index.cases
@@ -40,17 +40,17 @@ def store(tmp_path: Path) -> Store:
     return Store.open(store.path)
 
 
-def bank(
+def cache_of(
     store: Store, content: float, residence: Residence = "device", labelled: bool = True
 ) -> PatchCache:
     return PatchCache(store, list(store.cases), labelled, CPU, residence, content)
 
 
 @pytest.mark.parametrize("residence", ["device", "host", "disk"])
-def test_slices_of_air_are_passed_over_and_the_others_keep_their_place(
+def test_slices_of_air_are_left_out_and_the_others_keep_their_place(
     store: Store, residence: Residence
 ) -> None:
-    cache = bank(store, 0.05, residence)
+    cache = cache_of(store, 0.05, residence)
     assert [case.name for case in cache.volumes.cases] == list(KEPT)
     batch = next(Loader(cache, 5, (64, 64), seed=0).between(0, 1))
     assert batch.labels is not None
@@ -69,7 +69,7 @@ def test_slices_of_air_are_passed_over_and_the_others_keep_their_place(
 
 
 def test_a_neighbour_is_the_next_slice_that_is_kept(store: Store) -> None:
-    volumes = bank(store, 0.05).volumes
+    volumes = cache_of(store, 0.05).volumes
     starts = torch.zeros(5, 3, dtype=torch.int64)
     starts[:, 0] = volumes.slice_numbers
     beside = volumes.neighbours(Windows(volumes.slice_volumes, starts), (64, 64))
@@ -77,22 +77,22 @@ def test_a_neighbour_is_the_next_slice_that_is_kept(store: Store) -> None:
 
 
 def test_without_a_minimum_every_slice_is_there(store: Store) -> None:
-    assert len(bank(store, 0.0).volumes.slice_numbers) == 12
+    assert len(cache_of(store, 0.0).volumes.slice_numbers) == 12
 
 
-def test_too_high_a_minimum_and_a_store_that_does_not_know_are_said(
+def test_too_high_a_minimum_and_a_store_that_does_not_know_are_errors(
     store: Store, tmp_path: Path
 ) -> None:
     with pytest.raises(
         MaclError,
         match=r"No slice of .* has a content of 0\.9 or more: choose a smaller minimum_content",
     ):
-        bank(store, 0.9)
+        cache_of(store, 0.9)
     with pytest.raises(MaclError, match="does not know how much of its slices is air"):
-        bank(write_toy_store(tmp_path / "old", patients=1), 0.05)
+        cache_of(write_toy_store(tmp_path / "old", patients=1), 0.05)
 
 
-def test_prepare_measures_content_and_pretrain_passes_over_air(tmp_path: Path) -> None:
+def test_prepare_measures_content_and_pretrain_leaves_air_out(tmp_path: Path) -> None:
     for number in (1, 2):
         image, _ = anatomy(number, (8, 32, 32))
         image[[0, 7]] = np.random.default_rng(number).integers(0, 9, (2, 32, 32))
