@@ -405,7 +405,7 @@ def test_what_cannot_be_segmented_is_named(run: Path, tmp_path: Path) -> None:
         tmp_path / "resampled", prepared=PrepareSettings(normalisation="zscore", spacing_mm=2)
     )
     with pytest.raises(
-        MaclError, match=r"prepared otherwise than the run's \(spacing_mm None, not 2\.0\)"
+        MaclError, match=r"differ from those of the run's store \(spacing_mm None, not 2\.0\)"
     ):
         predict([other, store.path], tmp_path / "out", cases="all")
 

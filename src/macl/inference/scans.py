@@ -17,8 +17,7 @@ from macl.io.geometry import Geometry
 from macl.io.source import Case
 from macl.io.time_series import frames_of
 from macl.io.volume import is_one_scan, read_header, read_scan, suffix_of
-from macl.preprocessing.normalisation import as_stored
-from macl.preprocessing.resampling import to_store_grid
+from macl.preprocessing.case import prepare_image
 from macl.preprocessing.source import lone_case, recognise, scan_source
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
@@ -172,13 +171,10 @@ def _from_files(name: str, time_points: Sequence[Case], record: RunRecord) -> Sc
 
 def _prepare(case: Case, record: RunRecord) -> PreparedScan:
     """Read a scan and prepare it as the runs' store was prepared."""
-    settings = record.prepared
     volume = read_scan(case.images, len(record.channels), case.frame)
-    on_grid = to_store_grid(volume, settings)
-    kind = settings.normalisation or "clip_zscore"
-    stored = as_stored(on_grid.array, volume.rescale, kind, settings.window)
+    grid, stored = prepare_image(volume, record.prepared)
     return PreparedScan(
-        stored.array, on_grid.orientation, stored.normalisation, volume.geometry, volume.notes
+        stored.array, grid.orientation, stored.normalisation, volume.geometry, volume.notes
     )
 
 
@@ -219,7 +215,7 @@ def _require_same_preparation(store: Store, record: RunRecord) -> None:
     ]
     if differing:
         raise MaclError(
-            f"The store {store.path} was prepared otherwise than the run's "
+            f"The settings of the store {store.path} differ from those of the run's store "
             f"({'; '.join(differing)}): prepare it with the same settings, or name the scans "
             "themselves."
         )

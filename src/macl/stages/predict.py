@@ -103,7 +103,7 @@ def predict(
             advance(note=scan.name)
     say(f"Wrote {sum(scan.name not in failures.reasons for scan in waiting)} masks to {out}.")
     for note, names in notes.items():
-        say(f"Assumed for {listed(names)}: {note}.")
+        say(f"Note on {listed(names)}: {note}.")
     failures.raise_if_any(len(record.cases))
     return [_mask_path(scan, out) for scan in scans]
 
