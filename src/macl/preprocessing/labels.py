@@ -16,6 +16,9 @@ MAX_VALUES_PER_LABEL = 64
 MAX_VALUE = 65535
 MAX_CLASSES = 256
 
+_VOXELS_COUNTED_AT_A_TIME = 1 << 17
+"""Bounds the memory: counting takes eight bytes a voxel."""
+
 _VALUES_LISTED = 16
 """How many label values a message lists."""
 
@@ -83,7 +86,7 @@ def label_on_grid(case: Case, image: Volume) -> np.ndarray:
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:
-    """Value → number of voxels, sorted by value, of a label (…, rows, columns).
+    """Value → number of voxels, sorted by value, of a label of any shape.
 
     Raises:
         RefusedCaseError: the values are too many or too large for class numbers.
@@ -93,10 +96,11 @@ def count_values(label: np.ndarray) -> dict[int, int]:
         raise RefusedCaseError(
             f"its label holds values from {lowest} to {highest}, outside 0 to {MAX_VALUE}"
         )
-    # Plane by plane, since counting takes eight bytes a voxel.
+    voxels = label.reshape(-1)
     counts = np.zeros(highest + 1, dtype=np.int64)
-    for plane in label.reshape(-1, label.shape[-2] * label.shape[-1]):
-        counts += np.bincount(plane.astype(np.int64), minlength=highest + 1)
+    for start in range(0, len(voxels), _VOXELS_COUNTED_AT_A_TIME):
+        part = voxels[start : start + _VOXELS_COUNTED_AT_A_TIME]
+        counts += np.bincount(part.astype(np.int64), minlength=highest + 1)
     values = np.flatnonzero(counts)
     if len(values) > MAX_VALUES_PER_LABEL:
         raise RefusedCaseError(
