@@ -267,9 +267,14 @@ def features_for(case: str) -> torch.Tensor:
 
 
 CASES = [
-    "a batch of one", "identical features", "zero features", "fp16 extremes", "smallest fp16 numbers", "all positives",
+    "a batch of one",
+    "identical features",
+    "zero features",
+    "fp16 extremes",
+    "smallest fp16 numbers",
+    "all positives",
     "no positives",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", CASES)

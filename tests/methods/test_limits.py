@@ -74,7 +74,7 @@ def test_the_released_values_of_three_methods(path):
     z1, z2 = tensors["z"].chunk(2)
     in_parts = (tensors["partition"] / tensors["partition"].max())[:, None]
     ours = {
-        "simclr": build("simclr", **own).losses(z1, z2).loss,
+        "simclr": build("simclr", **own).losses(z1, z2, positions).loss,
         "pcl": build("pcl", threshold=sizes["threshold"], **own).losses(z1, z2, positions).loss,
         "gcl": build("gcl", **own).global_loss(z1, z2, in_parts),
     }
