@@ -76,9 +76,7 @@ def test_ungathered_each_process_has_the_loss_of_its_half(folder: Path) -> None:
 def test_statistics_of_a_share_alone_are_not_kept_in_silence(folder: Path) -> None:
     for rank in range(COUNT):
         said = (folder / f"differing-{rank}.txt").read_text()
-        assert said.startswith(
-            "The processes of this run hold different values of running_mean: "
-        )
+        assert said.startswith("The processes of this run hold different values of running_mean: ")
 
 
 def test_norms_keep_their_names_and_what_they_do_alone() -> None:
