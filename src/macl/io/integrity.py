@@ -52,7 +52,7 @@ def require_length(actual: int, expected: int) -> None:
         raise RefusedCaseError(f"it has more image data than the {expected} bytes its header says")
 
 
-def gunzip(path: Path, start: int = 0) -> Iterator[bytes]:
+def gunzip(path: Path, start: int = 0, piece_bytes: int = _CHUNK) -> Iterator[bytes]:
     """The bytes of a gzip file from byte `start` on, in pieces; checks CRC and length at the end.
 
     Raises:
@@ -63,27 +63,27 @@ def gunzip(path: Path, start: int = 0) -> Iterator[bytes]:
         if file.read(2) != b"\x1f\x8b":
             raise RefusedCaseError("its name says gzip, but its contents are not")
         file.seek(start)
-        yield from inflate(file, zlib.MAX_WBITS | 16)
+        yield from inflate(file, zlib.MAX_WBITS | 16, piece_bytes)
 
 
-def inflate(file: BinaryIO, window_bits: int) -> Iterator[bytes]:
-    """The decompressed bytes of a zlib or gzip stream up to the file's end, at most 1 MiB a piece.
+def inflate(file: BinaryIO, window_bits: int, piece_bytes: int = _CHUNK) -> Iterator[bytes]:
+    """The decompressed bytes of a zlib or gzip stream up to the file's end, in pieces.
 
     Raises:
         RefusedCaseError: the stream is cut off, damaged, or followed by something else.
     """
     decoder = zlib.decompressobj(window_bits)
-    while data := file.read(_CHUNK):
+    while data := file.read(piece_bytes):
         while data:
             if decoder.eof:
                 if not data.strip(b"\0"):
                     break
                 # A gzip file may hold several members one after the other.
                 decoder = zlib.decompressobj(window_bits)
-            yield _decompress(decoder, data, _CHUNK)
+            yield _decompress(decoder, data, piece_bytes)
             data = decoder.unconsumed_tail or decoder.unused_data
     while not decoder.eof:
-        piece = _decompress(decoder, b"", _CHUNK)
+        piece = _decompress(decoder, b"", piece_bytes)
         if not piece and not decoder.eof:
             raise RefusedCaseError("it is truncated: its compressed data ends too early")
         yield piece

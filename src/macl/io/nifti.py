@@ -163,7 +163,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_HEADER_BYTES)
     first = b""
-    for piece in gunzip(path):
+    for piece in gunzip(path, piece_bytes=_HEADER_BYTES):
         first += piece
         if len(first) >= _HEADER_BYTES:
             break
