@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from macl.augmentation import (
-    ELASTIC_STRIDE,
+    COARSEST_ELASTIC_STRIDE,
     change_intensity,
     leaves_plane,
     random_blocks,
@@ -382,7 +382,7 @@ def test_the_elastic_field_is_as_strong_and_smooth_as_at_full_resolution(
     def correlation(field: Tensor, lag: int) -> float:
         return ((field[:, :, lag:] * field[:, :, :-lag]).mean() / field.square().mean()).item()
 
-    for lag in (ELASTIC_STRIDE, 14, 28):
+    for lag in (COARSEST_ELASTIC_STRIDE, 14, 28):
         assert correlation(ours, lag) == pytest.approx(correlation(theirs, lag), abs=0.08)
 
 
@@ -411,7 +411,7 @@ def test_the_elastic_field_of_a_volume_is_as_strong_as_that_of_a_slice() -> None
     assert ((strength / expected - 1).abs() < 0.25).all(), "in the outermost slices too"
     middle = field[:, 12:36, 12:36, 12:36]
     for axis in (1, 2, 3):
-        for lag in (ELASTIC_STRIDE, 6, 12):
+        for lag in (COARSEST_ELASTIC_STRIDE, 6, 12):
             near, far = middle.narrow(axis, 0, 24 - lag), middle.narrow(axis, lag, 24 - lag)
             ours = (near * far).mean() / (near.square().mean() * far.square().mean()).sqrt()
             assert ours.item() == pytest.approx(math.exp(-((lag / sigma) ** 2) / 4), abs=0.12)

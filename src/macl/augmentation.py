@@ -23,8 +23,9 @@ from macl.data.rng import SampleRng
 AXES: tuple[ArrayAxis, ...] = get_args(ArrayAxis)
 """The axes of a volume in the order of its array; a slice has the last two."""
 
-ELASTIC_STRIDE = 4
-"""The elastic field is drawn on a grid this much coarser: it is smooth over some fifteen voxels."""
+COARSEST_ELASTIC_STRIDE = 4
+"""The elastic field is drawn on a grid this much coarser where it is smooth over 14 voxels or more,
+and on a finer one where it is rougher."""
 
 THIN_PATCH_RATIO = 3
 """A volume is thin if its longest side is more than this many times its number of slices, and then
@@ -35,6 +36,10 @@ STRONG_VIEWS = AugmentationSettings(
 )
 """Geometry and intensity, for methods that compare a patch with itself alone. The probabilities are
 SimCLR's for colour and blur, since scans have no colour."""
+
+
+LARGEST_ORIENTED_DEGREES = 30.0
+"""The largest rotation and tilt in views that keep the anatomy's orientation."""
 
 
 # ---------------------------------------------------------------- views
@@ -104,6 +109,22 @@ def random_blocks(rng: SampleRng, patch: Sequence[int], block: int, share: float
 
 
 # ---------------------------------------------------------------- geometry
+
+
+def keep_orientation(settings: SpatialSettings, mirror: float = 0.0) -> SpatialSettings:
+    """The same geometry for oriented anatomy: rotated by 30° at most.
+
+    Args:
+        settings: of the views.
+        mirror: probability, for each axis that may be mirrored.
+    """
+    return settings.model_copy(
+        update={
+            "mirror": mirror,
+            "rotation_degrees": min(settings.rotation_degrees, LARGEST_ORIENTED_DEGREES),
+            "tilt_degrees": min(settings.tilt_degrees, LARGEST_ORIENTED_DEGREES),
+        }
+    )
 
 
 def spatial_view(images: Tensor, rng: SampleRng, name: str, settings: SpatialSettings) -> Tensor:
@@ -250,12 +271,16 @@ def _elastic_field(
     """
     dims = len(patch)
     shifted = dims if leaves_plane(patch) else 2
-    coarse = [math.ceil(side / ELASTIC_STRIDE) for side in patch]
+    reference = settings.elastic_reference_side
+    zoom = sum(patch[-2:]) / (2 * reference) if reference else 1.0
+    smoothest = settings.elastic_sigma[0] * zoom
+    stride = min(COARSEST_ELASTIC_STRIDE, max(1, int(smoothest / 3.5)))
+    coarse = [math.ceil(side / stride) for side in patch]
     noise = rng.uniform(f"{name}/elastic", (shifted, *coarse), -1.0, 1.0)
-    sigma = rng.uniform(f"{name}/sigma", (), *settings.elastic_sigma) / ELASTIC_STRIDE
+    sigma = rng.uniform(f"{name}/sigma", (), *settings.elastic_sigma) * (zoom / stride)
     # In a slice, smoothing averages (2σ√π)² numbers, on the coarse grid stride² times fewer, so
     # the noise that is left is `stride` times larger.
-    alpha = rng.uniform(f"{name}/alpha", (), *settings.elastic_alpha) / ELASTIC_STRIDE
+    alpha = rng.uniform(f"{name}/alpha", (), *settings.elastic_alpha) * (zoom**2 / stride)
     smoothing = [_gaussian(sigma, side) for side in coarse]
     if dims == 3:
         smoothing[0] = F.normalize(smoothing[0], dim=-1)

@@ -208,12 +208,23 @@ def split(
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Spread rare structures evenly over all parts.")
     ] = False,
+    reserve: Annotated[
+        Path | None,
+        typer.Option(
+            help="Use nothing of this split's test people: for a split that chooses settings."
+        ),
+    ] = None,
 ) -> None:
     """Choose who trains, validates and tests, by patient."""
     from macl.stages import split as stage
 
     options = stage.SplitKeywords(
-        validation=validation, budgets=budgets, group=group, seed=seed, stratify=stratify
+        validation=validation,
+        budgets=budgets,
+        group=group,
+        seed=seed,
+        stratify=stratify,
+        reserve=reserve,
     )
     if folds is None:
         stage.split(store, out, test=test or "20%", **options)

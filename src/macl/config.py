@@ -92,7 +92,12 @@ PatchSide = Annotated[int, Field(gt=0)]
 class TrainingSettings(Settings):
     """The training loop: how long, how large, how fast."""
 
-    epochs: int = Field(default=100, gt=0)
+    epochs: int = Field(default=100, gt=0, description="length of the run, unless steps is set")
+    steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="length of the run in batches, however many patches an epoch has",
+    )
     batch_size: int = Field(default=16, gt=0, description="patches per step, over all processes")
     size: Literal["auto"] | PatchSide | tuple[PatchSide, ...] = Field(
         default=256,
@@ -103,8 +108,8 @@ class TrainingSettings(Settings):
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     learning_rate_floor: float = Field(default=0.0, ge=0, description="where the cosine ends")
-    warmup_epochs: float = Field(
-        default=0.0, ge=0, description="epochs of linear rise before the cosine"
+    warmup_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the run that rises before the cosine"
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
     weight_decay: float = Field(default=1e-5, ge=0)
@@ -124,6 +129,10 @@ class TrainingSettings(Settings):
     )
     log_every_steps: int = Field(default=20, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Number of batches in the run."""
+        return self.steps or self.epochs * steps_per_epoch
 
 
 class SpatialSettings(Settings):
@@ -155,6 +164,12 @@ class SpatialSettings(Settings):
     elastic_sigma: tuple[float, float] = Field(
         default=(14.0, 17.0), description="smoothness in voxels"
     )
+    elastic_reference_side: int | None = Field(
+        default=None,
+        gt=0,
+        description="strength and smoothness are meant for slices with this many voxels a side, "
+        "and are scaled to the patch; none: they are voxels of the patch, whatever its size",
+    )
     interpolation: Literal["bilinear", "bicubic"] = Field(
         default="bicubic", description="of slices; volumes are interpolated trilinearly"
     )
@@ -182,6 +197,12 @@ class NetworkRunSettings(Settings):
     backbone: str = "unet"
     backbone_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(
         default_factory=dict, description="settings of the backbone"
+    )
+    anatomy: Literal["auto", "oriented", "free"] = Field(
+        default="free",
+        description="oriented: views keep the anatomy's orientation, with no mirrors but along "
+        "mirror_axes and no rotation beyond 30°; free: views as they are set; auto: oriented if "
+        "the orientation of every scan in the store is known",
     )
     training: TrainingSettings = TrainingSettings()
 
@@ -261,8 +282,8 @@ class FinetuneSettings(NetworkRunSettings):
     mirror_axes: Literal["auto"] | tuple[ArrayAxis | AnatomicalAxis, ...] = Field(
         default="auto",
         description="axes mirrored in training and averaged over in prediction, by the array's "
-        "names or the anatomy's; auto: all of the patch, but none that swaps a left and a right "
-        "class",
+        "names or the anatomy's; auto: none of oriented anatomy, else all of the patch but those "
+        "that swap a left and a right class",
     )
     mirror_averaging: bool = Field(
         default=True, description="average the prediction over the mirror axes"
@@ -336,6 +357,8 @@ def resolve_recipe(
 def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] = ()) -> S:
     """Settings: the defaults of `kind`, over them the recipe, over it `key.sub=value` overrides.
 
+    An override of training.epochs replaces the recipe's training.steps too.
+
     Raises:
         MaclError: a name does not exist or a value does not fit; each is named.
     """
@@ -346,6 +369,8 @@ def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] =
             raise MaclError(f"--set takes key=value, such as training.epochs=50, not {override!r}.")
         try:
             _set(merged, key.strip(), _parse(text.strip()))
+            if key.strip() == "training.epochs":
+                _set(merged, "training.steps", None)
         except KeyError as error:
             step = error.args[0]
             message = f"--set {override}: {step!r} is a value, not a group of settings."

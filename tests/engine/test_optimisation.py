@@ -33,23 +33,23 @@ def steps(module: nn.Module, optimiser: torch.optim.Optimizer, count: int, first
 
 def test_the_cosine_by_hand() -> None:
     settings = TrainingSettings(learning_rate=0.1)
-    rates = [learning_rate(settings, step, 8, 4) for step in range(8)]
+    rates = [learning_rate(settings, step, 8) for step in range(8)]
     assert rates[0] == 0.1
     assert rates[4] == pytest.approx(0.05)
     assert rates[2] == pytest.approx(0.1 * (1 + math.sqrt(0.5)) / 2)
     assert rates == sorted(rates, reverse=True)
-    assert learning_rate(settings, 8, 8, 4) == pytest.approx(0)
+    assert learning_rate(settings, 8, 8) == pytest.approx(0)
 
 
 def test_the_cosine_ends_at_the_floor() -> None:
     settings = TrainingSettings(learning_rate=5e-4, learning_rate_floor=5e-6)
-    assert learning_rate(settings, 500, 1000, 10) == pytest.approx((5e-4 + 5e-6) / 2)
-    assert learning_rate(settings, 999, 1000, 10) == pytest.approx(5e-6, rel=0.01)
+    assert learning_rate(settings, 500, 1000) == pytest.approx((5e-4 + 5e-6) / 2)
+    assert learning_rate(settings, 999, 1000) == pytest.approx(5e-6, rel=0.01)
 
 
 def test_warm_up_rises_in_a_line_to_the_full_rate() -> None:
-    settings = TrainingSettings(learning_rate=1.0, warmup_epochs=1.5)
-    rates = [learning_rate(settings, step, 40, 4) for step in range(40)]
+    settings = TrainingSettings(learning_rate=1.0, warmup_share=0.15)
+    rates = [learning_rate(settings, step, 40) for step in range(40)]
     assert rates[:7] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1])
     assert max(rates) == 1
     assert rates[6:] == sorted(rates[6:], reverse=True)

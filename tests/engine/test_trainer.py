@@ -75,14 +75,12 @@ def logged(run: Path) -> list[dict[str, float]]:
 
 
 def test_the_log_holds_every_step_once(bank: PatchCache, tmp_path: Path) -> None:
-    train(bank, tmp_path, Line(), warmup_epochs=0.5)
+    train(bank, tmp_path, Line(), warmup_share=0.125)
     lines = logged(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for number, line in enumerate(lines):
         assert line["epoch"] == (number + 1) / 4
-        expected = learning_rate(
-            SETTINGS.model_copy(update={"warmup_epochs": 0.5}), number, STEPS, 4
-        )
+        expected = learning_rate(SETTINGS.model_copy(update={"warmup_share": 0.125}), number, STEPS)
         assert line["learning_rate"] == expected
         assert {"loss", "error"} <= set(line)
     assert [line["step"] for line in lines if "patches_per_second" in line] == [
@@ -104,7 +102,7 @@ def test_the_optimiser_takes_the_logged_rate(bank: PatchCache, tmp_path: Path) -
         gradients = torch.autograd.grad(task.step(batch).loss, list(task.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(task.parameters(), gradients, strict=True):
-                parameter -= learning_rate(SETTINGS, step, STEPS, 4) * gradient
+                parameter -= learning_rate(SETTINGS, step, STEPS) * gradient
     for name, tensor in task.state_dict().items():
         torch.testing.assert_close(tensors[name], tensor)
 

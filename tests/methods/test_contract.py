@@ -98,7 +98,7 @@ def overrides(method: str, dims: int) -> list[str]:
         "epochs": size.epochs,
         "batch_size": 12,
         "size": size.patch,
-        "warmup_epochs": 0,
+        "warmup_share": 0,
         "learning_rate": RATES.get(method, 3e-3),
         "checkpoint_every_steps": size.saved_at,
     }

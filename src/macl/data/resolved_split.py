@@ -28,7 +28,7 @@ class ResolvedSplit:
         validation: the validation people.
         test_cases: labelled cases of the test people.
         validation_cases: labelled cases of the validation people.
-        pretraining_cases: all cases of everyone but the test people, labelled or not.
+        pretraining_cases: all cases of everyone but test and reserved people, labelled or not.
         budget_cases: budget → labelled cases to train on.
     """
 
@@ -83,6 +83,7 @@ def resolve_split(split: Split, store: Store, *, allow_overlap: bool = False) ->
         for name, people in split.budgets.items()
     }
     test = {groups[case] for case in test_cases}
+    reserved = {groups[case] for case in _labelled_cases(split, store, split.reserved, "reserve")}
     resolved = ResolvedSplit(
         split=split,
         groups=groups,
@@ -90,7 +91,9 @@ def resolve_split(split: Split, store: Store, *, allow_overlap: bool = False) ->
         validation=tuple(sorted({groups[case] for case in validation_cases})),
         test_cases=test_cases,
         validation_cases=validation_cases,
-        pretraining_cases=tuple(case for case, group in groups.items() if group not in test),
+        pretraining_cases=tuple(
+            case for case, group in groups.items() if group not in test | reserved
+        ),
         budget_cases=budget_cases,
     )
     _check_apart(resolved, allow_overlap)

@@ -52,6 +52,11 @@ class Split(Settings):
     )
     test: tuple[str, ...] = Field(min_length=1)
     validation: tuple[str, ...] = ()
+    reserved: tuple[str, ...] = Field(
+        default=(),
+        description="people of whom nothing is used, not even unlabelled: those who test the "
+        "settings that this split helps to choose",
+    )
     budgets: dict[str, tuple[str, ...]] = Field(
         min_length=1,
         description="name → people to train on, smallest first; each should hold the one before",
@@ -59,11 +64,17 @@ class Split(Settings):
 
     @model_validator(mode="after")
     def _people_are_counted_once(self) -> Split:
-        lists = {"test": self.test, "validation": self.validation, **self.budgets}
+        lists = {
+            "test": self.test, "validation": self.validation, "reserved": self.reserved,
+            **self.budgets,
+        }  # fmt: skip
         for name, people in lists.items():
             repeated = [person for person, times in Counter(people).items() if times > 1]
             if repeated:
                 raise ValueError(f"{name} names {listed(repeated)} twice")
+            used = set(self.reserved).intersection(people)
+            if name != "reserved" and used:
+                raise ValueError(f"{name} names {listed(sorted(used))}, who are reserved")
         for budget, people in self.budgets.items():
             if not people:
                 raise ValueError(f"the budget {budget!r} names nobody to train on")

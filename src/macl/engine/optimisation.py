@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from macl.config import TrainingSettings
 
 
-def learning_rate(settings: TrainingSettings, step: int, steps: int, steps_per_epoch: int) -> float:
+def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
     """The rate of step 0 … `steps` − 1: a linear warm-up, then a cosine down to the floor."""
-    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    warmup = round(settings.warmup_share * steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     share = (step - warmup) / max(1, steps - warmup)

@@ -159,7 +159,7 @@ class TrainingRun:
     ) -> Trained:
         """Train the task; see `fit`. `title` names it in a message."""
         training = self.settings.training
-        steps = training.epochs * loader.steps_per_epoch
+        steps = training.total_steps(loader.steps_per_epoch)
         millions = _parameters(task) / 1e6
         device = describe_device(self.fabric)
         say(f"{title}: {millions:.3f} M parameters, {steps} steps on {device}.")

@@ -133,7 +133,7 @@ def fit(
     Raises:
         MaclError: the loss is not finite, or the device's memory is too small.
     """
-    steps = settings.epochs * loader.steps_per_epoch
+    steps = settings.total_steps(loader.steps_per_epoch)
     state = _TrainingState(task, settings, fabric, validation)
     state.stepper.compile(steps * loader.batch_size * math.prod(loader.patch))
     state.resume(run / STATE)
@@ -142,7 +142,7 @@ def fit(
     start = time.perf_counter()
     with progress(run.name, steps, first) as advance:
         for batch in loader.between(first, steps):
-            rate = learning_rate(settings, state.step, steps, loader.steps_per_epoch)
+            rate = learning_rate(settings, state.step, steps)
             with _memory_advice(state, batch):
                 output = state.train_step(batch, rate)
             log.add(state.step, state.step / loader.steps_per_epoch, rate, output)

@@ -39,6 +39,11 @@ class Geometry(Settings):
         description="False: the file gives no spacing, 1 stands in, and distances are in voxels"
     )
 
+    @property
+    def orientation_known(self) -> bool:
+        """Whether the file says how the scan lies; formats that give no spacing do not."""
+        return self.spacing_known
+
 
 @dataclass(frozen=True)
 class Header:

@@ -92,7 +92,7 @@ def _train(run: TrainingRun, settings: PretrainSettings, task: Method) -> RunRec
     )
     if task.contrasts_positions:
         _warn_of_one_position(loader)
-    watch = CollapseWatch(task, loader.contrasted, training.epochs * loader.steps_per_epoch)
+    watch = CollapseWatch(task, loader.contrasted, training.total_steps(loader.steps_per_epoch))
     trained = run.train(settings.method, task, loader, on_log=watch)
     weights = transferable_tensors(task, trained.tensors)
     record = run.finish(weights, describe_weights(settings, task, run.record.channels), trained)

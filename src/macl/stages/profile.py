@@ -104,8 +104,9 @@ def profile(
         "share": {name: value / sum(medians.values()) for name, value in medians.items()},
     }
     if patches is not None:
-        epoch_seconds = seconds * max(1, patches // batch_size)
-        run_hours = epoch_seconds * settings.training.epochs / 3600
+        steps_per_epoch = max(1, patches // batch_size)
+        epoch_seconds = seconds * steps_per_epoch
+        run_hours = seconds * settings.training.total_steps(steps_per_epoch) / 3600
         figures |= {"epoch_seconds": epoch_seconds, "run_hours": run_hours}
     return figures
 
@@ -133,7 +134,9 @@ def render(figures: Mapping[str, Any]) -> str:
 
 
 def _voxels(settings: PretrainSettings, patches: int) -> int:
-    return settings.training.epochs * patches * math.prod(settings.patch)
+    training = settings.training
+    steps = training.total_steps(max(1, patches // training.batch_size))
+    return steps * training.batch_size * math.prod(settings.patch)
 
 
 class _StepTimer:

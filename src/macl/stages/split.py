@@ -24,6 +24,7 @@ class SplitKeywords(TypedDict, total=False):
     group: str
     seed: int
     stratify: bool
+    reserve: Path | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class SplitOptions:
         group: who counts as one person, "patient" or "consecutive-pair".
         seed: of the choice.
         stratify: spread people whose labels show the same structures evenly over all parts.
+        reserve: a split whose test people are left out of everything, so that this split can help
+            to choose settings which that one then tests.
     """
 
     validation: str = "0"
@@ -45,6 +48,7 @@ class SplitOptions:
     group: str = "patient"
     seed: int = 0
     stratify: bool = False
+    reserve: Path | None = None
 
     @property
     def rule(self) -> Rule:
@@ -58,8 +62,22 @@ class SplitOptions:
         """The command that makes the split, for its file."""
         return (
             f"macl split {option} --validation {self.validation} --budgets {self.budgets} "
-            f"--group {self.group} --seed {self.seed}" + (" --stratify" if self.stratify else "")
+            f"--group {self.group} --seed {self.seed}"
+            + (" --stratify" if self.stratify else "")
+            + (f" --reserve {self.reserve.name}" if self.reserve else "")
         )
+
+    def reserved(self, store: Store) -> tuple[str, ...]:
+        """The test people of the split to reserve, as the group rule names them."""
+        if self.reserve is None:
+            return ()
+        final = read_split(self.reserve)
+        if final.group != self.rule:
+            raise MaclError(
+                f"--reserve {self.reserve} groups scans by {final.group}: add --group "
+                f"{final.group}."
+            )
+        return resolve_split(final, store).test
 
 
 def split(store: Path, out: Path, *, test: str = "20%", **options: Unpack[SplitKeywords]) -> Split:
@@ -83,6 +101,7 @@ def split(store: Path, out: Path, *, test: str = "20%", **options: Unpack[SplitK
         shown, test=test, validation=chosen.validation, budgets=chosen.budgets, seed=chosen.seed,
         strata=shown if chosen.stratify else None,
     )  # fmt: skip
+    people["reserved"] = chosen.reserved(opened)
     drawn = _split(out.stem, chosen.command(f"--test {test}"), chosen, people)
     _write({out: drawn}, opened)
     return drawn
@@ -113,6 +132,7 @@ def folds(store: Path, out: Path, *, count: int, **options: Unpack[SplitKeywords
         rest = [person for person in order if person not in tests]
         people = {"test": tuple(sorted(tests))}
         people |= _divide(rest, chosen.validation, chosen.budgets)
+        people["reserved"] = chosen.reserved(opened)
         path = out.with_name(f"{out.stem}-fold{fold + 1}.json")
         source = f"{chosen.command(f'--folds {count}')}, fold {fold + 1}"
         drawn[path] = _split(path.stem, source, chosen, people)
@@ -126,7 +146,8 @@ def _open(store: Path, out: Path, options: SplitOptions) -> tuple[Store, dict[st
     if out.suffix != ".json":
         raise MaclError(f"--out {out} should be a file that ends in .json.")
     opened = Store.open(store)
-    return opened, structures(opened, rule)
+    shown, reserved = structures(opened, rule), options.reserved(opened)
+    return opened, {person: classes for person, classes in shown.items() if person not in reserved}
 
 
 def structures(store: Store, rule: Rule) -> dict[str, frozenset[int]]:
@@ -255,7 +276,12 @@ def _split(
         group=options.rule,
         test=people["test"],
         validation=people["validation"],
-        budgets={k: v for k, v in people.items() if k not in ("test", "validation")},
+        reserved=people["reserved"],
+        budgets={
+            name: chosen
+            for name, chosen in people.items()
+            if name not in ("test", "validation", "reserved")
+        },
     )
 
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from macl.config import FinetuneSettings, PretrainSettings, read_recipe, resolve_recipe
+from macl.augmentation import LARGEST_ORIENTED_DEGREES, keep_orientation
+from macl.config import (
+    AugmentationSettings,
+    FinetuneSettings,
+    NetworkRunSettings,
+    PretrainSettings,
+    SpatialSettings,
+    read_recipe,
+    resolve_recipe,
+)
 from macl.data.store import Store
 from macl.models.network import total_stride
 from macl.plugins import find
@@ -42,9 +51,13 @@ def pretrain_settings(
     if method:
         find("methods", method)
     settings = resolve_recipe(PretrainSettings, recipe, overrides, method=method)
+    settings = _resolve_anatomy(settings, store)
     plugin: type[Method] = find("methods", settings.method)
     network = find("models", settings.backbone)
     own = plugin_settings(plugin, settings.method_settings, "method_settings")
+    if settings.anatomy == "oriented" and hasattr(own, "views"):
+        own = own.model_copy(update={"views": _oriented(own.views)})
+        settings = settings.model_copy(update={"method_settings": own})
     share = LARGEST_SHARE_OF_A_VOLUME if plugin.contrasts_positions else 1.0
     multiple = partial(plugin.patch_multiple, own)
     settings = resolve_patch(settings, network, store, multiple, share)
@@ -78,6 +91,11 @@ def finetune_settings(
     overrides = tuple(overrides)
     inherited = _inherited(init_network, recipe, overrides)
     settings = resolve_recipe(FinetuneSettings, recipe, overrides, inherited=inherited)
+    settings = _resolve_anatomy(settings, store)
+    if settings.anatomy == "oriented":
+        views = settings.augmentation
+        views = _oriented(views, views.spatial.mirror)
+        settings = settings.model_copy(update={"augmentation": views})
     dims, own = settings.dims, init_network.get("dims", settings.dims)
     if dims != own:
         raise MaclError(
@@ -91,6 +109,37 @@ def finetune_settings(
     if "backbone" in inherited and all(resolved[name] == inherited[name] for name in inherited):
         say(f"The network is that of {init}: {describe_network(inherited)}.")
     return settings
+
+
+R = TypeVar("R", bound=NetworkRunSettings)
+Views = TypeVar("Views", SpatialSettings, AugmentationSettings)
+
+
+def _resolve_anatomy(settings: R, store: Store | None) -> R:
+    """Settings with anatomy = "auto" decided by what is known of the store's scans, and said."""
+    if settings.anatomy != "auto":
+        return settings
+    cases = store.index.cases if store else ()
+    unknown = sum(not case.geometry.orientation_known for case in cases)
+    if unknown:
+        say(
+            f"anatomy: free, since {unknown} of {len(cases)} scans do not say how they lie: views "
+            "are mirrored along all axes and turned by any angle. If all lie alike, set "
+            "anatomy=oriented."
+        )
+    else:
+        say(
+            "anatomy: oriented: views are not mirrored, and turned by "
+            f"{LARGEST_ORIENTED_DEGREES:.0f}° at most. Where left and right look alike, "
+            "fine-tuning may mirror them (mirror_axes)."
+        )
+    return settings.model_copy(update={"anatomy": "free" if unknown else "oriented"})
+
+
+def _oriented(views: Views, mirror: float = 0.0) -> Views:
+    if isinstance(views, SpatialSettings):
+        return keep_orientation(views, mirror)
+    return views.model_copy(update={"spatial": keep_orientation(views.spatial, mirror)})
 
 
 def describe_network(settings: Mapping[str, Any]) -> str:

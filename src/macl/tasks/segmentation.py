@@ -107,9 +107,10 @@ def mirror_axes(
 ) -> tuple[ArrayAxis, ...]:
     """The axes of the patch that may be mirrored: as set, or all that do not swap classes.
 
-    If a class is called left or right, the left-right axis is not mirrored. Nor is another axis if
-    the augmentation's half turns make the two the same: in a slice that is turned upside down,
-    mirrored rows are mirrored columns.
+    Unless they are set, oriented anatomy is not mirrored at all. If a class is called left or
+    right, the left-right axis is not mirrored. Nor is another axis if the augmentation's half turns
+    make the two the same: in a slice that is turned upside down, mirrored rows are mirrored
+    columns.
 
     Args:
         settings: resolved, so that the patch is the one to train on.
@@ -132,6 +133,8 @@ def mirror_axes(
             if axis not in chosen:
                 chosen.append(axis)
         return tuple(chosen)
+    if settings.anatomy == "oriented":
+        return ()
     if not any(re.search(r"(?<![a-z])(left|right|l|r)(?![a-z])", name.lower()) for name in classes):
         return axes
     left_right = array_axis("left-right", plane)
