@@ -23,6 +23,7 @@ def released_factor(temperature: float, applied: bool) -> float:
 
 
 ROUNDING = 1e-6
+SMALLEST_VARIANCE = 1e-5
 
 
 def positives_by_position(positions: Tensor, threshold: float | Sequence[float]) -> Tensor:
@@ -215,6 +216,15 @@ def _products(first: Tensor, second: Tensor) -> Tensor:
     """All inner products (…, A, D), (…, K, D) → (…, A, K) in full precision, under autocast too."""
     with torch.autocast(first.device.type, enabled=False):
         return first @ second.mT
+
+
+def standardise(maps: Tensor) -> Tensor:
+    """Bring every channel of (B, C, *size) maps to mean 0 and deviation 1 over batch and
+    positions; a constant channel becomes 0."""
+    maps = _wide(maps)
+    axes = (0, *range(2, maps.ndim))
+    variance, mean = torch.var_mean(maps, axes, correction=0, keepdim=True)
+    return (maps - mean) * torch.rsqrt(variance + SMALLEST_VARIANCE)
 
 
 def spread(features: Tensor) -> Tensor:

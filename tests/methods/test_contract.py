@@ -72,7 +72,7 @@ VIEWS = {
     "elastic_alpha": [0, 0],
     "interpolation": "bilinear",
 }
-WHERE = {"macl": "views", "dira": "spatial"}
+WHERE = {"macl": "views", "dira": "views"}
 # With SGD: the release's, and the recipes' own.
 RATES = {"macl": 0.01, "simsiam": 0.05, "simtriplet": 0.05}
 

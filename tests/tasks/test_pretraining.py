@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from fakes.networks import method
-from macl.tasks.pretraining import CollapseWatch
+from macl.tasks.pretraining import CollapseWatch, collapse_verdict
 
 
 def watch(steps: int, capsys: pytest.CaptureFixture[str], values: dict[int, float]) -> str:
     """What is said where loss_global is logged with these values, by step, in a run of MACL with 16
     slices a batch."""
-    look = CollapseWatch(method("macl", {}, width=2), 16, steps)
+    look = CollapseWatch(method("macl", {}, width=2).uniform_losses(16), steps)
     for step, value in values.items():
         look(step, {"loss": 9.0, "loss_global": value, "feature_spread": 0.02})
     return capsys.readouterr().err
@@ -25,10 +25,23 @@ def test_it_warns_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_beginning_of_a_run_is_not_watched(capsys: pytest.CaptureFixture[str]) -> None:
-    assert watch(500, capsys, {20: 4.90, 99: 4.90}) == ""
+    assert watch(500, capsys, {20: 4.90, 49: 4.90}) == ""
+    assert "at step 10" in watch(96, capsys, {9: 4.0, 10: 4.90})
     assert watch(5000, capsys, {120: 4.90, 480: 4.90}) == ""
     assert "at step 520" in watch(5000, capsys, {520: 4.90})
 
 
 def test_a_run_that_learns_is_left_in_peace(capsys: pytest.CaptureFixture[str]) -> None:
     assert watch(500, capsys, {120: 4.6, 500: 2.0}) == ""
+
+
+@pytest.mark.parametrize(("ends", "stuck"), [(4.90, ("loss_global",)), (4.2, ())])
+def test_the_verdict_looks_at_the_last_tenth(
+    capsys: pytest.CaptureFixture[str], ends: float, stuck: tuple[str, ...]
+) -> None:
+    early = 4.2 if stuck else 4.90
+    log = [{"step": step, "loss_global": early if step <= 90 else ends} for step in range(1, 101)]
+    assert collapse_verdict(log, {"loss_global": 4.906}, 100) == stuck
+    said = capsys.readouterr().err
+    assert ("the run ended where all features are equal" in said) == bool(stuck)
+    assert ("--recipe macl-plus" in said) == bool(stuck)

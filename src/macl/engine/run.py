@@ -168,9 +168,13 @@ class TrainingRun:
         )
 
     def finish(
-        self, weights: Mapping[str, Tensor], about: Mapping[str, Any], trained: Trained
+        self,
+        weights: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+        trained: Trained,
+        **fields: Any,
     ) -> RunRecord:
-        """Write the weights and the final record."""
+        """Write the weights and the final record, with further fields."""
         return runs.finish_run(
             self.folder,
             self.record,
@@ -178,6 +182,7 @@ class TrainingRun:
             about,
             steps=trained.steps,
             seconds=trained.seconds,
+            **fields,
         )
 
 

@@ -17,7 +17,7 @@ from macl.engine.task import Quantity, StepOutput
 from macl.losses import contrastive, pairs_of_both_branches, released_factor, spread
 from macl.models.heads import global_projector
 from macl.models.network import Network
-from macl.tasks.pretraining import FEATURE_SPREAD, POSITIVES_PER_ANCHOR, Method, UniformLoss
+from macl.tasks.pretraining import FEATURE_SPREAD, POSITIVES_PER_ANCHOR, Method
 
 
 class ContrastSettings(PluginSettings):
@@ -78,6 +78,6 @@ class TwoViewContrast(Method):
         gathered = (batch.gathered(rows) for rows in (self(v1), self(v2), batch.positions))
         return self.losses(*gathered)
 
-    def uniform_loss(self, batch_size: int) -> UniformLoss:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """ln(2B − 1), times the factor."""
-        return UniformLoss("loss_contrast", self.factor * math.log(2 * batch_size - 1))
+        return {"loss_contrast": self.factor * math.log(2 * batch_size - 1)}

@@ -33,6 +33,6 @@ class Siamese(Method):
         """(B, C, *patch) → projections (B, D)."""
         return self.projector(self.network.encode(images)[-1])
 
-    def uniform_loss(self, batch_size: int) -> None:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """The loss is least where all features are equal, so it shows nothing."""
-        return None
+        return {}

@@ -97,9 +97,9 @@ class Byol(Method):
             loss, {"loss_prediction": loss.detach(), "feature_spread": spread(torch.cat((z1, z2)))}
         )
 
-    def uniform_loss(self, batch_size: int) -> None:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """The loss is least where all features are equal, so it shows nothing."""
-        return None
+        return {}
 
 
 PLUGIN = Byol

@@ -39,7 +39,7 @@ from macl.models.heads import (
 )
 from macl.models.layers import global_average_pool, spatial_mean
 from macl.models.network import Network
-from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
+from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
 class Settings(PluginSettings):
@@ -151,10 +151,10 @@ class Desd(Method):
             else start + (end - start) * done / self.settings.warming
         )
 
-    def uniform_loss(self, batch_size: int) -> UniformLoss:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """ln K, where every prototype gets the same; the other collapse, onto one prototype, shows
         as 0."""
-        return UniformLoss("loss_deepest", math.log(self.settings.prototypes))
+        return {"loss_deepest": math.log(self.settings.prototypes)}
 
 
 PLUGIN = Desd

@@ -44,7 +44,7 @@ from macl.models.heads import (
 )
 from macl.models.layers import conv, global_average_pool, image_channels
 from macl.models.network import Network, Strides, total_stride
-from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
+from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
 class Settings(PluginSettings):
@@ -73,7 +73,7 @@ class Settings(PluginSettings):
     transfer_decoder: bool = Field(
         default=True, description="false: the encoder alone, as MACL's authors compared it"
     )
-    spatial: SpatialSettings = SpatialSettings()
+    views: SpatialSettings = SpatialSettings()
     intensity: IntensitySettings = STRONG_VIEWS.intensity
 
 
@@ -153,8 +153,8 @@ class Dira(Method):
         settings = self.settings
         update_momentum_copy(self.key_encoder, self.network.encoder, settings.momentum)
         update_momentum_copy(self.key_projector, self.projector, settings.momentum)
-        true = spatial_view(batch.images, batch.rng, "v1", settings.spatial)
-        other = spatial_view(batch.images, batch.rng, "v2", settings.spatial)
+        true = spatial_view(batch.images, batch.rng, "v1", settings.views)
+        other = spatial_view(batch.images, batch.rng, "v2", settings.views)
         features = self.network.encode(self.distorted(true, batch, "v1"))
         queries, keys = self.projector(features[-1]), self.keys(self.distorted(other, batch, "v2"))
         discriminative = contrastive_with_queue(
@@ -182,9 +182,9 @@ class Dira(Method):
         }
         return StepOutput(loss, {name: value.detach() for name, value in parts.items()})
 
-    def uniform_loss(self, batch_size: int) -> UniformLoss:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """ln(K + 1)."""
-        return UniformLoss("loss_discriminative", math.log(self.settings.queue + 1))
+        return {"loss_discriminative": math.log(self.settings.queue + 1)}
 
 
 PLUGIN = Dira

@@ -40,7 +40,7 @@ from macl.losses import (
 )
 from macl.models.heads import global_projector, region_projector
 from macl.models.network import Network
-from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
+from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
 class Settings(PluginSettings):
@@ -164,11 +164,11 @@ class Gcl(Method):
             )
         return self.local_projector(self.network.decode(features)[-1])
 
-    def uniform_loss(self, batch_size: int) -> UniformLoss | None:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """ln(2B − 1), times the factor; in the original form it depends on who is in the batch."""
         if self.settings.original_form:
-            return None
-        return UniformLoss("loss_global", self._factor() * math.log(2 * batch_size - 1))
+            return {}
+        return {"loss_global": self._factor() * math.log(2 * batch_size - 1)}
 
     def _factor(self) -> float:
         return released_factor(self.settings.temperature, self.settings.released_factor)

@@ -39,6 +39,7 @@ from macl.losses import (
     positives_by_position,
     released_factor,
     spread,
+    standardise,
 )
 from macl.models.heads import global_projector, momentum_copy, update_momentum_copy
 from macl.models.layers import double_convolution, initialise_convolutions, resize, spatial_mean
@@ -47,7 +48,6 @@ from macl.tasks.pretraining import (
     FEATURE_SPREAD,
     POSITIVES_PER_ANCHOR,
     Method,
-    UniformLoss,
 )
 
 
@@ -74,6 +74,17 @@ class Settings(PluginSettings):
     )
     projection: int = Field(default=128, gt=0, description="channels of the global projections")
     views: SpatialSettings = SpatialSettings()
+    # What macl-plus changes.
+    standardised_regularisation: bool = Field(
+        default=False,
+        description="L_ER compares the bottlenecks' channels brought to mean 0 and deviation 1 "
+        "over the batch, so that it cannot fall by shrinking them",
+    )
+    shared_projection: bool = Field(
+        default=False,
+        description="the global projectors share their last layer, so that both branches start "
+        "out alike",
+    )
     # The paper's ablations.
     encoders: Literal["shared", "ema", "independent"] = Field(
         default="shared",
@@ -155,7 +166,8 @@ class Macl(Method):
         ),
         "loss_regularisation": Quantity(
             "Equivariant loss",
-            "Feature level: how far the two bottlenecks differ. Small also if they merely shrink.",
+            "Feature level: how far the two bottlenecks differ. Unless they are standardised, it is "
+            "small also if they merely shrink.",
         ),
         "positives_per_anchor": POSITIVES_PER_ANCHOR,
         "feature_spread": FEATURE_SPREAD,
@@ -182,6 +194,8 @@ class Macl(Method):
             dims, auxiliary, hidden, settings.projection
         )
         self.dominant_global_projector = global_projector(dims, dense, hidden, settings.projection)
+        if settings.shared_projection:
+            self.dominant_global_projector[-1] = self.auxiliary_global_projector[-1]
         if settings.encoders == "ema":
             self.auxiliary_encoder = momentum_copy(network.encoder)
         elif settings.encoders == "independent":
@@ -259,7 +273,7 @@ class Macl(Method):
         if outputs.dominant_bottleneck is not None and outputs.auxiliary_bottleneck is not None:
             target = outputs.auxiliary_bottleneck
             target = target if settings.symmetric else _down(target, self.down_factors)
-            loss_regularisation = F.l1_loss(outputs.dominant_bottleneck, target)
+            loss_regularisation = self._regularise(outputs.dominant_bottleneck, target)
             distance = spread(spatial_mean(outputs.dominant_bottleneck))
             size = outputs.dominant_bottleneck.abs().mean()
         if outputs.dominant_dense is not None and outputs.auxiliary_dense is not None:
@@ -283,6 +297,12 @@ class Macl(Method):
         total = by_image * loss_global + by_pixel * loss_dense + by_feature * loss_regularisation
         return StepOutput(total, {name: value.detach() for name, value in parts.items()})
 
+    def _regularise(self, dominant: Tensor, auxiliary: Tensor) -> Tensor:
+        """L_ER of two bottlenecks of one shape."""
+        if not self.settings.standardised_regularisation:
+            return F.l1_loss(dominant, auxiliary)
+        return F.l1_loss(standardise(dominant), standardise(auxiliary))
+
     def step(self, batch: Batch) -> StepOutput:
         """Views, branches, losses; views and maps that no loss needs are not made."""
         settings, image = self.settings, batch.images
@@ -303,10 +323,10 @@ class Macl(Method):
         outputs = self(i1, i2, v1, v2, dense=by_pixel > 0).gathered(batch)
         return self.losses(outputs, batch.gathered(batch.positions), batch.progress)
 
-    def uniform_loss(self, batch_size: int) -> UniformLoss:
-        """The logged part that shows collapse, and its value where all features are equal: ln(2B −
-        1) · factor."""
-        return UniformLoss("loss_global", self.factor * math.log(2 * batch_size - 1))
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
+        """L_g and L_d: ln(2B − 1), times the factor."""
+        uniform = self.factor * math.log(2 * batch_size - 1)
+        return {"loss_global": uniform, "loss_dense": uniform}
 
 
 PLUGIN = Macl

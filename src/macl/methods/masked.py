@@ -77,10 +77,10 @@ class Masked(Method):
         features = self.network.encode(images.masked_fill(covered, 0.0))
         return self.losses(features, images, covered)
 
-    def uniform_loss(self, batch_size: int) -> None:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """Features that are all equal would restore the mean; what that costs depends on the
         scans."""
-        return None
+        return {}
 
 
 PLUGIN = Masked

@@ -28,7 +28,7 @@ from macl.losses import contrastive_with_queue, spread
 from macl.models.heads import Queue, mlp_with_batch_norm, momentum_copy, update_momentum_copy
 from macl.models.layers import global_average_pool
 from macl.models.network import Network
-from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
+from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
 class Settings(PluginSettings):
@@ -91,9 +91,9 @@ class Moco(Method):
         self.queue.push(keys)
         return StepOutput(loss, {"loss_contrast": loss.detach(), "feature_spread": spread(queries)})
 
-    def uniform_loss(self, batch_size: int) -> UniformLoss:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """ln(K + 1)."""
-        return UniformLoss("loss_contrast", math.log(self.settings.queue + 1))
+        return {"loss_contrast": math.log(self.settings.queue + 1)}
 
 
 PLUGIN = Moco

@@ -33,7 +33,7 @@ from macl.losses import cross_entropy_with_codes, sinkhorn, spread
 from macl.models.heads import Prototypes, Queue, mlp_with_batch_norm
 from macl.models.layers import global_average_pool
 from macl.models.network import Network, total_stride
-from macl.tasks.pretraining import FEATURE_SPREAD, Method, UniformLoss
+from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
 class Settings(PluginSettings):
@@ -143,9 +143,9 @@ class Swav(Method):
             {"loss_swapped": loss.detach(), "feature_spread": spread(torch.cat(projections[:2]))},
         )
 
-    def uniform_loss(self, batch_size: int) -> UniformLoss:
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """ln K: Sinkhorn gives equal features equal shares of every prototype."""
-        return UniformLoss("loss_swapped", math.log(self.settings.prototypes))
+        return {"loss_swapped": math.log(self.settings.prototypes)}
 
 
 PLUGIN = Swav

@@ -90,11 +90,22 @@ class RunRecord(Settings):
     quantities: dict[str, LoggedQuantity] = Field(
         default_factory=dict, description="what the task's values in the log are, by name"
     )
+    uniform_losses: dict[str, float] = Field(
+        default_factory=dict,
+        description="pre-training: losses that show collapse, and their values where all features "
+        "are equal",
+    )
+    at_uniform: tuple[str, ...] = Field(
+        default=(), description="those of them that the finished run ended near"
+    )
     steps: int = Field(default=0, description="of the whole run; 0 until it is finished")
     seconds: float = Field(default=0.0, description="training time, over all resumptions")
 
 
-NOT_COMPARED = {"finished", "device", "versions", "store", "quantities", "steps", "seconds"}
+NOT_COMPARED = {
+    "finished", "device", "versions", "store", "quantities", "uniform_losses", "at_uniform",
+    "steps", "seconds",
+}  # fmt: skip
 """Fields that may differ when a run is resumed."""
 
 
@@ -191,6 +202,7 @@ def finish_run(
     *,
     steps: int,
     seconds: float,
+    **fields: Any,
 ) -> RunRecord:
     """Write the weights of a run and its final record, then delete its training state.
 
@@ -203,6 +215,7 @@ def finish_run(
         about: JSON-able description for the header of the weights file.
         steps: steps of the whole run.
         seconds: training time, over all resumptions.
+        fields: further fields of the record.
 
     Returns:
         The record of the finished run.
@@ -210,7 +223,7 @@ def finish_run(
     from macl.utils import checkpoint
 
     finished = record.model_copy(
-        update={"finished": True, "steps": steps, "seconds": round(seconds, 3)}
+        update={"finished": True, "steps": steps, "seconds": round(seconds, 3), **fields}
     )
     if this_rank().is_zero:
         checkpoint.write(run / WEIGHTS, weights, about)

@@ -34,6 +34,7 @@ class LineChart:
         end: x, y of the last point of the line.
         window: number of logged values in one point of the moving average.
         first, last: the first and last logged values.
+        level: y of a value to compare with; None: there is none.
     """
 
     raw: str
@@ -44,6 +45,7 @@ class LineChart:
     window: int
     first: float
     last: float
+    level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,14 @@ class DotChart:
     ticks: tuple[Tick, ...]
 
 
-def line_chart(points: Sequence[tuple[int, float]]) -> LineChart:
-    """A chart of (step, value) points, at least one."""
+def line_chart(points: Sequence[tuple[int, float]], level: float | None = None) -> LineChart:
+    """A chart of (step, value) points, at least one, with a line at `level`."""
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     window = round(len(values) * SMOOTHED_FRACTION) if len(values) >= SMOOTHED_FROM else 1
     smoothed = _moving_average(values, window)
     x_low, x_high = float(steps[0]), float(max(steps[-1], steps[0] + 1))
-    y_low, y_high = _padded(float(values.min()), float(values.max()))
+    shown = values if level is None else np.append(values, level)
+    y_low, y_high = _padded(float(shown.min()), float(shown.max()))
 
     def x_of(step: Any) -> Any:
         return LEFT + (step - x_low) / (x_high - x_low) * (RIGHT - LEFT)
@@ -104,6 +107,7 @@ def line_chart(points: Sequence[tuple[int, float]]) -> LineChart:
         window=window,
         first=float(values[0]),
         last=float(values[-1]),
+        level=None if level is None else float(y_of(level)),
     )
 
 

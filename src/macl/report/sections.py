@@ -88,7 +88,10 @@ class Section:
 def section_of(number: int, run: ReportedRun, title: str) -> Section:
     """What the page shows of a run; cases that cannot be drawn are named."""
     columns = log_columns(run.log, run.record.quantities)
-    charts = tuple((column, line_chart(run.log[column.name])) for column in columns)
+    uniform = run.record.uniform_losses
+    charts = tuple(
+        (column, line_chart(run.log[column.name], uniform.get(column.name))) for column in columns
+    )
     overlays, not_drawn = _overlays(run)
     return Section(number, run, title, charts, overlays, not_drawn)
 

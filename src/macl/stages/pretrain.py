@@ -14,11 +14,12 @@ from macl.data.windows import Volumes, select_volumes
 from macl.distributed.launch import process_group
 from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
 from macl.plugins import find
-from macl.records.runs import WEIGHTS, RunRecord
+from macl.records.runs import WEIGHTS, RunRecord, read_log
 from macl.tasks.pretraining import (
     CollapseWatch,
     Method,
     build_method,
+    collapse_verdict,
     describe_weights,
     transferable_tensors,
 )
@@ -92,10 +93,17 @@ def _train(run: TrainingRun, settings: PretrainSettings, task: Method) -> RunRec
     )
     if task.contrasts_positions:
         _warn_of_one_position(loader)
-    watch = CollapseWatch(task, loader.contrasted, training.total_steps(loader.steps_per_epoch))
+    uniform_losses = task.uniform_losses(loader.contrasted)
+    watch = CollapseWatch(uniform_losses, training.total_steps(loader.steps_per_epoch))
     trained = run.train(settings.method, task, loader, on_log=watch)
     weights = transferable_tensors(task, trained.tensors)
-    record = run.finish(weights, describe_weights(settings, task, run.record.channels), trained)
+    record = run.finish(
+        weights,
+        describe_weights(settings, task, run.record.channels),
+        trained,
+        uniform_losses=uniform_losses,
+        at_uniform=collapse_verdict(read_log(run.folder), uniform_losses, trained.steps),
+    )
     say(f"Pre-trained weights are in {run.folder / WEIGHTS}.")
     return record
 

@@ -23,6 +23,7 @@ from macl.report.overlays import (
 )
 from macl.report.reported_run import Spread, read_run
 from macl.report.sections import Section, section_of, side_by_side, store_facts
+from macl.tasks.pretraining import WAY_OUT
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path, write_json, write_text
 from macl.utils.progress import progress, say
@@ -113,6 +114,7 @@ def _render(
         has_differences=any(row.against_scratch is not None for row in comparison.rows),
         side_by_side=side_by_side(comparison),
         caveats=warnings,
+        way_out=WAY_OUT,
         notes=notes,
         counted_outcomes=COUNTED_OUTCOMES,
         definitions=[(name, DEFINITIONS[name]) for name in conventions],

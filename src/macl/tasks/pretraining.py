@@ -4,8 +4,9 @@ collapse."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ from macl.utils.progress import say
 NEAR_UNIFORM = 0.98
 """A run stands near the uniform solution when its loss exceeds this share of that solution's."""
 
+WAY_OUT = (
+    "For MACL use --recipe macl-plus, which is made not to collapse; for other methods change "
+    "training.learning_rate."
+)
+
 FEATURE_SPREAD = Quantity(
     "Feature spread",
     "How far the normalised features lie apart: 0 means collapsed to one point, 1 spread "
@@ -29,13 +35,6 @@ POSITIVES_PER_ANCHOR = Quantity(
     "Positives per anchor",
     "Features that each feature is drawn to, its twin included. At 1 there is only the twin.",
 )
-
-
-class UniformLoss(NamedTuple):
-    """The logged loss that shows collapse, and its value where all features are equal."""
-
-    name: str
-    value: float
 
 
 class Method(Task):
@@ -73,9 +72,9 @@ class Method(Task):
         return total_stride(strides)
 
     @abstractmethod
-    def uniform_loss(self, batch_size: int) -> UniformLoss | None:
-        """The loss at the uniform solution for this many contrasted patches; None: no logged value
-        shows it."""
+    def uniform_losses(self, batch_size: int) -> dict[str, float]:
+        """Logged losses that show collapse, with their values where all features are equal, for
+        this many contrasted patches; empty if no logged value shows it."""
 
 
 def resolve_pretraining(
@@ -157,26 +156,63 @@ class CollapseWatch:
     """Warns once where a run stands near the solution in which all features are equal.
 
     Args:
-        task: tells the loss there.
-        batch_size: contrasted patches a batch.
+        uniform_losses: losses and their values there.
         steps: of the whole run; the first tenth, in which every run passes there, is not watched.
     """
 
-    def __init__(self, task: Method, batch_size: int, steps: int) -> None:
-        self.uniform = task.uniform_loss(batch_size)
-        self.from_step = max(100, steps // 10)
+    def __init__(self, uniform_losses: Mapping[str, float], steps: int) -> None:
+        self.uniform_losses = uniform_losses
+        self.from_step = steps // 10
         self.warned = False
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         """Look at what was logged at a step."""
-        if self.warned or self.uniform is None or step < self.from_step:
+        if self.warned or step < self.from_step:
             return
-        name, uniform = self.uniform
-        if values[name] > NEAR_UNIFORM * uniform:
+        stuck = at_uniform(values, self.uniform_losses)
+        if stuck:
             self.warned = True
             spread = values.get("feature_spread", float("nan"))
+            name = stuck[0]
             say(
-                f"Warning: at step {step} {name} is {values[name]:.3f}, near {uniform:.3f}, where "
-                f"all features are equal (feature spread {spread:.3f}): nothing is being learned "
-                "yet; if it stays so, change training.learning_rate."
+                f"Warning: at step {step} {name} is {values[name]:.3f}, near "
+                f"{self.uniform_losses[name]:.3f}, where all features are equal (feature spread "
+                f"{spread:.3f}): nothing is being learned from it yet. {WAY_OUT}"
             )
+
+
+def at_uniform(values: Mapping[str, float], uniform_losses: Mapping[str, float]) -> tuple[str, ...]:
+    """The losses that stand near their value at the uniform solution."""
+    return tuple(
+        name
+        for name, uniform in uniform_losses.items()
+        if values.get(name, 0.0) > NEAR_UNIFORM * uniform
+    )
+
+
+def collapse_verdict(
+    log: Iterable[Mapping[str, float]], uniform_losses: Mapping[str, float], steps: int
+) -> tuple[str, ...]:
+    """The losses that stand near the uniform solution over the last tenth of a run, and say so.
+
+    Args:
+        log: entries with their step.
+        uniform_losses: losses and their values there.
+        steps: of the whole run.
+    """
+    last = [entry for entry in log if entry["step"] > steps - max(1, steps // 10)]
+    means = {
+        name: fmean(values)
+        for name in uniform_losses
+        if (values := [entry[name] for entry in last if name in entry])
+    }
+    stuck = at_uniform(means, uniform_losses)
+    if stuck:
+        ends = ", ".join(
+            f"{name} {means[name]:.3f} of {uniform_losses[name]:.3f}" for name in stuck
+        )
+        say(
+            f"Warning: the run ended where all features are equal ({ends}): it learned nothing "
+            f"from {'them' if len(stuck) > 1 else 'it'}. {WAY_OUT}"
+        )
+    return stuck
