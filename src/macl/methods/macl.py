@@ -166,8 +166,8 @@ class Macl(Method):
         ),
         "loss_regularisation": Quantity(
             "Equivariant loss",
-            "Feature level: how far the two bottlenecks differ. Unless they are standardised, it is "
-            "small also if they merely shrink.",
+            "Feature level: how far the two bottlenecks differ. Small also if they merely shrink, "
+            "unless they are standardised.",
         ),
         "positives_per_anchor": POSITIVES_PER_ANCHOR,
         "feature_spread": FEATURE_SPREAD,
