@@ -397,6 +397,20 @@ def test_the_strength_of_the_elastic_field_exactly() -> None:
     assert centre.square().mean().sqrt().item() == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("side", [48, 96, 192])
+def test_an_elastic_field_with_a_reference_side_scales_with_the_patch(side: int) -> None:
+    """α and σ for slices of 128² bend every slice by the same share of its side."""
+    alpha, sigma = 200.0, 15.0
+    chosen = settings(
+        elastic_alpha=(alpha, alpha), elastic_sigma=(sigma, sigma), elastic_reference_side=128
+    )
+    still = sampling_grid(rng(1), "v", settings(), (side, side))
+    moved = sampling_grid(rng(256), "v", chosen, (side, side)) - still
+    centre = (moved / 2)[:, side // 2 - 4 : side // 2 + 4, side // 2 - 4 : side // 2 + 4]
+    expected = alpha / (sigma * (12 * torch.pi) ** 0.5) / 128
+    assert centre.square().mean().sqrt().item() == pytest.approx(expected, rel=0.1)
+
+
 def test_the_elastic_field_of_a_volume_is_as_strong_as_that_of_a_slice() -> None:
     """Along every axis it is as smooth: two values `lag` apart correlate by exp(−lag² / 4σ²)."""
     alpha, sigma, side = 50.0, 6.0, 48

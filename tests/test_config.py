@@ -167,7 +167,8 @@ def test_a_recipe_for_slices_on_volumes_takes_its_sampling_from_that_for_volumes
     assert settings.training.size == source.training.size == "auto"
     assert settings.training.batch_size == source.training.batch_size
     assert settings.training.epochs == 7
-    rest = {"size", "batch_size", "epochs"}
+    assert settings.training.steps is None, "an override of the epochs replaces the steps"
+    rest = {"size", "batch_size", "epochs", "steps"}
     assert settings.training.model_dump(exclude=rest) == slices.training.model_dump(exclude=rest)
     for name in ("patients_per_position", "position_jitter", "foreground_share"):
         if name in kind.model_fields:

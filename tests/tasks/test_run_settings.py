@@ -7,12 +7,13 @@ import math
 import pytest
 
 from fakes.toy_store import write_toy_store
-from macl.config import FinetuneSettings, resolve
+from macl.config import FinetuneSettings, SpatialSettings, resolve
 from macl.data.store import Store
 from macl.models.network import total_stride
 from macl.models.unet import UNet
 from macl.tasks.networks import PATCH_VOXELS, median_spacing_mm, resolve_patch
 from macl.tasks.run_settings import finetune_settings, pretrain_settings
+from macl.tasks.segmentation import mirror_axes
 from macl.utils.errors import MaclError
 
 VOLUMES = ["dims=3"]
@@ -113,3 +114,59 @@ def test_the_network_of_the_weights_is_taken_over(
         settings("dims=2")
     with pytest.raises(MaclError, match="no backbone called 'resnet'"):
         settings('backbone="resnet"')
+
+
+# ---------------------------------------------------------------- anatomy
+
+
+def without_orientation(store: Store) -> Store:
+    """The store as if its first scan were a photograph."""
+    first, *others = store.index.cases
+    geometry = first.geometry.model_copy(update={"spacing_known": False})
+    cases = (first.model_copy(update={"geometry": geometry}), *others)
+    return Store(store.path, store.index.model_copy(update={"cases": cases}))
+
+
+def views_of(store: Store, recipe: str, *overrides: str) -> SpatialSettings:
+    settings, _ = pretrain_settings(recipe, overrides, method=None, store=store)
+    views = settings.method_settings.views  # pyright: ignore[reportAttributeAccessIssue]
+    return views if isinstance(views, SpatialSettings) else views.spatial
+
+
+@pytest.mark.parametrize("recipe", ["macl-plus", "pcl", "masked", "dira", "byol"])
+def test_views_of_oriented_scans_keep_their_orientation(
+    store: Store, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    views = views_of(store, recipe)
+    assert (views.mirror, views.rotation_degrees, views.tilt_degrees) == (0.0, 30.0, 30.0)
+    assert "anatomy: oriented" in capsys.readouterr().err
+    free = views_of(without_orientation(store), recipe)
+    assert (free.mirror, free.rotation_degrees) == (0.5, 180.0)
+    assert "1 of 3 scans do not say how they lie" in capsys.readouterr().err
+
+
+def test_the_papers_recipe_stays_as_published(store: Store) -> None:
+    assert views_of(store, "macl") == SpatialSettings()
+    assert views_of(store, "macl", "anatomy=oriented").mirror == 0.0
+
+
+@pytest.mark.parametrize("recipe", ["strong", "paper"])
+def test_fine_tuning_of_oriented_scans(store: Store, recipe: str) -> None:
+    settings = finetune_settings(recipe, (), store=store, init="scratch", init_network={})
+    axes = mirror_axes(settings, ("background", "heart"), "axial")
+    largest = settings.augmentation.spatial.rotation_degrees
+    assert (axes, largest) == (((), 30.0) if recipe == "strong" else (("row", "column"), 180.0))
+
+
+def test_axes_named_by_hand_are_mirrored_in_oriented_anatomy_too(store: Store) -> None:
+    settings = finetune_settings(
+        "strong", ['mirror_axes=["left-right"]'], store=store, init="scratch", init_network={}
+    )
+    assert settings.anatomy == "oriented"
+    assert settings.augmentation.spatial.mirror == 0.5
+    assert mirror_axes(settings, ("background", "brain"), "axial") == ("column",)
+
+
+def test_gentler_views_stay_as_gentle(store: Store) -> None:
+    views = views_of(store, "macl-plus", "method_settings.views.rotation_degrees=10")
+    assert views.rotation_degrees == 10.0
