@@ -288,6 +288,12 @@ class FinetuneSettings(NetworkRunSettings):
     mirror_averaging: bool = Field(
         default=True, description="average the prediction over the mirror axes"
     )
+    pretrained_rate_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the learning rate that pre-trained tensors take",
+    )
     foreground_share: float = Field(
         default=0.0,
         ge=0,

@@ -40,6 +40,12 @@ class Transfer:
     tensors: tuple[TensorTransfer, ...]
     unused: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The tensors that came from the source."""
+        taken = ("loaded", "adapted")
+        return frozenset(tensor.name for tensor in self.tensors if tensor.outcome in taken)
+
     def about(self) -> dict[str, Any]:
         """The contents of `transfer.json`."""
         rows = []

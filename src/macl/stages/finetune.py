@@ -112,6 +112,7 @@ def finetune(
     axes = mirror_axes(settings, opened.index.classes, plane)
     task = SegmentationTask(_segmenter(opened, settings, chosen.seed), settings, axes)
     transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
+    task.pretrained = transfer.names
     if weights.tensors:
         require_transfer(transfer, encoder_only, weights.trained_with)
     record = run.open(

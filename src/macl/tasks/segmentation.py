@@ -68,10 +68,23 @@ class SegmentationTask(Task):
     }
 
     def __init__(
-        self, segmenter: Segmenter, settings: FinetuneSettings, mirror_axes: tuple[ArrayAxis, ...]
+        self,
+        segmenter: Segmenter,
+        settings: FinetuneSettings,
+        mirror_axes: tuple[ArrayAxis, ...],
     ) -> None:
         super().__init__()
         self.segmenter, self.settings, self.mirror_axes = segmenter, settings, mirror_axes
+        self.pretrained: frozenset[str] = frozenset()
+
+    def rate_shares(self) -> Mapping[str, float]:
+        """Pre-trained tensors take `pretrained_rate_share`."""
+        share = self.settings.pretrained_rate_share
+        return {
+            name: share
+            for name, _ in self.named_parameters()
+            if segmenter_name(name) in self.pretrained
+        }
 
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy, with soft Dice where the settings say so, on an augmented view of the
@@ -222,5 +235,9 @@ def require_segmenter(run: Path, record: RunRecord) -> None:
 
 def segmenter_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A task's tensors as they stand in `weights.safetensors`."""
-    prefix = "segmenter."
-    return network_names({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return {segmenter_name(name): tensor for name, tensor in state.items()}
+
+
+def segmenter_name(name: str) -> str:
+    """The name in `weights.safetensors` of a task's tensor."""
+    return name.removeprefix("segmenter.").removeprefix("network.")
