@@ -108,6 +108,25 @@ def random_blocks(rng: SampleRng, patch: Sequence[int], block: int, share: float
     return chosen[..., *(slice(side) for side in patch)]
 
 
+def random_box(rng: SampleRng, patch: Sequence[int], shares: tuple[float, float]) -> Tensor:
+    """(B, *patch) bool, true in a box somewhere in each patch (CutMix).
+
+    Args:
+        rng: the batch's random numbers.
+        patch: sides of the patch in voxels.
+        shares: the least and the largest share of a side of the patch that a side of the box has.
+    """
+    inside = torch.ones((), dtype=torch.bool, device=rng.samples.device)
+    for number, (axis, side) in enumerate(zip(AXES[-len(patch) :], patch, strict=True)):
+        length = rng.uniform(f"box/{axis}/length", (), *shares)
+        start = rng.uniform(f"box/{axis}/start") * (1.0 - length)
+        place = (torch.arange(side, device=rng.samples.device) + 0.5) / side
+        along = (place >= start[:, None]) & (place < (start + length)[:, None])
+        shape = [side if other == number else 1 for other in range(len(patch))]
+        inside = inside & along.reshape(-1, *shape)
+    return inside
+
+
 # ---------------------------------------------------------------- geometry
 
 

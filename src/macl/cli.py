@@ -18,8 +18,8 @@ from macl.utils.ranks import exit_rank, require_single_process
 app = typer.Typer(
     name="macl",
     help="From unlabelled scans and a handful of labels to a segmentation model.",
-    epilog="The path: inspect → prepare → split → pretrain → finetune → predict → evaluate → "
-    "report.",
+    epilog="The path: inspect → prepare → split → pretrain → finetune → selftrain → predict → "
+    "evaluate → report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -89,7 +89,7 @@ def check_launch(
     ] = False,
 ) -> None:
     """Refuse several processes for commands that cannot share their work."""
-    if context.invoked_subcommand not in ("pretrain", "finetune"):
+    if context.invoked_subcommand not in ("pretrain", "finetune", "selftrain"):
         require_single_process(f"macl {context.invoked_subcommand}")
 
 
@@ -309,6 +309,66 @@ def finetune(
         init=init,
         split=split,
         labels=labels,
+        encoder_only=encoder_only,
+        init_decoder_blocks=init_decoder_blocks,
+        recipe=recipe,
+        overrides=overrides,
+        device=device.value,
+        seed=seed,
+        resume=resume,
+        allow_overlap=allow_overlap,
+    )
+
+
+@app.command()
+def selftrain(
+    store: StoreArgument,
+    out: Out,
+    init: Annotated[
+        str, typer.Option(help="Where to start: a training run, a weights file, or scratch.")
+    ],
+    split: Annotated[str, typer.Option(help="Split file, or the name of a split in the package.")],
+    labels: Annotated[str, typer.Option(help="Label budget of the split, such as 8 or 10%.")],
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished fine-tuned run, which labels the unlabelled scans once. Default: the "
+            "moving average of the segmenter itself, at every step."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="mean-teacher, mean-teacher-3d, noisy-student, or a path (.toml). Default: "
+            "mean-teacher; with a teacher, noisy-student."
+        ),
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    device: DeviceOption = Device.auto,
+    devices: DevicesOption = 1,
+    seed: SeedOption = 0,
+    resume: ResumeOption = False,
+    allow_overlap: OverlapOption = False,
+    encoder_only: Annotated[
+        bool, typer.Option("--encoder-only", help="Accept an init without decoder blocks.")
+    ] = False,
+    init_decoder_blocks: Annotated[
+        int,
+        typer.Option(min=0, max=4, help="Trained decoder blocks in a weights file of the authors."),
+    ] = 2,
+) -> None:
+    """Train a segmenter with few labels and the unlabelled scans of the split."""
+    from macl.distributed.launch import launch_processes
+    from macl.stages.selftrain import selftrain as run
+
+    launch_processes(devices, sys.argv[1:])
+    run(
+        store,
+        out,
+        init=init,
+        split=split,
+        labels=labels,
+        teacher=teacher,
         encoder_only=encoder_only,
         init_decoder_blocks=init_decoder_blocks,
         recipe=recipe,

@@ -85,7 +85,7 @@ class PrepareSettings(Settings):
         return tuple(numbers) if len(numbers) == 3 else numbers[0]
 
 
-Stage = Literal["pretrain", "finetune"]
+Stage = Literal["pretrain", "finetune", "selftrain"]
 PatchSide = Annotated[int, Field(gt=0)]
 
 
@@ -302,11 +302,66 @@ class FinetuneSettings(NetworkRunSettings):
     )
 
 
+class SelftrainSettings(FinetuneSettings):
+    """All that decides a self-training run, besides store, split, labels, init, teacher, seed and
+    device."""
+
+    stage = "selftrain"
+
+    unlabelled_batch_size: int | None = Field(
+        default=None,
+        gt=0,
+        description="unlabelled patches per step, beside training.batch_size labelled ones; none: "
+        "as many",
+    )
+    unlabelled_weight: float = Field(
+        default=1.0, ge=0, description="of the loss on unlabelled patches, once it is ramped up"
+    )
+    ramp: float = Field(
+        default=0.3, ge=0, le=1, description="share of the run in which that weight rises"
+    )
+    teacher_decay: float = Field(
+        default=0.99, gt=0, lt=1, description="decay of the moving average that the teacher is"
+    )
+    confidence: float = Field(
+        default=0.9, ge=0, lt=1, description="least confidence of the teacher in what it teaches"
+    )
+    adapt_confidence: bool = Field(
+        default=True,
+        description="lower that limit for classes of which the teacher is less sure on average",
+    )
+    cutmix: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="probability that a box of an unlabelled patch shows another one",
+    )
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.training.ema_decay is not None:
+            raise ValueError(
+                "the teacher is a moving average already: leave training.ema_decay out and set "
+                "teacher_decay"
+            )
+        return self
+
+    @property
+    def patches_per_step(self) -> tuple[int, int]:
+        """Labelled and unlabelled patches of a batch, over all processes."""
+        labelled = self.training.batch_size
+        return labelled, self.unlabelled_batch_size or labelled
+
+
 S = TypeVar("S", bound=Settings)
 R = TypeVar("R", bound=NetworkRunSettings)
 
 PROBLEMS_NAMED = 4
-VOLUME_RECIPES: dict[Stage, str] = {"pretrain": "macl-3d", "finetune": "strong-3d"}
+VOLUME_RECIPES: dict[Stage, str] = {
+    "pretrain": "macl-3d",
+    "finetune": "strong-3d",
+    "selftrain": "mean-teacher-3d",
+}
 SAMPLING = (
     "training.size",
     "training.batch_size",
@@ -331,7 +386,7 @@ def resolve_recipe(
     recipe for volumes, with a message.
 
     Args:
-        kind: PretrainSettings or FinetuneSettings.
+        kind: PretrainSettings, FinetuneSettings or SelftrainSettings.
         recipe: name or path.
         overrides: `key.sub=value` texts.
         inherited: what the weights to start from say of their network.

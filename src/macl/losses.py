@@ -234,7 +234,7 @@ def spread(features: Tensor) -> Tensor:
     return (1.0 - collectives.all_reduce_mean(unit.mean(0)).square().sum()).clamp(min=0).sqrt()
 
 
-def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
+def soft_dice(logits: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
     """1 − soft Dice over the whole batch, mean over the classes but background (Drozdzal et al.
     2016).
 
@@ -243,10 +243,13 @@ def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (B, K, *patch).
         labels: (B, *patch) int64, 0 background.
+        counted: (B, *patch) bool, which voxels count; None: all.
     """
     positions = (0, *range(2, logits.ndim))
     probabilities = _wide(logits).softmax(1)
     truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    if counted is not None:
+        probabilities, truth = probabilities * counted[:, None], truth * counted[:, None]
     overlap = collectives.all_reduce_sum((probabilities * truth).sum(positions))
     volumes = collectives.all_reduce_sum(probabilities.sum(positions) + truth.sum(positions))
     smooth = 1e-5

@@ -12,9 +12,10 @@ from torch import Tensor
 from macl.data.batch import Batch
 from macl.data.patch_cache import FetchedVoxels, PatchCache
 from macl.data.rng import SampleRng
-from macl.data.sampling import EpochSampler, GroupedSampler, find_class_voxels
+from macl.data.sampling import EpochSampler, GroupedSampler, MixedSampler, find_class_voxels
 from macl.data.windows import Windows, full_shape
 from macl.distributed.collectives import require_even_shards
+from macl.utils.errors import MaclError
 from macl.utils.progress import say
 from macl.utils.text import format_size
 
@@ -40,7 +41,8 @@ class Loader:
     """An endless, seeded sequence of batches of patches.
 
     Patches are drawn one by one (see `EpochSampler`), or, with `patients_per_position` above 1,
-    in groups at similar positions (see `GroupedSampler`).
+    in groups at similar positions (see `GroupedSampler`), or, with `unlabelled_batch_size` above 0,
+    some with a label and some without (see `MixedSampler`).
 
     Args:
         cache: the volumes.
@@ -55,6 +57,8 @@ class Loader:
         patients_per_position: patients in a group; 1: no groups.
         position_jitter: largest distance of a patch from its group's position, as a fraction of
             the volume.
+        unlabelled_batch_size: patches that a batch holds of cases without a label, after its
+            `batch_size` labelled ones.
 
     Attributes:
         batch_size: patches in a batch, no more than an epoch has.
@@ -79,6 +83,7 @@ class Loader:
         foreground_share: float = 0.0,
         patients_per_position: int = 1,
         position_jitter: float = 0.0,
+        unlabelled_batch_size: int = 0,
     ) -> None:
         self.cache, self.patch, self.seed = cache, patch, seed
         self.rank, self.world_size = rank, world_size
@@ -87,6 +92,24 @@ class Loader:
             self.sampler = GroupedSampler(
                 cache.volumes, patch, batch_size, seed, patients_per_position, position_jitter
             )
+        elif unlabelled_batch_size:
+            self.sampler = MixedSampler(
+                cache.volumes,
+                cache.has_label,
+                patch,
+                batch_size,
+                unlabelled_batch_size,
+                seed,
+                foreground_share,
+                cache.store,
+            )
+            if unlabelled_batch_size % world_size or batch_size % world_size:
+                raise MaclError(
+                    f"{world_size} processes cannot share {batch_size} labelled and "
+                    f"{unlabelled_batch_size} unlabelled patches evenly: set training.batch_size "
+                    f"and unlabelled_batch_size to multiples of {world_size}."
+                )
+            batch_size += unlabelled_batch_size
         else:
             voxels = find_class_voxels(cache.store, cache.volumes) if foreground_share else None
             self.sampler = EpochSampler(

@@ -7,10 +7,10 @@ normalises.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,13 +48,17 @@ class PatchCache:
     Args:
         store: where the volumes are.
         cases: names of the cases, in the order that numbers the volumes.
-        labelled: whether labels are read too; "some": the label of a case without one is 0.
+        labelled: whether labels are read too. If names are given, the labels of these cases alone
+            are read; that of any other case is 0.
+        given_labels: (z, y, x) arrays in place of the store's labels, by case; these cases do not
+            count as labelled.
         device: where batches are made.
         residence: where the voxels live; None: the nearest to the device that has room.
         minimum_content: share of a slice that must not be air; see `Volumes`.
 
     Attributes:
         volumes: what patches can be drawn from.
+        has_label: (N,) bool, whose labels are read from the store.
         total_bytes: size of the voxels in memory.
 
     Raises:
@@ -65,12 +69,14 @@ class PatchCache:
         self,
         store: Store,
         cases: Sequence[str],
-        labelled: bool | Literal["some"],
+        labelled: bool | Collection[str],
         device: torch.device,
         residence: Residence | None = None,
         minimum_content: float = 0.0,
+        given_labels: Mapping[str, Any] | None = None,
     ) -> None:
-        self.store, self.device, self.labelled = store, device, labelled
+        self.store, self.device, self.labelled = store, device, bool(labelled)
+        self.given_labels = given_labels or {}
         self.volumes = select_volumes(store, cases, minimum_content)
         self.channels = len(store.index.channels)
         stored = self.volumes.cases
@@ -84,9 +90,10 @@ class PatchCache:
         numbers = [case.normalisation for case in stored]
         limits = [(n.low, n.high, n.mean, n.deviation) for n in numbers]
         self._normalisation = torch.tensor(limits, dtype=torch.float32).to(device)
-        self._has_label = torch.tensor([case.labelled for case in stored])
-        self._all_have_labels = bool(self._has_label.all())
-        self._labelled_on_device = self._has_label.to(device)
+        read = {case.name for case in stored} if isinstance(labelled, bool) else {*labelled}
+        self.has_label = torch.tensor([case.name in read for case in stored])
+        self._all_have_labels = bool(self.has_label.all())
+        self._labelled_on_device = self.has_label.to(device)
         self._resident = self._load() if self.residence != "disk" else None
         self._readers = ThreadPoolExecutor(READING_THREADS) if self.residence == "disk" else None
 
@@ -116,9 +123,16 @@ class PatchCache:
         image = self._read(volume, "image", start, sides)
         if not self.labelled:
             return image, None
-        if self.labelled == "some" and not self._has_label[volume]:
-            return image, torch.zeros(int(np.prod(sides)), dtype=torch.uint8)
+        if not self.has_label[volume]:
+            return image, self._given_label(volume, start, sides)
         return image, self._read(volume, "label", start, sides)
+
+    def _given_label(self, volume: int, start: Sequence[int], sides: Sequence[int]) -> Tensor:
+        name = self.volumes.cases[volume].name
+        if name not in self.given_labels:
+            return torch.zeros(int(np.prod(sides)), dtype=torch.uint8)
+        z, y, x = (slice(first, first + side) for first, side in zip(start, sides, strict=True))
+        return torch.from_numpy(np.ascontiguousarray(self.given_labels[name][z, y, x])).flatten()
 
     def _read(
         self, volume: int, kind: ArrayKind, start: Sequence[int], sides: Sequence[int]

@@ -54,6 +54,27 @@ class ResolvedSplit:
             )
         return self.budget_cases[budget]
 
+    def unlabelled_cases(self, budget: str) -> tuple[str, ...]:
+        """Cases that a budget may train on without labels: all but its labelled ones, and none of
+        the test and validation people.
+
+        Raises:
+            MaclError: there is no such budget, or there are no such cases.
+        """
+        apart = {*self.labelled_cases(budget), *self.validation_cases}
+        cases = tuple(
+            case
+            for case in self.pretraining_cases
+            if case not in apart and self.groups[case] not in self.validation
+        )
+        if not cases:
+            raise MaclError(
+                f"The split {self.split.name!r} leaves no unlabelled scans beside the budget "
+                f"{budget}, its validation and its test people: use a smaller budget, or "
+                "`macl finetune`."
+            )
+        return cases
+
     def people(self, cases: Iterable[str]) -> tuple[str, ...]:
         """The people whose cases these are, sorted."""
         return tuple(sorted({self.groups[case] for case in cases}))

@@ -104,6 +104,7 @@ class EpochSampler:
         seed: the run's seed.
         foreground_share: share of the batch, rounded, that must show a class.
         class_voxels: where the classes are; None with a share of 0.
+        fill: show every sample in an epoch as often as it takes to fill a batch, instead.
     """
 
     def __init__(
@@ -114,10 +115,13 @@ class EpochSampler:
         seed: int,
         foreground_share: float = 0.0,
         class_voxels: ClassVoxels | None = None,
+        *,
+        fill: bool = False,
     ) -> None:
         self.volumes, self.patch, self.seed = volumes, patch, seed
         counts = volumes.samples_per_volume(patch)
-        self.sample_volumes = torch.arange(len(counts)).repeat_interleave(counts)
+        repeats = -(-batch_size // int(counts.sum())) if fill else 1
+        self.sample_volumes = torch.arange(len(counts)).repeat_interleave(counts).repeat(repeats)
         self.batch_size = min(batch_size, len(self.sample_volumes))
         self.steps_per_epoch = len(self.sample_volumes) // self.batch_size
         self.class_voxels = class_voxels
@@ -147,7 +151,7 @@ class EpochSampler:
         starts = torch.empty(len(samples), 3, dtype=torch.int64)
         starts[:, -dims:] = self.volumes.random_starts(volumes, self.patch, positions)
         if dims == 2:
-            starts[:, 0] = self.volumes.slice_numbers[samples]
+            starts[:, 0] = self.volumes.slice_numbers[samples % len(self.volumes.slice_numbers)]
         if self.class_voxels is not None:
             shows_class = self.shows_class & (self.class_voxels.classes[volumes] > 0)
             at_class = self._starts_at_class(self.class_voxels, rng, volumes, starts, positions)
@@ -174,6 +178,61 @@ class EpochSampler:
         at_random = first + _scaled(positions, last - first + 1)
         moved[:, -dims:] = torch.where(sizes > sides, at_random, starts[:, -dims:])
         return moved
+
+
+# ---------------------------------------------------------------- with and without labels
+
+
+class MixedSampler:
+    """Draws labelled patches and, behind them in the batch, unlabelled ones.
+
+    Both are drawn as by an `EpochSampler`, and repeat as often as the run needs; an epoch is one of
+    the labelled patches.
+
+    Args:
+        volumes: what to draw from.
+        has_label: (N,) bool, which of the volumes are labelled.
+        patch: its sides in voxels, (y, x) or (z, y, x).
+        batch_size: labelled patches in a batch.
+        unlabelled_batch_size: unlabelled patches in a batch.
+        seed: the run's seed.
+        foreground_share: share of the labelled patches, rounded, that must show a class.
+        store: where the labels are.
+    """
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        has_label: Tensor,
+        patch: tuple[int, ...],
+        batch_size: int,
+        unlabelled_batch_size: int,
+        seed: int,
+        foreground_share: float,
+        store: Store,
+    ) -> None:
+        self.numbers = [mask.nonzero()[:, 0] for mask in (has_label, ~has_label)]
+        labelled, unlabelled = (volumes.chosen(numbers) for numbers in self.numbers)
+        voxels = find_class_voxels(store, labelled) if foreground_share else None
+        self.samplers = (
+            EpochSampler(labelled, patch, batch_size, seed, foreground_share, voxels, fill=True),
+            EpochSampler(unlabelled, patch, unlabelled_batch_size, seed, fill=True),
+        )
+        self.batch_size = batch_size + unlabelled_batch_size
+        self.steps_per_epoch = self.samplers[0].steps_per_epoch
+
+    def draw(self, step: int) -> tuple[Tensor, Windows]:
+        """The samples (B,) of a step and their windows; no two samples have the same number."""
+        drawn = [sampler.draw(step) for sampler in self.samplers]
+        (first, _), (second, _) = drawn
+        windows = [
+            Windows(numbers[own.volumes], own.starts)
+            for numbers, (_, own) in zip(self.numbers, drawn, strict=True)
+        ]
+        return torch.cat((first, second + len(self.samplers[0].sample_volumes))), Windows(
+            torch.cat([each.volumes for each in windows]),
+            torch.cat([each.starts for each in windows]),
+        )
 
 
 # ---------------------------------------------------------------- by position

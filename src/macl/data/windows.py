@@ -57,6 +57,18 @@ class Volumes:
     slice_volumes: Tensor
     slice_numbers: Tensor
 
+    def chosen(self, numbers: Tensor) -> Volumes:
+        """Some of the volumes, by their ascending numbers."""
+        of_chosen = torch.isin(self.slice_volumes, numbers)
+        return Volumes(
+            cases=tuple(self.cases[number] for number in numbers.tolist()),
+            extents=self.extents[numbers],
+            origins=self.origins[numbers],
+            sizes=self.sizes[numbers],
+            slice_volumes=torch.searchsorted(numbers, self.slice_volumes[of_chosen]),
+            slice_numbers=self.slice_numbers[of_chosen],
+        )
+
     def samples_per_volume(self, patch: tuple[int, ...]) -> Tensor:
         """(N,) int64: samples an epoch takes from each volume.
 

@@ -140,7 +140,7 @@ class TrainingRun:
             **fields,
         )
         world_size, gather_negatives = self.fabric.world_size, training.gather_negatives
-        gathers = settings.stage == "finetune" or gather_negatives
+        gathers = settings.stage != "pretrain" or gather_negatives
         require_even_shards(training.batch_size, patches, world_size, gathers)
         require_disk_space(self.folder, STATE_SIZE * 4 * _parameters(task), "The run")
         self.record = on_rank_zero(lambda: runs.open_run(self.folder, record, self.options.resume))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -48,7 +47,7 @@ class Task(nn.Module, ABC):
         quantities: describes every value that `step` logs, by its name in the log.
     """
 
-    quantities: ClassVar[Mapping[str, Quantity]] = {}
+    quantities: Mapping[str, Quantity] = {}
 
     def rate_shares(self) -> Mapping[str, float]:
         """Parameters that take a share of the learning rate, by name; the others take it whole."""

@@ -198,7 +198,7 @@ def _from_store(
                 f"None of the runs' test cases is in {store.path}: add --cases all to segment all "
                 "of it."
             )
-    trained = {name for record in records for name in record.cases}
+    trained = {name for record in records for name in (*record.cases, *record.unlabelled_cases)}
     if known := sorted(trained & set(chosen)):
         say(
             f"The runs were trained on {len(known)} of these cases of {store.path}, so scores on "

@@ -2,7 +2,7 @@
 
 A run's folder holds `run.json` (this record), `log.jsonl` (one line a step), and, once finished,
 `weights.safetensors`. Until then it holds `state.safetensors`, everything an exact resume needs.
-Fine-tuning also writes `transfer.json`; later stages may add `predictions/`, `cases.csv` and
+Segmenters also have `transfer.json`; later stages may add `predictions/`, `cases.csv` and
 `report.html`.
 """
 
@@ -35,7 +35,7 @@ TRANSFER = "transfer.json"
 PREDICTIONS = "predictions"
 SCORES = "cases.csv"
 
-RunKind = Literal["pretrain", "finetune"]
+RunKind = Literal["pretrain", "finetune", "selftrain"]
 
 
 class LoggedQuantity(Settings):
@@ -53,7 +53,7 @@ class RunRecord(Settings):
     version: Literal[1] = 1
     kind: RunKind
     finished: bool = False
-    settings: dict[str, Any] = Field(description="resolved PretrainSettings or FinetuneSettings")
+    settings: dict[str, Any] = Field(description="resolved; of the class that its kind has")
     recipe: str = ""
     seed: int
     device: str
@@ -79,11 +79,22 @@ class RunRecord(Settings):
     test_cases: tuple[str, ...] = Field(
         default=(), description="cases of the split's test people, never trained on"
     )
+    unlabelled_cases: tuple[str, ...] = Field(
+        default=(), description="self-training: cases that were trained on without their labels"
+    )
+    unlabelled_patients: tuple[str, ...] = Field(
+        default=(), description="self-training: the patients whose cases these are"
+    )
     init: str | None = Field(
-        default=None, description="fine-tuning: 'scratch', or the run or file it started from"
+        default=None, description="segmenters: 'scratch', or the run or file they started from"
     )
     init_patients: tuple[str, ...] = Field(
-        default=(), description="fine-tuning: patients seen in the pre-training it started from"
+        default=(), description="segmenters: patients seen in the training they started from"
+    )
+    teacher: str | None = Field(
+        default=None,
+        description="self-training: the run that labelled the unlabelled cases, if it did not "
+        "change with the student",
     )
     overlap_allowed: bool = False
     mirror_axes: tuple[Literal["slice", "row", "column"], ...] = ()
@@ -100,6 +111,16 @@ class RunRecord(Settings):
     )
     steps: int = Field(default=0, description="of the whole run; 0 until it is finished")
     seconds: float = Field(default=0.0, description="training time, over all resumptions")
+
+    @property
+    def is_segmenter(self) -> bool:
+        """Whether it was trained with labels."""
+        return self.kind != "pretrain"
+
+    @property
+    def seen_patients(self) -> tuple[str, ...]:
+        """Everyone whose scans had a part in its weights, sorted."""
+        return tuple(sorted({*self.patients, *self.unlabelled_patients, *self.init_patients}))
 
 
 NOT_COMPARED = {
@@ -142,7 +163,8 @@ def read_record(run: Path) -> RunRecord:
     if not (run / RECORD).is_file():
         what = "is not a run" if run.exists() else "does not exist"
         raise MaclError(
-            f"{run} {what}: name a folder that `macl pretrain` or `macl finetune` has written."
+            f"{run} {what}: name a folder that `macl pretrain`, `macl finetune` or "
+            "`macl selftrain` has written."
         )
     raw = read_json(run / RECORD, "a run's record")
     if raw.get("format") != "macl-run" or raw.get("version") != 1:

@@ -194,9 +194,7 @@ def _row(
 def _alike(run: ReportedRun, other: ReportedRun) -> bool:
     """Whether two runs differ in their start alone."""
     same_seed = run.record.seed == other.record.seed
-    return (
-        other.record.kind == "finetune" and same_seed and _protocol(run)[1:] == _protocol(other)[1:]
-    )
+    return other.record.is_segmenter and same_seed and _protocol(run)[1:] == _protocol(other)[1:]
 
 
 def _protocol(run: ReportedRun) -> tuple[object, ...]:

@@ -128,7 +128,9 @@ class ReportedRun:
         """Method of a pre-training; start and labels of a fine-tuning."""
         if self.record.kind == "pretrain":
             return f"Pre-training with {self.record.settings.get('method', 'an unnamed method')}"
-        return f"From {self.start}, {self.record.labels} labelled"
+        unlabelled = len(self.record.unlabelled_patients)
+        more = f" + {unlabelled} unlabelled" if unlabelled else ""
+        return f"From {self.start}, {self.record.labels} labelled{more}"
 
     @property
     def dims(self) -> int:
@@ -174,7 +176,7 @@ def read_run(path: Path) -> ReportedRun:
         missing.append(Missing("There is no log yet, so no curves are drawn."))
     transfer = _read_optional(path / TRANSFER, _read_transfer, missing)
     scores = _read_optional(path / SCORES, read_scores, missing)
-    if record.kind == "finetune":
+    if record.is_segmenter:
         missing += _missing_results(path, record, transfer, scores)
     return ReportedRun(path, record, _start(record), log, transfer, scores, store, tuple(missing))
 
@@ -275,7 +277,7 @@ def _missing_results(
     missing = []
     if transfer is None:
         missing.append(
-            Missing("There is no transfer table yet: it is written when fine-tuning starts.")
+            Missing("There is no transfer table yet: it is written when training starts.")
         )
     if not (path / PREDICTIONS).is_dir():
         sentence = "The test cases have not been segmented."
@@ -288,7 +290,7 @@ def _missing_results(
 
 def _resume_command(path: Path, record: RunRecord) -> str:
     words = ["macl", record.kind, record.store, "--out", str(path)]
-    if record.kind == "finetune":
+    if record.is_segmenter:
         init = WEIGHTS_DIGEST.sub("", record.init or "scratch")
         words += ["--init", init, "--split", "SPLIT", "--labels", record.labels or "LABELS"]
     return shlex.join([*words, "--resume"]) + "   # and the options it was started with"

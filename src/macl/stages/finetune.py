@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from macl.config import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
-from macl.data.resolved_split import ResolvedSplit, find_test_people
 from macl.data.store import Store
 from macl.data.windows import select_volumes
 from macl.distributed.collectives import all_reduce_sum
@@ -23,47 +21,21 @@ from macl.distributed.launch import process_group
 from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
 from macl.engine.trainer import Validation
 from macl.inference.sliding_window import SegmenterMember, predict_slices
-from macl.models.conversion.macl_release import read_authors
 from macl.models.transfer import require_transfer, transplant
-from macl.plugins import find
-from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
-from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network, finetune_settings
+from macl.records.runs import PREDICTIONS, TRANSFER, RunRecord
+from macl.tasks.initial_weights import read_init, require_apart
+from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings
 from macl.tasks.segmentation import (
     SegmentationTask,
     Segmenter,
-    build_segmenter,
+    fresh_segmenter,
     mirror_axes,
     segmenter_weights,
 )
-from macl.utils import checkpoint
-from macl.utils.errors import MaclError, listed
-from macl.utils.files import sha256, write_json
+from macl.utils.files import write_json
 from macl.utils.progress import say
 
-SCRATCH = "scratch"
 DEFAULT_RECIPE = "strong"
-
-
-@dataclass(frozen=True)
-class InitialWeights:
-    """The weights that fine-tuning starts from.
-
-    Attributes:
-        name: in messages and records; "scratch", or the path with a checksum.
-        tensors: under the network's names; empty from scratch.
-        network: the `NETWORK_SETTINGS`, as far as the source gives them; empty from scratch.
-        patients: whose scans the weights were trained on.
-    """
-
-    name: str
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    network: Mapping[str, Any] = field(default_factory=dict)
-    patients: tuple[str, ...] = ()
-
-    @property
-    def trained_with(self) -> str:
-        """The network, in words; empty if it is unknown."""
-        return describe_network(self.network) if "backbone" in self.network else ""
 
 
 @process_group()
@@ -107,10 +79,10 @@ def finetune(
     run = TrainingRun(opened, out, settings, split, chosen)
     assert run.resolved is not None
     cases = run.resolved.labelled_cases(labels)
-    _check_overlap(init, weights, run.resolved, chosen.allow_overlap)
+    require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
     plane = opened.case(cases[0]).orientation.plane
     axes = mirror_axes(settings, opened.index.classes, plane)
-    task = SegmentationTask(_segmenter(opened, settings, chosen.seed), settings, axes)
+    task = SegmentationTask(fresh_segmenter(opened, settings, chosen.seed), settings, axes)
     transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
     task.pretrained = transfer.names
     if weights.tensors:
@@ -156,62 +128,6 @@ def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask)
     masks = run.folder / PREDICTIONS
     say(f"The segmenter is in {run.folder}; next: macl predict {run.folder} SCANS --out {masks}")
     return finished
-
-
-def read_init(init: str, decoder_blocks: int) -> InitialWeights:
-    """Read the weights that `init` names; see `finetune`.
-
-    Raises:
-        MaclError: they do not exist, cannot be read, or are of an unfinished run.
-    """
-    if init == SCRATCH:
-        return InitialWeights(SCRATCH)
-    path = Path(init)
-    if not path.exists():
-        raise MaclError(
-            f"--init {init} does not exist: name a pre-training run, a weights file, or "
-            f"{SCRATCH!r}."
-        )
-    if path.is_dir():
-        earlier = read_record(path)
-        if not earlier.finished:
-            raise MaclError(
-                f"The run in {init} is not finished: finish it with --resume, then fine-tune."
-            )
-        file, patients = path / WEIGHTS, sorted({*earlier.patients, *earlier.init_patients})
-        source = checkpoint.read(file)
-    else:
-        file, patients = path, []
-        is_ours = path.suffix == ".safetensors"
-        source = checkpoint.read(path) if is_ours else read_authors(path, decoder_blocks)
-        say(
-            f"{init} does not say whose scans it was trained on; it is assumed that no test people "
-            "are among them."
-        )
-    about = {"dims": 2, **source.about}
-    network = {name: about[name] for name in NETWORK_SETTINGS if name in about}
-    name = f"{init} ({sha256(file)[:12]})"
-    return InitialWeights(name, source.tensors, network, tuple(patients))
-
-
-def _check_overlap(
-    init: str, weights: InitialWeights, resolved: ResolvedSplit, allow_overlap: bool
-) -> None:
-    leaked = find_test_people(weights.patients, resolved)
-    if leaked and not allow_overlap:
-        raise MaclError(
-            f"{len(leaked)} test people ({listed(leaked)}) were in the training data of {init}: "
-            "pre-train with the same --split, or add --allow-overlap (recorded) if these are other "
-            "people of the same names."
-        )
-
-
-def _segmenter(store: Store, settings: FinetuneSettings, seed: int) -> Segmenter:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = find("models", settings.backbone)
-        channels, classes = len(store.index.channels), len(store.index.classes)
-        return build_segmenter(settings, network, channels, classes)
 
 
 class ValidationScore:

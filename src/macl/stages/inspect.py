@@ -167,6 +167,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
         "classes": list(record.classes),
         "patients": len(record.patients),
         "cases": len(record.cases),
+        "unlabelled_patients": len(record.unlabelled_patients),
         "test_cases": len(record.test_cases),
         "settings": record.settings,
         "last_log_line": last_line[0] if last_line else None,

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 
-from macl.config import FinetuneSettings, validate
 from macl.engine.trainer import make_fabric
 from macl.inference.masks import segment
 from macl.inference.scans import (
@@ -27,7 +26,7 @@ from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
 from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
 from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
-from macl.tasks.segmentation import load_segmenter, require_segmenter
+from macl.tasks.segmentation import load_segmenter, require_segmenter, segmenter_settings
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import inside, require_disk_space, sha256
 from macl.utils.progress import progress, say
@@ -153,7 +152,7 @@ def read_runs(runs: Sequence[Path], paths: Sequence[Path]) -> list[RunRecord]:
 
 
 def _load(run: Path, record: RunRecord, device: str) -> SegmenterMember:
-    settings = validate(FinetuneSettings, record.settings)
+    settings = segmenter_settings(record)
     network = load_segmenter(
         run, find("models", settings.backbone), make_fabric(device, "fp32").device
     )

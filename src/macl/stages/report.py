@@ -128,14 +128,18 @@ def _render(
 def _title(sections: Sequence[Section]) -> str:
     if len(sections) == 1:
         return sections[0].title
-    finetuned = sum(section.run.record.kind == "finetune" for section in sections)
+    finetuned = sum(section.run.record.is_segmenter for section in sections)
     return f"{finetuned} segmenters compared" if finetuned > 1 else f"{len(sections)} runs"
 
 
 def _lede(records: Sequence[RunRecord]) -> str:
     """One sentence about all runs: how many of which kind, on which scans, segmenting what."""
     kinds = [record.kind for record in records]
-    names = {"finetune": "fine-tuned run", "pretrain": "pre-training run"}
+    names = {
+        "finetune": "fine-tuned run",
+        "selftrain": "self-trained run",
+        "pretrain": "pre-training run",
+    }
     counts = [_count(kinds.count(kind), names[kind]) for kind in names if kind in kinds]
     modalities = ", ".join(sorted({record.modality for record in records}))
     structures = list(dict.fromkeys(name for record in records for name in record.classes[1:]))
@@ -168,7 +172,7 @@ def _run_numbers(section: Section, against_scratch: float | None) -> dict[str, A
         "path": str(run.path),
         "kind": record.kind,
         "finished": record.finished,
-        "start": run.start if record.kind == "finetune" else None,
+        "start": run.start if record.is_segmenter else None,
         "labels": record.labels,
         "recipe": record.recipe,
         "dims": run.dims,
@@ -177,6 +181,7 @@ def _run_numbers(section: Section, against_scratch: float | None) -> dict[str, A
         "seconds": record.seconds,
         "cases": {
             "trained": len(record.cases),
+            "unlabelled": len(record.unlabelled_cases),
             "validation": len(record.validation_cases),
             "test": len(record.test_cases),
         },

@@ -21,6 +21,7 @@ R = TypeVar("R", bound=NetworkRunSettings)
 PATCH_VOXELS: dict[Stage, dict[int, int]] = {
     "pretrain": {2: 256 * 256, 3: 64 * 64 * 64},
     "finetune": {2: 512 * 512, 3: 64 * 128 * 128},
+    "selftrain": {2: 512 * 512, 3: 64 * 128 * 128},
 }
 """Largest patch that training.size = "auto" chooses, by stage and dimensions. Batches for
 pre-training hold more patches, and every patch is seen more than once."""

@@ -13,6 +13,7 @@ from macl.config import (
     NetworkRunSettings,
     PretrainSettings,
     SpatialSettings,
+    Stage,
     read_recipe,
     resolve_recipe,
 )
@@ -24,6 +25,8 @@ from macl.tasks.pretraining import Method, resolve_pretraining
 from macl.tasks.segmentation import resolve_finetuning
 from macl.utils.errors import MaclError
 from macl.utils.progress import say
+
+F = TypeVar("F", bound=FinetuneSettings)
 
 LARGEST_SHARE_OF_A_VOLUME = 0.6
 """Largest side that training.size = "auto" chooses for methods that contrast positions, as a share
@@ -74,8 +77,9 @@ def finetune_settings(
     store: Store,
     init: str,
     init_network: Mapping[str, Any],
-) -> FinetuneSettings:
-    """Complete settings of a fine-tuning run.
+    kind: type[F] = FinetuneSettings,
+) -> F:
+    """Complete settings of a fine-tuning or self-training run.
 
     Args:
         recipe: name or path.
@@ -84,13 +88,14 @@ def finetune_settings(
         init: name of the weights to start from.
         init_network: their `NETWORK_SETTINGS`, which apply unless recipe or overrides name others;
             empty from scratch.
+        kind: FinetuneSettings or SelftrainSettings.
 
     Raises:
         MaclError: a setting does not fit, or the weights are of other dimensions.
     """
     overrides = tuple(overrides)
-    inherited = _inherited(init_network, recipe, overrides)
-    settings = resolve_recipe(FinetuneSettings, recipe, overrides, inherited=inherited)
+    inherited = _inherited(init_network, kind.stage, recipe, overrides)
+    settings = resolve_recipe(kind, recipe, overrides, inherited=inherited)
     settings = _resolve_anatomy(settings, store)
     if settings.anatomy == "oriented":
         views = settings.augmentation
@@ -150,11 +155,11 @@ def describe_network(settings: Mapping[str, Any]) -> str:
 
 
 def _inherited(
-    network: Mapping[str, Any], recipe: str, overrides: Iterable[str]
+    network: Mapping[str, Any], stage: Stage, recipe: str, overrides: Iterable[str]
 ) -> Mapping[str, Any]:
     """The settings of another network, or its dims alone if another backbone is named."""
     named = dict(text.split("=", 1) for text in overrides if text.startswith("backbone="))
-    backbone = named.get("backbone", read_recipe("finetune", recipe).get("backbone"))
+    backbone = named.get("backbone", read_recipe(stage, recipe).get("backbone"))
     if backbone is None or backbone.strip(" \"'") == network.get("backbone"):
         return network
     return {name: value for name, value in network.items() if name == "dims"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +19,22 @@ from macl.augmentation import (
     resample_labels,
     sampling_grid,
 )
-from macl.config import ArrayAxis, FinetuneSettings, validate
+from macl.config import ArrayAxis, FinetuneSettings, SelftrainSettings, validate
 from macl.data.batch import Batch
+from macl.data.store import Store
 from macl.engine.compiling import to_device_layout
 from macl.engine.task import Quantity, StepOutput, Task
 from macl.io.geometry import Plane, array_axis
 from macl.losses import soft_dice
 from macl.models.layers import conv, initialise_convolutions
 from macl.models.network import Network, total_stride
+from macl.plugins import find
 from macl.records.runs import WEIGHTS, RunRecord, read_record
 from macl.tasks.networks import fitted_patch, plugin_settings, resolve_network
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
+
+Chosen = TypeVar("Chosen", bound=FinetuneSettings)
 
 
 class Segmenter(nn.Module):
@@ -91,7 +96,10 @@ class SegmentationTask(Task):
         batch."""
         assert batch.labels is not None
         images, labels = self.augment(batch)
-        logits = self.segmenter(images)
+        return self.compare(self.segmenter(images), labels)
+
+    def compare(self, logits: Tensor, labels: Tensor) -> StepOutput:
+        """The loss of logits (B, K, *patch) against labels (B, *patch)."""
         cross_entropy = F.cross_entropy(logits.float(), labels)
         parts = {"loss_cross_entropy": cross_entropy.detach()}
         loss = cross_entropy
@@ -165,8 +173,8 @@ def _half_turn(settings: FinetuneSettings, axes: set[ArrayAxis]) -> bool:
 
 
 def resolve_finetuning(
-    settings: FinetuneSettings, network: type[Network], spacing_mm: tuple[float, ...] | None = None
-) -> FinetuneSettings:
+    settings: Chosen, network: type[Network], spacing_mm: tuple[float, ...] | None = None
+) -> Chosen:
     """Settings with the network's own filled in as a typed object, and a patch that it can take.
 
     Args:
@@ -192,8 +200,23 @@ def build_segmenter(
     return Segmenter(network(chosen, channels, dims=settings.dims), classes)
 
 
+def fresh_segmenter(store: Store, settings: FinetuneSettings, seed: int) -> Segmenter:
+    """A segmenter of a store's classes, with weights drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = find("models", settings.backbone)
+        channels, classes = len(store.index.channels), len(store.index.classes)
+        return build_segmenter(settings, network, channels, classes)
+
+
+def segmenter_settings(record: RunRecord) -> FinetuneSettings:
+    """The settings of a run that trained a segmenter."""
+    kind = SelftrainSettings if record.kind == "selftrain" else FinetuneSettings
+    return validate(kind, record.settings)
+
+
 def load_segmenter(run: Path, network: type[Network], device: torch.device) -> Segmenter:
-    """The segmenter of a finished fine-tuning run, in eval mode.
+    """The segmenter of a finished fine-tuning or self-training run, in eval mode.
 
     Args:
         run: the run's folder.
@@ -201,12 +224,12 @@ def load_segmenter(run: Path, network: type[Network], device: torch.device) -> S
         device: where to put it.
 
     Raises:
-        MaclError: the run is not a finished fine-tuning run, or its weights are missing or do not
+        MaclError: the run is not finished or has no segmenter, or its weights are missing or do not
             fit.
     """
     record = read_record(run)
     require_segmenter(run, record)
-    settings = validate(FinetuneSettings, record.settings)
+    settings = segmenter_settings(record)
     segmenter = build_segmenter(settings, network, len(record.channels), len(record.classes))
     saved = checkpoint.read(run / WEIGHTS)
     own = segmenter.named_state()
@@ -222,20 +245,25 @@ def load_segmenter(run: Path, network: type[Network], device: torch.device) -> S
 
 
 def require_segmenter(run: Path, record: RunRecord) -> None:
-    """MaclError unless the run is a finished fine-tuning run."""
-    if record.kind != "finetune":
+    """MaclError unless the run has trained a segmenter to the end."""
+    if not record.is_segmenter:
         raise MaclError(
             f"{run} is a pre-training run, which has no classes: fine-tune it and name that run."
         )
     if not record.finished:
         raise MaclError(
-            f"{run} is not finished: go on with `macl finetune … --out {run} --resume`."
+            f"{run} is not finished: go on with `macl {record.kind} … --out {run} --resume`."
         )
 
 
-def segmenter_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A task's tensors as they stand in `weights.safetensors`."""
-    return {segmenter_name(name): tensor for name, tensor in state.items()}
+def segmenter_weights(state: Mapping[str, Tensor], prefix: str = "segmenter.") -> dict[str, Tensor]:
+    """Those of a task's tensors whose names begin with `prefix`, as they stand in
+    `weights.safetensors`."""
+    return {
+        segmenter_name(name.removeprefix(prefix)): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def segmenter_name(name: str) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 from macl.metrics import Convention
 from macl.records import runs
 from macl.stages.evaluate import evaluate
-from macl.stages.finetune import SCRATCH, finetune
+from macl.stages.finetune import finetune
 from macl.stages.predict import predict
 from macl.stages.pretrain import pretrain
+from macl.tasks.initial_weights import SCRATCH
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path, read_json, write_text
