@@ -18,6 +18,7 @@ STAGES = [
     "split",
     "pretrain",
     "finetune",
+    "selftrain",
     "predict",
     "evaluate",
     "profile",

@@ -395,7 +395,7 @@ def test_cases_without_a_label_are_marked(
     tmp_path: Path, residence: Residence, patch: tuple[int, ...]
 ) -> None:
     half = write_toy_store(tmp_path / "store", patients=4, slices=2, side=16, unlabelled=2)
-    cache = PatchCache(half, list(half.cases), "some", CPU, residence)
+    cache = PatchCache(half, list(half.cases), list(half.cases)[:2], CPU, residence)
     made = Loader(cache, 4, patch, 0, foreground_share=1.0)
     for batch in made.between(0, 4):
         _, windows = made.sampler.draw(int(batch.rng.step))
@@ -414,3 +414,79 @@ def test_voxels_stay_on_disk_where_memory_is_short(
     assert cached(store).residence == "device"
     monkeypatch.setattr(module, "free_host_bytes", lambda: 1000)
     assert cached(store).residence == "disk"
+
+
+@pytest.mark.parametrize("patch", [(32, 32), (3, 16, 16)], ids=str)
+@pytest.mark.parametrize("residence", RESIDENCES)
+def test_unlabelled_patches_follow_the_labelled_ones(
+    store: Store, residence: Residence, patch: tuple[int, ...]
+) -> None:
+    """Labels that other cases have in the store are not read; all of them are shown in turn."""
+    names = list(store.cases)
+    cache = PatchCache(store, names, [names[1]], CPU, residence)
+    made = Loader(cache, 3, patch, 0, unlabelled_batch_size=2, foreground_share=1.0)
+    assert made.batch_size == 5
+    seen: set[int] = set()
+    for batch in made.between(0, 20):
+        _, windows = made.sampler.draw(int(batch.rng.step))
+        assert batch.labels is not None
+        assert batch.labelled is not None
+        assert batch.labelled.tolist() == [True] * 3 + [False] * 2
+        assert windows.volumes[:3].tolist() == [1] * 3
+        seen |= {*windows.volumes[3:].tolist()}
+        shown = batch.labels.flatten(1).amax(1) > 0
+        assert torch.equal(shown, batch.labelled)
+        assert len({*batch.rng.samples.tolist()}) == 5, "no two patches share random numbers"
+    assert seen == {0, 2, 3, 4}
+
+
+def test_patches_of_a_mixed_batch_are_those_of_their_volumes(store: Store) -> None:
+    names = list(store.cases)
+    cache = PatchCache(store, names, [names[1], names[3]], CPU)
+    made = Loader(cache, 4, (64, 64), 0, unlabelled_batch_size=4)
+    for batch in made.between(0, 5):
+        _, windows = made.sampler.draw(int(batch.rng.step))
+        for image, volume, start in zip(batch.images, windows.volumes, windows.starts, strict=True):
+            expected, _ = whole_slice(store, 4 * int(volume) + int(start[0]))
+            rows, columns = expected.shape[1:]
+            top, left = (-start[1:]).tolist()
+            found = image[:, top : top + rows, left : left + columns]
+            torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_few_labelled_patches_repeat_to_fill_a_batch(store: Store) -> None:
+    """Four labelled slices in batches of six: every step shows them all, some of them twice."""
+    names = list(store.cases)
+    cache = PatchCache(store, names, [names[0]], CPU)
+    made = Loader(cache, 6, (32, 32), 0, unlabelled_batch_size=1)
+    assert (made.batch_size, made.steps_per_epoch) == (7, 1)
+    for batch in made.between(0, 8):
+        _, windows = made.sampler.draw(int(batch.rng.step))
+        counts = torch.bincount(windows.starts[:6, 0], minlength=4)
+        assert counts.sum() == 6
+        assert counts.max() <= 2
+
+
+def test_given_labels_take_the_place_of_the_stores(store: Store) -> None:
+    names = list(store.cases)
+    given = {name: np.full(store.case(name).size, 7, np.uint8) for name in names[1:3]}
+    for residence in RESIDENCES:
+        cache = PatchCache(store, names, [names[0]], CPU, residence, given_labels=given)
+        (batch,) = Loader(cache, 4, (16, 16), 0, unlabelled_batch_size=16).between(0, 1)
+        _, windows = Loader(cache, 4, (16, 16), 0, unlabelled_batch_size=16).sampler.draw(0)
+        assert batch.labels is not None
+        for label, volume in zip(batch.labels[4:], windows.volumes[4:].tolist(), strict=True):
+            assert (label == (7 if volume in (1, 2) else 0)).all()
+
+
+def test_processes_share_both_kinds_evenly(store: Store) -> None:
+    names = list(store.cases)
+    cache = PatchCache(store, names, [names[0]], CPU)
+    whole = next(Loader(cache, 4, (32, 32), 0, unlabelled_batch_size=2).between(0, 1))
+    for rank in range(2):
+        share = next(Loader(cache, 4, (32, 32), 0, rank, 2, unlabelled_batch_size=2).between(0, 1))
+        assert torch.equal(share.images, whole.images[rank::2])
+        assert share.labelled is not None
+        assert share.labelled.tolist() == [True, True, False]
+    with pytest.raises(MaclError, match="2 processes cannot share 4 labelled and 3 unlabelled"):
+        Loader(cache, 4, (32, 32), 0, 0, 2, unlabelled_batch_size=3)

@@ -79,6 +79,19 @@ def test_unlabelled_scans_of_test_people_are_not_pretrained_on(brains: Store) ->
     assert "brain_004" not in resolved.pretraining_cases
 
 
+def test_unlabelled_cases_are_of_no_test_or_validation_person(brains: Store) -> None:
+    """All others are, whether they have labels or not, but those that the budget uses."""
+    resolved = resolve_split(by_person(), brains)
+    assert resolved.unlabelled_cases("1") == ("brain_004", "brain_005", "brain_007")
+    validating = {"validation": ("brain_pair004",), "budgets": {"2": ("brain_pair002",)}}
+    resolved = resolve_split(by_person(**validating), brains)
+    assert resolved.unlabelled_cases("2") == ("brain_004", "brain_005")
+    others = ((f"brain_{n:03d}", f"brain_{n:03d}", True) for n in (1, 3, 7))
+    labelled = opened(brains.path.parent / "b", *others)
+    with pytest.raises(MaclError, match="leaves no unlabelled scans beside the budget 2"):
+        resolve_split(by_person(**validating), labelled).unlabelled_cases("2")
+
+
 def test_an_unknown_budget_is_answered_with_the_known_ones(brains: Store) -> None:
     with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1: name one"):
         resolve_split(by_person(), brains).labelled_cases("10%")

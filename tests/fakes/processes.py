@@ -17,7 +17,13 @@ KILLED = -signal.SIGKILL
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["macl.cli", "macl.stages.pretrain", "macl.stages.finetune", "macl.methods.macl"]
+    [
+        "macl.cli",
+        "macl.stages.pretrain",
+        "macl.stages.finetune",
+        "macl.stages.selftrain",
+        "macl.methods.macl",
+    ]
 )
 
 

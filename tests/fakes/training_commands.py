@@ -11,11 +11,13 @@ from macl.stages.split import split
 SLICES_OF_A_CASE = {2: 6, 3: 24}
 
 
-def write_stores(folder: Path, *, test: str, validation: str, budget: str) -> Path:
-    """Six cases of 6 slices, and six of 24 slices for volumes, each with a split."""
+def write_stores(
+    folder: Path, *, test: str, validation: str, budget: str, patients: int = 6
+) -> Path:
+    """Cases of 6 slices, and as many of 24 slices for volumes, each with a split."""
     for dims, slices in SLICES_OF_A_CASE.items():
         store = folder / f"{dims}d.store"
-        write_toy_store(store, patients=6, slices=slices, side=32)
+        write_toy_store(store, patients=patients, slices=slices, side=32)
         target = folder / f"{dims}d.json"
         split(store, target, test=test, validation=validation, budgets=budget)
     return folder
@@ -24,9 +26,9 @@ def write_stores(folder: Path, *, test: str, validation: str, budget: str) -> Pa
 def training_words(
     folder: Path, stage: str, dims: int, out: Path, settings: Iterable[str], budget: str
 ) -> list[str]:
-    """`macl pretrain`, or `macl finetune` from scratch, on the store in a folder."""
+    """`macl pretrain`, or a segmenter from scratch, on the store in a folder."""
     words = [stage, str(folder / f"{dims}d.store"), "--out", str(out), "--device", "cpu"]
-    if stage == "finetune":
+    if stage in ("finetune", "selftrain"):
         words += ["--init", "scratch", "--split", str(folder / f"{dims}d.json"), "--labels", budget]
     for setting in settings:
         words += ["--set", setting]

@@ -15,6 +15,7 @@ STEPS = 45
 OFTEN = ("training.checkpoint_every_steps=3", "training.log_every_steps=1")
 PRETRAINING = (*OFTEN, "training.epochs=5", "method_settings.decoder_blocks=1")
 FINETUNING = (*OFTEN, "training.epochs=15", "training.ema_decay=0.9", "mirror_averaging=false")
+SELFTRAINING = (*OFTEN, "training.epochs=15", "ramp=0.5", "mirror_averaging=false")
 SLICES = ("training.size=32", "training.batch_size=4", "backbone_settings.width=8")
 VOLUMES = (
     "dims=3",
@@ -27,6 +28,7 @@ SETTINGS = {
     ("finetune", 2): (*SLICES, *FINETUNING),
     ("pretrain", 3): (*VOLUMES, "patients_per_position=2", *PRETRAINING),
     ("finetune", 3): (*VOLUMES, *FINETUNING),
+    ("selftrain", 2): (*SLICES, *SELFTRAINING),
 }
 
 

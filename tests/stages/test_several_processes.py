@@ -32,6 +32,10 @@ FINETUNING = (
     "training.epochs=3", "training.optimiser=sgd", "training.ema_decay=0.9",
     "mirror_averaging=false",
 )  # fmt: skip
+SELFTRAINING = (
+    "training.epochs=3", "training.optimiser=sgd", "ramp=0.0", "mirror_averaging=false",
+    "cutmix=1.0",
+)  # fmt: skip
 OWN = {
     ("pretrain", 2): (*SLICES, "training.epochs=1", PRETRAINING),
     ("finetune", 2): (*SLICES, *FINETUNING),
@@ -43,13 +47,16 @@ OWN = {
         "training.learning_rate=0.003",
     ),
     ("finetune", 3): (*VOLUMES, "training.batch_size=2", *FINETUNING),
+    ("selftrain", 2): (*SLICES, *SELFTRAINING),
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores whose label budget trains on two people and validates on three."""
-    return write_stores(tmp_path_factory.mktemp("several"), test="1", validation="3", budget="5")
+    """Stores whose label budget trains on two people and validates on three; one is left."""
+    return write_stores(
+        tmp_path_factory.mktemp("several"), test="1", validation="3", budget="5", patients=7
+    )
 
 
 def words(folder: Path, stage: str, dims: int, out: str, *more: str) -> list[str]:

@@ -22,6 +22,7 @@ from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
 from macl.engine.trainer import Validation
 from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.models.transfer import require_transfer, transplant
+from macl.plugins import find
 from macl.records.runs import PREDICTIONS, TRANSFER, RunRecord
 from macl.tasks.initial_weights import read_init, require_apart
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings
@@ -82,7 +83,9 @@ def finetune(
     require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
     plane = opened.case(cases[0]).orientation.plane
     axes = mirror_axes(settings, opened.index.classes, plane)
-    task = SegmentationTask(fresh_segmenter(opened, settings, chosen.seed), settings, axes)
+    network = find("models", settings.backbone)
+    segmenter = fresh_segmenter(opened, settings, network, chosen.seed)
+    task = SegmentationTask(segmenter, settings, axes)
     transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
     task.pretrained = transfer.names
     if weights.tensors:

@@ -95,7 +95,7 @@ def selftrain(
     require_apart(str(teacher), teaching.patients, run.resolved, chosen.allow_overlap)
     plane = opened.case(cases[0]).orientation.plane
     axes = mirror_axes(settings, opened.index.classes, plane)
-    segmenter = fresh_segmenter(opened, settings, chosen.seed)
+    segmenter = fresh_segmenter(opened, settings, find("models", settings.backbone), chosen.seed)
     transfer = transplant(weights.name, weights.tensors, segmenter.named_state())
     if weights.tensors:
         require_transfer(transfer, encoder_only, weights.trained_with)

@@ -28,7 +28,6 @@ from macl.io.geometry import Plane, array_axis
 from macl.losses import soft_dice
 from macl.models.layers import conv, initialise_convolutions
 from macl.models.network import Network, total_stride
-from macl.plugins import find
 from macl.records.runs import WEIGHTS, RunRecord, read_record
 from macl.tasks.networks import fitted_patch, plugin_settings, resolve_network
 from macl.utils import checkpoint
@@ -200,11 +199,12 @@ def build_segmenter(
     return Segmenter(network(chosen, channels, dims=settings.dims), classes)
 
 
-def fresh_segmenter(store: Store, settings: FinetuneSettings, seed: int) -> Segmenter:
+def fresh_segmenter(
+    store: Store, settings: FinetuneSettings, network: type[Network], seed: int
+) -> Segmenter:
     """A segmenter of a store's classes, with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = find("models", settings.backbone)
         channels, classes = len(store.index.channels), len(store.index.classes)
         return build_segmenter(settings, network, channels, classes)
 
