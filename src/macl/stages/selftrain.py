@@ -152,7 +152,7 @@ def _train(
         foreground_share=settings.foreground_share,
         unlabelled_batch_size=unlabelled,
     )
-    watch = ProportionWatch(task, settings.training.epochs * loader.steps_per_epoch)
+    watch = ProportionWatch(task, settings.training.total_steps(loader.steps_per_epoch))
     trained = run.train("Segmenter", task, loader, on_log=watch)
     network = {name: record.settings[name] for name in NETWORK_SETTINGS}
     about = {"kind": record.kind, "channels": record.channels, "classes": record.classes, **network}

@@ -184,6 +184,13 @@ class SelfTrainingTask(SegmentationTask):
         sums = torch.zeros(len(self.classes), device=labels.device)
         return sums.index_add_(0, labels.flatten(), values.flatten().float())
 
+    def _drawn_evenly(self, labels: Tensor) -> Tensor:
+        """(B, *patch) bool, the labelled patches that were not chosen for showing a class."""
+        count, _ = self.selftraining.patches_per_step
+        evenly = max(1, count - round(count * self.selftraining.foreground_share))
+        chosen = collectives.local_shard(torch.arange(count, device=labels.device)) < evenly
+        return chosen[: len(labels)].reshape(-1, *(1,) * (labels.ndim - 1)).expand_as(labels)
+
     def _taught_loss(self, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
         """As on labelled patches, over the voxels that count; cross-entropy is the mean over all,
         so that it grows with their share."""
@@ -203,7 +210,7 @@ class SelfTrainingTask(SegmentationTask):
         of_labels, predicted, sure, agreed = collectives.all_reduce_sum(
             torch.stack(
                 (
-                    self._per_class(truth, torch.ones_like(truth)),
+                    self._per_class(truth, self._drawn_evenly(truth)),
                     self._per_class(labels, inside),
                     self._per_class(labels, counted),
                     F.pad(
@@ -265,7 +272,8 @@ def _quantities(classes: tuple[str, ...]) -> dict[str, Quantity]:
         f"proportion_{k}": Quantity(
             f"Proportion, {name}",
             "The class's share of the teacher's predictions over its share of the labels, both as "
-            "running means; 1 where they are alike, towards 0 where the class vanishes.",
+            "running means over patches drawn evenly; 1 where they are alike, towards 0 where the "
+            "class vanishes.",
         )
         for k, name in enumerate(classes)
         if k
