@@ -14,8 +14,7 @@ from macl.data.patch_cache import FetchedVoxels, PatchCache
 from macl.data.rng import SampleRng
 from macl.data.sampling import EpochSampler, GroupedSampler, MixedSampler, find_class_voxels
 from macl.data.windows import Windows, full_shape
-from macl.distributed.collectives import require_even_shards
-from macl.utils.errors import MaclError
+from macl.distributed.collectives import require_even_parts, require_even_shards
 from macl.utils.progress import say
 from macl.utils.text import format_size
 
@@ -103,12 +102,7 @@ class Loader:
                 foreground_share,
                 cache.store,
             )
-            if unlabelled_batch_size % world_size or batch_size % world_size:
-                raise MaclError(
-                    f"{world_size} processes cannot share {batch_size} labelled and "
-                    f"{unlabelled_batch_size} unlabelled patches evenly: set training.batch_size "
-                    f"and unlabelled_batch_size to multiples of {world_size}."
-                )
+            require_even_parts(batch_size, unlabelled_batch_size, world_size)
             batch_size += unlabelled_batch_size
         else:
             voxels = find_class_voxels(cache.store, cache.volumes) if foreground_share else None

@@ -88,6 +88,16 @@ def require_even_shards(
     )
 
 
+def require_even_parts(labelled: int, unlabelled: int, world_size: int) -> None:
+    """MaclError unless the processes can share so many labelled and so many unlabelled patches."""
+    if labelled % world_size or unlabelled % world_size:
+        raise MaclError(
+            f"{world_size} processes cannot share {labelled} labelled and {unlabelled} unlabelled "
+            "patches evenly: set training.batch_size and unlabelled_batch_size to multiples of "
+            f"{world_size}."
+        )
+
+
 def _widen(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 

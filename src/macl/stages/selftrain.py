@@ -13,6 +13,7 @@ from macl.config import SelftrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
+from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
 from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
 from macl.inference.sliding_window import SegmenterMember, predict_slices
@@ -91,6 +92,7 @@ def selftrain(
     run = TrainingRun(opened, out, settings, split, chosen)
     assert run.resolved is not None
     cases, unlabelled = run.resolved.labelled_cases(labels), run.resolved.unlabelled_cases(labels)
+    require_even_parts(*settings.patches_per_step, run.fabric.world_size)
     require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
     require_apart(str(teacher), teaching.patients, run.resolved, chosen.allow_overlap)
     plane = opened.case(cases[0]).orientation.plane
