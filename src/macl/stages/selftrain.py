@@ -101,15 +101,15 @@ def selftrain(
     transfer = transplant(weights.name, weights.tensors, segmenter.named_state())
     if weights.tensors:
         require_transfer(transfer, encoder_only, weights.trained_with)
-    has_head = any(each.name == "head.weight" and each.source for each in transfer.tensors)
     task = SelfTrainingTask(
         segmenter,
         settings,
         axes,
         opened.index.classes,
-        follows_fast=not has_head,
+        follows_fast="head.weight" not in transfer.names,
         pseudo_labels=teacher is not None,
     )
+    task.pretrained = transfer.names
     record = run.open(
         task,
         cases,
