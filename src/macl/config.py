@@ -327,7 +327,7 @@ class SelftrainSettings(FinetuneSettings):
         default=0.9, ge=0, lt=1, description="least confidence of the teacher in what it teaches"
     )
     adapt_confidence: bool = Field(
-        default=True,
+        default=False,
         description="lower that limit for classes of which the teacher is less sure on average",
     )
     cutmix: float = Field(

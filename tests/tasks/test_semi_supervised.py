@@ -114,7 +114,7 @@ def test_the_teacher_follows_as_an_average_of_weights_does() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_no_gradient_reaches_the_teacher(dims: int) -> None:
-    made = task(dims, confidence=0.0, adapt_confidence=False)
+    made = task(dims, confidence=0.0)
     output = made.step(batch(dims))
     output.loss.backward()
     assert output.logged["loss_unlabelled"] > 0
@@ -134,11 +134,11 @@ def test_the_labels_of_unlabelled_patches_are_not_looked_at() -> None:
 
 def test_unsure_voxels_do_not_count() -> None:
     """No fresh teacher is this sure, so the loss is that of the labelled patches alone."""
-    unsure = task(confidence=0.999999, adapt_confidence=False, loss="cross_entropy").step(batch())
+    unsure = task(confidence=0.999999, loss="cross_entropy").step(batch())
     assert unsure.logged["loss_unlabelled"] == 0
     assert [float(unsure.logged[f"confident_{k}"]) for k in range(3)] == [0, 0, 0]
     torch.testing.assert_close(unsure.loss.detach(), unsure.logged["loss_cross_entropy"])
-    sure = task(confidence=0.0, adapt_confidence=False).step(batch())
+    sure = task(confidence=0.0).step(batch())
     shares = [float(sure.logged[f"confident_{k}"]) for k in range(3)]
     assert set(shares) <= {0.0, 1.0}, "a class that is not predicted has no share"
     assert 1.0 in shares
@@ -150,15 +150,15 @@ def test_the_limit_follows_the_confidence_of_each_class() -> None:
     labels = torch.zeros(1, 4, 8, dtype=torch.long)
     labels[:, 2:], confidence[:, 2] = 1, 0.80
     confidence[:, 3] = 0.64
-    made = task(confidence=0.9)
+    made = task(confidence=0.9, adapt_confidence=True)
     taught = made.teach(batch())._replace(labels=labels, confidence=confidence)
     counted = made._counted(taught, 0)
     torch.testing.assert_close(made.confidences, torch.tensor([0.96, 0.72, 0.0]))
     assert counted[0].all(dim=1).tolist() == [True, True, True, False]
-    fixed = task(confidence=0.9, adapt_confidence=False)._counted(taught, 0)
+    fixed = task(confidence=0.9)._counted(taught, 0)
     assert fixed[0].all(dim=1).tolist() == [True, True, False, False]
     outside = taught._replace(confidence=torch.zeros_like(confidence))
-    assert not task(confidence=0.0)._counted(outside, 0).any()
+    assert not task(confidence=0.0, adapt_confidence=True)._counted(outside, 0).any()
 
 
 def test_boxes_mix_image_label_and_confidence_alike() -> None:
@@ -190,7 +190,7 @@ def test_a_box_lies_within_its_patch(patch: tuple[int, ...]) -> None:
 
 
 def test_a_fixed_teacher_labels_through_the_batch() -> None:
-    made = task(pseudo_labels=True, cutmix=0.0, confidence=0.0, adapt_confidence=False)
+    made = task(pseudo_labels=True, cutmix=0.0, confidence=0.0)
     own = batch()
     assert own.labels is not None
     pseudo = own.labels.clone()
