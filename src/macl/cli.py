@@ -411,11 +411,15 @@ def benchmark(
     ],
     out: Out,
     device: DeviceOption = Device.auto,
+    append_to: Annotated[
+        Path | None,
+        typer.Option("--append-to", help="Also add one row for each finished run to this table."),
+    ] = None,
 ) -> None:
     """Run a grid of pre-training, fine-tuning and evaluation; finished cells are kept."""
     from macl.workflows.benchmark import benchmark as run
 
-    if not run(grid, out, device=device.value):
+    if not run(grid, out, device=device.value, append_to=append_to):
         raise typer.Exit(1)
 
 
