@@ -22,7 +22,7 @@ def write_finished_cells(grid: Path, out: Path, dice_of: DiceOf) -> None:
         test = planned.splits[cell.draw].test
         cases = [case for case, person in planned.groups.items() if person in test]
         rows = [
-            _row(case, name, dice_of(cell, case, name))
+            _row(case, name, float(dice_of(cell, case, name)))
             for case in cases
             for name in ("ring", "disc")
         ]

@@ -172,7 +172,7 @@ def test_recipes_are_compared_where_the_reference_names_one(grid: Path) -> None:
 def test_ranks_and_curves(grid: Path) -> None:
     out = run(grid)
     ranks = [row for row in table(out / "ranks.csv") if row["labels"] == "2"]
-    assert [row["start"] for row in ranks][0] == "good_one"
+    assert ranks[0]["start"] == "good_one"
     assert float(ranks[0]["mean_rank"]) == 1
     assert sum(float(row["mean_rank"]) for row in ranks) == pytest.approx(6)
     curves = {(row["start"], row["labelled_people"]): row for row in table(out / "curves.csv")}

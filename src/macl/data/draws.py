@@ -27,7 +27,7 @@ def draw_labelled_people(resolved: ResolvedSplit, store: Store, draw: int) -> Sp
     labelled = {case.name for case in store.index.cases if case.labelled}
     pool = resolved.people(labelled.intersection(resolved.pretraining_cases))
     order = in_drawn_order(set(pool).difference(resolved.validation), draw)
-    counts = {name: len(resolved.people(cases)) for name, cases in resolved.budget_cases.items()}
+    counts = {name: len(people) for name, people in split.budgets.items()}
     if max(counts.values()) > len(order):
         raise MaclError(
             f"The largest budget of the split {split.name!r} needs {max(counts.values())} people, "

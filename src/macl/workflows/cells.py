@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import macl
 from macl.data.splits import write_split
@@ -72,7 +72,9 @@ class BenchmarkFolder:
         shutil.rmtree(self.out / FAILURES, ignore_errors=True)
 
     def work(self, cells: Iterable[BenchmarkCell], after_each: Callable[[], Any]) -> None:
-        """Finish these cells, calling `after_each`; one that another process is at is waited for.
+        """Finish these cells; one that another process is at is waited for.
+
+        `after_each` is called after each that was not finished before.
 
         What fails is written down, and not tried again until `prepare`.
         """
@@ -81,10 +83,11 @@ class BenchmarkFolder:
         while waiting:
             busy = []
             for cell in waiting:
-                if self._finish(cell, numbers[cell]):
-                    after_each()
-                else:
+                outcome = self._finish(cell, numbers[cell])
+                if outcome == "busy":
                     busy.append(cell)
+                elif outcome == "done":
+                    after_each()
             if len(busy) == len(waiting):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             waiting = busy
@@ -111,21 +114,21 @@ class BenchmarkFolder:
     def _failure(self, kind: str, name: str) -> Path:
         return self.out / FAILURES / kind / f"{name}.txt"
 
-    def _finish(self, cell: BenchmarkCell, number: int) -> bool:
-        """Run, resume or keep a cell; False where another process is at it."""
+    def _finish(self, cell: BenchmarkCell, number: int) -> Literal["done", "kept", "busy"]:
+        """Run, resume or keep a cell, unless another process is busy with it."""
         if self._failure(CELLS, cell.name).is_file():
-            return True
+            return "kept"
         with lock_if_free(self.out / LOCKS / f"{cell.name}.lock") as held:
             if not held:
-                return False
+                return "busy"
             say(f"Cell {number} of {len(self.plan.specifications)}: {cell.name}")
             try:
                 return self._finish_alone(cell)
             except Exception as error:
                 write_text(self._failure(CELLS, cell.name), _reason(error))
-        return True
+        return "done"
 
-    def _finish_alone(self, cell: BenchmarkCell) -> bool:
+    def _finish_alone(self, cell: BenchmarkCell) -> Literal["done", "kept", "busy"]:
         folder = self.folder(cell)
         finished = read_cell(folder)
         if finished and finished.specification != self.plan.specifications[cell]:
@@ -135,13 +138,13 @@ class BenchmarkFolder:
             )
         if finished and {*self.plan.grid.conventions} <= {*finished.summaries}:
             say("Finished already.")
-            return True
+            return "kept"
         start = self._start(cell)
         if start is None:
             say("Its pre-training is under way in another process.")
-            return False
+            return "busy"
         self._run(cell, folder, *start)
-        return True
+        return "done"
 
     def _run(
         self, cell: BenchmarkCell, folder: Path, init: str, pretraining_seconds: float
