@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path
 from macl.utils.progress import say
 from macl.workflows.cells import BenchmarkFolder
+from macl.workflows.executors import Cluster, run_workers, submit_jobs
 from macl.workflows.grid import plan, read_grid
 from macl.workflows.results import append_runs
 from macl.workflows.tables import SUMMARY, write_tables
@@ -17,21 +21,48 @@ from macl.workflows.tables import SUMMARY, write_tables
 GRID = "grid.toml"
 
 
-def benchmark(
-    grid: Path, out: Path, *, device: str = "auto", append_to: Path | None = None
-) -> bool:
+class BenchmarkKeywords(TypedDict, total=False):
+    """The fields of `BenchmarkOptions`, as keyword arguments."""
+
+    device: str
+    workers: int | None
+    submit: Cluster | None
+    job_settings: Sequence[str]
+    append_to: Path | None
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """How a benchmark is run.
+
+    Attributes:
+        device: to run on.
+        workers: processes that share the cells; with `submit`, jobs (None: one for every
+            pre-training).
+        submit: run the cells as jobs of a SLURM cluster, or of this machine ("local").
+        job_settings: "name=value", as submitit takes them.
+        append_to: a table to which the finished runs are added, one row each; those that are there
+            already are not added twice.
+    """
+
+    device: str = "auto"
+    workers: int | None = None
+    submit: Cluster | None = None
+    job_settings: Sequence[str] = ()
+    append_to: Path | None = None
+
+
+def benchmark(grid: Path, out: Path, **options: Unpack[BenchmarkKeywords]) -> bool:
     """Run the cells of a grid file that are not finished in `out`, and write all results.
 
     `out` then holds `pretrained/<start>__seed<n>` and
     `cells/<start>__<labels>__<recipe>__seed<n>` (runs, with their predictions and scores), the
-    tables that `write_tables` writes, and the grid.
+    tables that `write_tables` writes, and the grid. The same command may run several times at once.
 
     Args:
         grid: the grid file.
         out: the folder of the results.
-        device: to run on.
-        append_to: a table to which the finished runs are added, one row each; those that are there
-            already are not added twice.
+        options: see `BenchmarkOptions`.
 
     Returns:
         Whether every cell of the grid is finished.
@@ -40,20 +71,32 @@ def benchmark(
         MaclError: the grid names something that does not exist, or `out` holds something else;
             nothing has been run then.
     """
+    chosen = BenchmarkOptions(**options)
     planned = plan(read_grid(grid))
     _open_folder(out, grid)
     command = f"macl benchmark {shlex.quote(grid.name)} --out {shlex.quote(out.name)}"
-    folder = BenchmarkFolder(planned, out, device, f"{command} --device {device}")
+    folder = BenchmarkFolder(planned, out, chosen.device, f"{command} --device {chosen.device}")
     folder.prepare()
-    folder.work(planned.specifications, lambda: write_tables(folder))
+
+    def after_each() -> str:
+        return write_tables(folder)
+
+    if chosen.submit:
+        submit_jobs(folder, grid, chosen.submit, chosen.workers, chosen.job_settings, after_each)
+    elif (chosen.workers or 1) > 1:
+        run_workers(folder, grid, chosen.workers or 1, after_each)
+    else:
+        folder.work(planned.specifications, after_each)
     print(write_tables(folder))
     failed, finished = folder.failed(), folder.finished()
     for name, reason in failed.items():
         say(f"Failed: {name}: {reason}")
-    if append_to:
-        append_runs(append_to, finished.values())
+    if chosen.append_to:
+        append_runs(chosen.append_to, finished.values())
     cells = len(planned.specifications)
     say(f"{len(finished)} of {cells} cells are finished; results: {out / SUMMARY}.")
+    if len(finished) + len(failed) < cells:
+        say("The rest was interrupted: run the same command again to go on.")
     return len(finished) == cells and not failed
 
 
