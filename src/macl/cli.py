@@ -482,11 +482,37 @@ def benchmark(
     ],
     out: Out,
     device: DeviceOption = Device.auto,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that share the cells; default: one."),
+    ] = None,
+    submit: Annotated[
+        Literal["slurm", "local"] | None,
+        typer.Option("--submit", help="Run the cells as jobs of a SLURM cluster (macl[slurm])."),
+    ] = None,
+    job_setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job-setting", help="Of a job: NAME=VALUE, as submitit takes them; repeatable."
+        ),
+    ] = None,
+    append_to: Annotated[
+        Path | None,
+        typer.Option("--append-to", help="Also add one row for each finished run to this table."),
+    ] = None,
 ) -> None:
     """Run a grid of pre-training, fine-tuning and evaluation; finished cells are kept."""
     from macl.workflows.benchmark import benchmark as run
 
-    if not run(grid, out, device=device.value):
+    if not run(
+        grid,
+        out,
+        device=device.value,
+        workers=workers,
+        submit=submit,
+        job_settings=job_setting or (),
+        append_to=append_to,
+    ):
         raise typer.Exit(1)
 
 

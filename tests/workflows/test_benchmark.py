@@ -11,13 +11,15 @@ import pytest
 from fakes.toy_store import write_toy_store
 from macl import cli
 from macl.data.store import Store
+from macl.records.runs import read_record
 from macl.stages.report import report
 from macl.stages.split import split
 from macl.utils.errors import MaclError
-from macl.workflows import benchmark as workflow
+from macl.workflows import cells as workflow
 from macl.workflows.benchmark import benchmark
-from macl.workflows.grid import combinations, read_grid, specify
-from macl.workflows.results import cell_rows, mean_and_deviation, read_cell
+from macl.workflows.grid import combinations, plan, read_grid
+from macl.workflows.results import cell_rows, read_cell
+from macl.workflows.tables import mean_and_deviation
 
 SMALL = (
     '"training.epochs=1", "training.size=64", "training.batch_size=4", "backbone_settings.width=2"'
@@ -87,6 +89,49 @@ def test_cells_run_seed_by_seed(grid: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("repeats", "suffixes"),
+    [
+        ("repeats = 2", ["seed0__draw0", "seed1__draw1"]),
+        ("draws = [4]", ["seed4__draw4"]),
+        ("seeds = [0, 0]\ndraws = [1, 2]", ["seed0__draw1", "seed0__draw2"]),
+    ],
+)
+def test_a_repeat_is_a_seed_and_a_draw(grid: Path, repeats: str, suffixes: list[str]) -> None:
+    edit(grid, "seeds = [0]", repeats)
+    names = [cell.name for cell in combinations(read_grid(grid)) if cell.start.name == "macl"]
+    assert names == [f"macl__{labels}__paper__{suffix}" for suffix in suffixes for labels in "12"]
+
+
+def test_cells_of_two_trainings_differ_by_their_settings(grid: Path) -> None:
+    edit(
+        grid,
+        "[finetune]",
+        '[[training]]\n[[training]]\nname = "longer"\nset = ["training.epochs=3"]\n[finetune]',
+    )
+    epochs = {
+        cell.name: of["finetuning"]["training"]["epochs"]
+        for cell, of in plan(read_grid(grid)).specifications.items()
+    }
+    assert epochs["scratch__1__paper__seed0"] == 1
+    assert epochs["scratch__longer__1__paper__seed0"] == 3
+
+
+def test_draws_train_on_other_people_and_test_on_the_same(grid: Path, tmp_path: Path) -> None:
+    edit(grid, "seeds = [0]", "draws = [0, 1, 2]")
+    edit(grid, 'labels = [1, "2"]', "labels = [1]")
+    edit(grid, f'[[start]]\nname = "macl"\nmethod = "macl"\nset = [{SMALL}]\n', "")
+    out = tmp_path / "bench"
+    assert benchmark(grid, out, device="cpu")
+    records = [read_record(folder) for folder in sorted((out / "cells").iterdir())]
+    assert len({record.test_cases for record in records}) == 1
+    assert len({record.people for record in records}) > 1
+    assert [record.seed for record in records] == [0, 1, 2]
+    before = contents(out)
+    assert benchmark(grid, out, device="cpu")
+    assert contents(out) == before
+
+
 def test_paths_are_relative_to_the_grid(
     grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +143,9 @@ def test_paths_are_relative_to_the_grid(
     assert Store.open(read.store).path.samefile(tmp_path / "toy.store")
     names = [cell.name for cell in combinations(read)]
     assert names[1] == "scratch__1__mine__seed0"
-    settings = {cell.name: of for cell, of in specify(read).items()}[names[1]]["finetuning"]
+    settings = {cell.name: of for cell, of in plan(read).specifications.items()}[names[1]][
+        "finetuning"
+    ]
     assert settings["training"]["epochs"] == 1, "set wins over the recipe"
 
 
@@ -119,6 +166,10 @@ def test_percentages_make_folders_of_their_own(grid: Path) -> None:
         ('["paper"]', '["papr"]', "no finetune recipe called 'papr'"),
         ("seeds", "sedes", "there is no grid.toml.sedes; did you mean 'seeds'"),
         ("seeds = [0]", "seeds = []", "seeds"),
+        ("seeds = [0]", "seeds = [0]\nrepeats = 2", "repeats stands for seeds and draws"),
+        ("seeds = [0]", "seeds = [0]\ndraws = [1, 2]", "there are 2 draws and 1 seeds"),
+        ("[finetune]", '[reference]\nstart = "mcal"\n[finetune]', "has scratch, macl"),
+        ("[finetune]", '[[training]]\nstage = "tune"\n[finetune]', r"training\.0\.stage"),
         ('"toy.json"', '"paper/acdc"', "names 10, 14,"),
         ('"toy.store"', '"tyo.store"', "does not exist"),
         ('"training.size=64"', '"training.sise=64"', r"training\.sise"),
@@ -179,7 +230,7 @@ set = [{sizes}]
 
 
 def test_weights_start_recipes_of_their_own_dimensions(both: Path) -> None:
-    specified = specify(read_grid(both))
+    specified = plan(read_grid(both)).specifications
     assert [cell.name for cell in specified] == [
         "scratch__1__slices__seed0",
         "scratch__1__volumes__seed0",
@@ -194,14 +245,14 @@ def test_weights_start_recipes_of_their_own_dimensions(both: Path) -> None:
 def test_starts_with_different_networks_are_warned_of(
     both: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    specify(read_grid(both))
+    plan(read_grid(both))
     assert "Warning" not in capfd.readouterr().err
     edit(
         both,
         '"patients_per_position=2"',
         '"patients_per_position=2", "backbone_settings.strides=[2, 2, 2]"',
     )
-    specify(read_grid(both))
+    plan(read_grid(both))
     assert "the starts of the recipe volumes.toml have different networks" in capfd.readouterr().err
 
 
@@ -237,6 +288,10 @@ def test_every_cell_is_run_scored_and_tabled_once(
     out = tmp_path / "bench"
     assert benchmark(grid, out, device="cpu")
     assert "Cell 4 of 4: macl__2__paper__seed0" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        "comparisons.csv", "curves.csv", "grid.toml", "ranks.csv", "results.csv", "results.md",
+        "results.tex", "runs.csv",
+    }  # fmt: skip
     found = [(row["start"], row["labels"], row["convention"], row["class"]) for row in table(out)]
     assert len(found) == len(set(found)) == 4 * 2 * 3
     assert ("macl", "2", "paper", "mean") in found
@@ -253,7 +308,7 @@ def test_every_cell_is_run_scored_and_tabled_once(
     edit(grid, "seeds = [0]", "seeds = [0, 1]")
     assert benchmark(grid, out, device="cpu")
     after = contents(out)
-    changed = {str(out / name) for name in ("results.csv", "results.md", "grid.toml")}
+    changed = {str(path) for path in out.iterdir() if path.is_file()}
     assert {
         name: content for name, content in before.items() if name not in changed
     }.items() <= after.items()

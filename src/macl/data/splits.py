@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -140,6 +142,11 @@ def group_of(patient: str, rule: Rule) -> str:
         )
     before, number = patient[: digits.start()], int(digits.group())
     return f"{before}pair{(number + 1) // 2:0{len(digits.group())}d}{patient[digits.end() :]}"
+
+
+def in_drawn_order(people: Iterable[str], seed: int) -> list[str]:
+    """Order people by a hash of their name and the seed, the same on every machine."""
+    return sorted(people, key=lambda person: hashlib.sha256(f"{seed}/{person}".encode()).digest())
 
 
 def last_number(text: str) -> re.Match[str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack, get_args
 
 from macl.data.resolved_split import ResolvedSplit, resolve_split
-from macl.data.splits import Rule, Split, group_of, read_split, write_split
+from macl.data.splits import Rule, Split, group_of, in_drawn_order, read_split, write_split
 from macl.data.store import Store
 from macl.utils.errors import MaclError, listed
 from macl.utils.progress import say
@@ -163,12 +162,12 @@ def structures(store: Store, rule: Rule) -> dict[str, frozenset[int]]:
 def in_order(
     people: Iterable[str], seed: int, strata: Mapping[str, frozenset[int]] | None = None
 ) -> list[str]:
-    """Order people by a hash of their name and the seed, the same on every machine.
+    """Order people as `in_drawn_order` does.
 
     With `strata`, each stratum is spread evenly over the order, so that every part of it holds its
     share of each.
     """
-    order = sorted(people, key=lambda person: hashlib.sha256(f"{seed}/{person}".encode()).digest())
+    order = in_drawn_order(people, seed)
     if strata is None:
         return order
     members: dict[frozenset[int], list[str]] = {}

@@ -49,15 +49,25 @@ def file_lock(path: Path, message: str) -> Iterator[None]:
     Raises:
         MaclError: another process holds the lock.
     """
+    with lock_if_free(path) as held:
+        if not held:
+            raise MaclError(message)
+        yield
+
+
+@contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold a lock file while the block runs, unless another process does; yield whether we do."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(path).acquire(blocking=False)
     except Timeout:
-        raise MaclError(message) from None
+        yield False
+        return
     with lock:
-        yield
+        yield True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,7 +37,7 @@ def workers_for(items: int, workers: int) -> Iterator[ParallelMap]:
         )
         return
     pool = ProcessPoolExecutor(
-        min(items, workers), mp_context=get_context("spawn"), initializer=_end_with_parent
+        min(items, workers), mp_context=get_context("spawn"), initializer=end_with_parent
     )
 
     def run(function: Callable[[Any], Any], things: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -62,7 +62,7 @@ def workers_for(items: int, workers: int) -> Iterator[ParallelMap]:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Leave Ctrl-C to the parent, and watch for its death: a killed parent stops nobody."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()

@@ -7,22 +7,25 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from macl.config import (
     FinetuneSettings,
     PretrainSettings,
+    SelftrainSettings,
     Settings,
     read_toml,
     resolve_recipe,
     validate,
 )
+from macl.data.draws import draw_labelled_people
 from macl.data.resolved_split import resolve_split
-from macl.data.splits import read_split
+from macl.data.splits import Split, read_split
 from macl.data.store import Store
 from macl.metrics import Convention
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings, pretrain_settings
@@ -51,6 +54,42 @@ class Start(Settings):
         return self
 
 
+SUPERVISED = "supervised"
+
+
+class Training(Settings):
+    """A way to train segmenters from every start."""
+
+    name: str = Field(default=SUPERVISED, pattern=NAME)
+    stage: Literal["finetune", "selftrain"] = "finetune"
+    recipe: str | None = Field(
+        default=None,
+        description="recipe of the stage, in place of the grid's recipes; none: theirs, which "
+        "self-training has not",
+    )
+    set: tuple[str, ...] = Field(
+        default=(), description="settings of the stage, as --set takes them, after [finetune]'s"
+    )
+
+    @model_validator(mode="after")
+    def _selftraining_has_a_recipe(self) -> Training:
+        if self.stage == "selftrain" and self.recipe is None:
+            raise ValueError('self-training needs a recipe of its own: recipe = "mean-teacher"')
+        return self
+
+
+class Reference(Settings):
+    """The method with which the others are compared, at the same labels."""
+
+    start: str | None = Field(default=None, description="none: the first one from scratch")
+    training: str | None = Field(default=None, description="none: the first one")
+    recipe: str | None = Field(
+        default=None,
+        description="compare all recipes with this one; none: each method with the reference of "
+        "its own recipe",
+    )
+
+
 class FinetuneChanges(Settings):
     """What the grid changes in every recipe of fine-tuning."""
 
@@ -60,9 +99,12 @@ class FinetuneChanges(Settings):
 class BenchmarkGrid(Settings):
     """A grid file. Its paths are relative to it.
 
-    Every combination of start, labels, recipe and seed is a cell, except that weights pre-trained
-    in 2D do not start a recipe in 3D, nor the other way round. A recipe is in 2D unless it or
-    `finetune.set` says dims = 3.
+    Every combination of start, training, labels, recipe and repeat is a cell, except that weights
+    pre-trained in 2D do not start a recipe in 3D, nor the other way round. A recipe is in 2D unless
+    it or `finetune.set` says dims = 3.
+
+    A repeat is a seed together with a draw of the labelled people. All methods go through the same
+    repeats, so that they are compared in pairs.
     """
 
     store: Path
@@ -70,7 +112,15 @@ class BenchmarkGrid(Settings):
     start: tuple[Start, ...] = Field(min_length=1)
     labels: tuple[str, ...] = Field(min_length=1)
     recipes: tuple[str, ...] = Field(default=("strong",), min_length=1)
+    training: tuple[Training, ...] = Field(default=(Training(),), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    draws: tuple[int, ...] = Field(
+        default=(), description="one for each seed; none: the people whom the split names"
+    )
+    repeats: int | None = Field(
+        default=None, ge=1, description="in place of seeds and draws: 0, 1, … for both"
+    )
+    reference: Reference = Reference()
     finetune: FinetuneChanges = FinetuneChanges()
     conventions: tuple[Convention, ...] = Field(default=("strict", "paper"), min_length=1)
 
@@ -80,6 +130,40 @@ class BenchmarkGrid(Settings):
         if not isinstance(labels, list):
             return labels
         return [str(label) if isinstance(label, int) else label for label in labels]
+
+    @model_validator(mode="after")
+    def _seeds_and_draws_go_together(self) -> BenchmarkGrid:
+        if self.repeats and {"seeds", "draws"} & self.model_fields_set:
+            raise ValueError("repeats stands for seeds and draws: name it, or them")
+        if self.draws and "seeds" in self.model_fields_set and len(self.draws) != len(self.seeds):
+            raise ValueError(
+                f"a draw goes with a seed, but there are {len(self.draws)} draws and "
+                f"{len(self.seeds)} seeds"
+            )
+        return self
+
+    @property
+    def seeds_and_draws(self) -> tuple[tuple[int, int | None], ...]:
+        """The repeats, in order; a draw of None takes the people whom the split names."""
+        if self.repeats:
+            return tuple((number, number) for number in range(self.repeats))
+        if self.draws and "seeds" not in self.model_fields_set:
+            return tuple((draw, draw) for draw in self.draws)
+        return tuple(zip_longest(self.seeds, self.draws))
+
+    @model_validator(mode="after")
+    def _reference_is_there(self) -> BenchmarkGrid:
+        named = {
+            "start": (self.reference.start, [start.name for start in self.start]),
+            "training": (self.reference.training, [each.name for each in self.training]),
+            "recipe": (self.reference.recipe, [name_of_recipe(each) for each in self.recipes]),
+        }
+        for what, (name, known) in named.items():
+            if name is not None and name not in known:
+                raise ValueError(
+                    f"the reference names the {what} {name!r}, but the grid has {listed(known)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _cells_differ(self) -> BenchmarkGrid:
@@ -92,17 +176,19 @@ class BenchmarkGrid(Settings):
 
 @dataclass(frozen=True)
 class BenchmarkCell:
-    """One fine-tuning of the grid."""
+    """One segmenter of the grid; a draw of None takes the people whom the split names."""
 
     start: Start
     labels: str
     recipe: str
     seed: int
+    draw: int | None = None
+    training: Training = field(default_factory=Training)
 
     @property
     def recipe_name(self) -> str:
         """The recipe's name; of a file, its stem."""
-        return Path(self.recipe).stem if self.recipe.endswith(".toml") else self.recipe
+        return name_of_recipe(self.recipe)
 
     @property
     def pretraining(self) -> str:
@@ -113,16 +199,25 @@ class BenchmarkCell:
     def name(self) -> str:
         """The cell's folder."""
         labels = re.sub(r"[^\w.-]", "_", self.labels.replace("%", "percent"))
-        return f"{self.start.name}__{labels}__{self.recipe_name}__seed{self.seed}"
+        training = "" if self.training.name == SUPERVISED else f"__{self.training.name}"
+        draw = "" if self.draw is None else f"__draw{self.draw}"
+        name = f"{self.start.name}{training}__{labels}__{self.recipe_name}"
+        return f"{name}__seed{self.seed}{draw}"
+
+
+def name_of_recipe(recipe: str) -> str:
+    """A recipe's name; of a file, its stem."""
+    return Path(recipe).stem if recipe.endswith(".toml") else recipe
 
 
 def combinations(grid: BenchmarkGrid) -> Iterator[BenchmarkCell]:
-    """All combinations, seed by seed, so that an interrupted benchmark compares like with like."""
-    for seed in grid.seeds:
+    """All combinations, repeat by repeat, so that a part of a benchmark compares like with like."""
+    for seed, draw in grid.seeds_and_draws:
         for start in grid.start:
-            for labels in grid.labels:
-                for recipe in grid.recipes:
-                    yield BenchmarkCell(start, labels, recipe, seed)
+            for training in grid.training:
+                for labels in grid.labels:
+                    for recipe in grid.recipes:
+                        yield BenchmarkCell(start, labels, recipe, seed, draw, training)
 
 
 def read_grid(path: Path) -> BenchmarkGrid:
@@ -153,10 +248,27 @@ def read_grid(path: Path) -> BenchmarkGrid:
     )
 
 
-def specify(grid: BenchmarkGrid) -> dict[BenchmarkCell, dict[str, Any]]:
-    """The cells in the order they run, each with everything its result depends on, as JSON.
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """What a benchmark runs.
 
-    This finds what cannot run before anything does.
+    Attributes:
+        grid: the grid.
+        specifications: the cells in the order they run → everything their result depends on.
+        splits: draw → split; of None, the grid's own.
+        groups: case → person.
+        labelled_people: label budget → number of people whose labels it uses.
+    """
+
+    grid: BenchmarkGrid
+    specifications: Mapping[BenchmarkCell, dict[str, Any]]
+    splits: Mapping[int | None, Split]
+    groups: Mapping[str, str]
+    labelled_people: Mapping[str, int]
+
+
+def plan(grid: BenchmarkGrid) -> BenchmarkPlan:
+    """Find what a benchmark runs, and what cannot run before anything does.
 
     Raises:
         MaclError: the store, the split, a label budget, a method, a recipe or a setting does not
@@ -165,16 +277,23 @@ def specify(grid: BenchmarkGrid) -> dict[BenchmarkCell, dict[str, Any]]:
     store = Store.open(grid.store)
     split = read_split(grid.split)
     resolved = resolve_split(split, store)
-    for labels in grid.labels:
-        resolved.labelled_cases(labels)
+    labelled_people = {
+        labels: len(resolved.people(resolved.labelled_cases(labels))) + len(resolved.validation)
+        for labels in grid.labels
+    }
     # Each stage prints the same messages again when it runs.
     with redirect_stderr(io.StringIO()):
+        splits: dict[int | None, Split] = {
+            draw: split if draw is None else draw_labelled_people(resolved, store, draw)
+            for _, draw in grid.seeds_and_draws
+        }
         pretraining = {start: _pretraining(start, store) for start in grid.start}
         dims = {recipe: _recipe_dims(recipe, grid) for recipe in grid.recipes}
         finetuning = {
-            (start, recipe): _finetuning(recipe, grid, store, start, settings)
+            (start, recipe, training): _finetuning(recipe, grid, store, start, settings, training)
             for start, settings in pretraining.items()
             for recipe in grid.recipes
+            for training in grid.training
             if settings is None or settings.dims == dims[recipe]
         }
     for start, settings in pretraining.items():
@@ -185,24 +304,27 @@ def specify(grid: BenchmarkGrid) -> dict[BenchmarkCell, dict[str, Any]]:
                 "of [finetune], or a recipe that names it."
             )
     _warn_of_networks(finetuning)
-    return {
+    specifications = {
         cell: {
             "store": store.checksum,
-            "split": split.model_dump(mode="json"),
+            "split": splits[cell.draw].model_dump(mode="json"),
             "labels": cell.labels,
             "seed": cell.seed,
             "pretraining": _as_json(pretraining[cell.start]),
-            "finetuning": _as_json(finetuning[cell.start, cell.recipe]),
+            "finetuning": _as_json(finetuning[cell.start, cell.recipe, cell.training]),
         }
         for cell in combinations(grid)
-        if (cell.start, cell.recipe) in finetuning
+        if (cell.start, cell.recipe, cell.training) in finetuning
     }
+    return BenchmarkPlan(grid, specifications, splits, resolved.groups, labelled_people)
 
 
-def _warn_of_networks(finetuning: Mapping[tuple[Start, str], FinetuneSettings]) -> None:
+def _warn_of_networks(
+    finetuning: Mapping[tuple[Start, str, Training], FinetuneSettings],
+) -> None:
     """Say so where the starts of one recipe are not compared on the same network."""
     networks: dict[str, set[str]] = {}
-    for (_, recipe), settings in finetuning.items():
+    for (_, recipe, _), settings in finetuning.items():
         network = settings.model_dump_json(include={"backbone", "backbone_settings"})
         networks.setdefault(recipe, set()).add(network)
     for recipe, different in networks.items():
@@ -243,9 +365,17 @@ def _finetuning(
     store: Store,
     start: Start,
     pretraining: PretrainSettings | None,
+    training: Training,
 ) -> FinetuneSettings:
-    """The settings of fine-tuning by a recipe from a start, whose network it takes over."""
+    """The settings of a training by a recipe from a start, whose network it takes over."""
     settings = _as_json(pretraining) or {}
     network = {name: settings[name] for name in NETWORK_SETTINGS if name in settings}
-    overrides = grid.finetune.set
-    return finetune_settings(recipe, overrides, store=store, init=start.name, init_network=network)
+    overrides = (*grid.finetune.set, *training.set)
+    return finetune_settings(
+        training.recipe or recipe,
+        overrides,
+        store=store,
+        init=start.name,
+        init_network=network,
+        kind=SelftrainSettings if training.stage == "selftrain" else FinetuneSettings,
+    )

@@ -1,18 +1,21 @@
-"""Results of a benchmark: a table of all cells, and one of means over seeds."""
+"""What a benchmark found: the record of a cell, and rows for tables of cells and of runs."""
 
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, Literal
+
+from pydantic import Field
 
 from macl.config import Settings, validate
 from macl.metrics import Convention
-from macl.records.scores import COUNTED_OUTCOMES, MEASURES, OVERLAPS
-from macl.utils.files import atomic_path, read_json, write_text
+from macl.records.scores import COUNTED_OUTCOMES, MEASURES
+from macl.utils.errors import MaclError
+from macl.utils.files import atomic_path, read_json
+from macl.utils.progress import say
+from macl.workflows.grid import SUPERVISED
 
 CELL = "cell.json"
 ALL_CLASSES = "mean"
@@ -24,10 +27,17 @@ class CellRecord(Settings):
     format: Literal["macl-cell"] = "macl-cell"
     version: Literal[1] = 1
     start: str
+    training: str = SUPERVISED
     labels: str
     recipe: str
     seed: int
+    draw: int | None = None
     specification: dict[str, Any]
+    store: str = Field(default="", description="name of its folder")
+    split: str = Field(default="", description="as the grid names it")
+    commit: str = ""
+    date: str = Field(default="", description="when it was finished")
+    command: str = ""
     device: str
     versions: dict[str, str]
     pretraining_seconds: float
@@ -52,9 +62,11 @@ def cell_rows(cell: CellRecord) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "start": cell.start,
+                    "training": cell.training,
                     "labels": cell.labels,
                     "recipe": cell.recipe,
                     "seed": cell.seed,
+                    "draw": cell.draw,
                     "convention": convention,
                     "class": scores["class"],
                     **{measure: scores[measure]["mean"] for measure in MEASURES},
@@ -71,83 +83,68 @@ def cell_rows(cell: CellRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def write_results(path: Path, cells: Iterable[CellRecord]) -> None:
-    """Write the rows of all cells as CSV, atomically."""
-    rows = [row for cell in cells for row in cell_rows(cell)]
+def run_row(cell: CellRecord) -> dict[str, Any]:
+    """One row for the whole cell: what was run, and its scores over the classes."""
+    strict, paper = cell.summaries.get("strict"), cell.summaries.get("paper")
+    outcomes = strict["classes"] if strict else []
+    return {
+        "date": cell.date,
+        "version": cell.versions.get("macl", ""),
+        "commit": cell.commit,
+        "store": cell.store,
+        "split": cell.split,
+        "start": cell.start,
+        "training": cell.training,
+        "labels": cell.labels,
+        "recipe": cell.recipe,
+        "seed": cell.seed,
+        "draw": cell.draw,
+        **{name: strict["mean"][name]["mean"] if strict else None for name in MEASURES},
+        "unit": strict["unit"] if strict else None,
+        "missed": sum(row["missed"] for row in outcomes) if strict else None,
+        "invented": sum(row["invented"] for row in outcomes) if strict else None,
+        "pooled_dice": paper["mean"]["dice"]["mean"] if paper else None,
+        "minutes": round((cell.pretraining_seconds + cell.finetuning_seconds) / 60, 2),
+        "device": cell.device,
+        "command": cell.command,
+    }
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same columns as CSV, atomically; numbers in six digits, None blank."""
+    columns = list(rows[0]) if rows else []
     with atomic_path(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: as_text(value) for name, value in row.items()} for row in rows)
 
 
-def write_summary(
-    path: Path, cells: Sequence[CellRecord], command: str, failed: Mapping[str, str]
-) -> str:
-    """Write the means over seeds as Markdown, and return the text.
+def as_text(value: Any) -> str:
+    """A value as tables hold it."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
-    Args:
-        command: what made the results, for the reader.
-        failed: cell → why it failed.
+
+def append_runs(path: Path, cells: Iterable[CellRecord]) -> None:
+    """Add a row for each cell to a table of runs, unless it is there already.
+
+    Raises:
+        MaclError: the file holds something else.
     """
-    lines = [
-        "# Benchmark", "", f"`{command}`", "",
-        "Every value is the mean ± standard deviation over seeds. Minutes are the mean training",
-        "time, pre-training included.", "",
-    ]  # fmt: skip
-    devices = dict.fromkeys(cell.device for cell in cells)
-    versions = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in cell.versions.items()) for cell in cells
-    )
-    lines += [f"- device: {device}" for device in devices]
-    lines += [f"- versions: {texts}" for texts in versions]
-    conventions: dict[Convention, None] = dict.fromkeys(
-        name for cell in cells for name in cell.summaries
-    )
-    for convention in conventions:
-        lines += ["", f"## Convention {convention}", "", *_table(cells, convention)]
-    if failed:
-        lines += ["", "## Failed", "", *(f"- {cell}: {reason}" for cell, reason in failed.items())]
-    text = "\n".join(lines) + "\n"
-    write_text(path, text)
-    return text
-
-
-def mean_and_deviation(values: Sequence[float | None], factor: float = 1.0) -> str:
-    """ "mean ± sd" of the defined values times `factor`; one value has no sd, none is "–"."""
-    defined = [factor * value for value in values if value is not None]
-    if not defined:
-        return "–"
-    return f"{mean(defined):.2f}" + (f" ± {stdev(defined):.2f}" if len(defined) > 1 else "")
-
-
-def _table(cells: Sequence[CellRecord], convention: Convention) -> list[str]:
-    groups: dict[tuple[str, str, str], list[CellRecord]] = defaultdict(list)
-    for cell in cells:
-        if convention in cell.summaries:
-            groups[cell.labels, cell.recipe, cell.start].append(cell)
-    units = {cell.summaries[convention]["unit"] for group in groups.values() for cell in group}
-    unit = ", ".join(sorted(units))
-    heads = [
-        "labels", "recipe", "start", "seeds",
-        "pooled Dice %" if convention == "paper" else "Dice %", "Jaccard %",
-        f"HD95 {unit}", f"ASD {unit}", "missed", "minutes",
-    ]  # fmt: skip
-    table = [_table_row(heads), _table_row(["---"] * 3 + ["---:"] * (len(heads) - 3))]
-    for names, group in groups.items():
-        summaries = [cell.summaries[convention] for cell in group]
-        measures = [
-            mean_and_deviation(
-                [summary["mean"][measure]["mean"] for summary in summaries],
-                100.0 if measure in OVERLAPS else 1.0,
+    rows = [{name: as_text(value) for name, value in run_row(cell).items()} for cell in cells]
+    if not rows:
+        return
+    earlier: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            earlier = list(reader)
+        if list(reader.fieldnames or []) != list(rows[0]):
+            raise MaclError(
+                f"{path} is not a table of runs of this version of macl: name another file to "
+                "append to."
             )
-            for measure in MEASURES
-        ]
-        missed = [float(sum(row["missed"] for row in summary["classes"])) for summary in summaries]
-        minutes = [(cell.pretraining_seconds + cell.finetuning_seconds) / 60 for cell in group]
-        numbers = [*measures, mean_and_deviation(missed), f"{mean(minutes):.1f}"]
-        table.append(_table_row([*names, str(len(group)), *numbers]))
-    return table
-
-
-def _table_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    new = [row for row in rows if row not in earlier]
+    write_csv(path, [*earlier, *new])
+    say(f"Added {len(new)} of {len(rows)} runs to {path}.")
