@@ -21,6 +21,7 @@ from macl.preprocessing.case import prepare_image
 from macl.preprocessing.source import lone_case, recognise, scan_source
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
+from macl.records.training_range import Difference, ScanFacts, differences
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.progress import say
 
@@ -38,6 +39,7 @@ class PreparedScan:
         normalisation: of the image.
         geometry: the scan's own grid.
         notes: what was assumed about the scan, in phrases without its name.
+        differences: in what it is unlike the scans that the model was trained on.
     """
 
     image: np.ndarray
@@ -45,6 +47,7 @@ class PreparedScan:
     normalisation: Normalisation
     geometry: Geometry
     notes: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def find_scans(
                 say(f"{path}: {note}")
             single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}
             for name, time_points in sorted({**single, **scanned.series}.items()):
-                scans.append(_from_files(name, time_points, records[0]))
+                modality = scanned.source.modality
+                scans.append(_from_files(name, time_points, records[0], modality))
             refused |= scanned.source.refused
     if not scans and not refused:
         named = ", ".join(map(str, paths))
@@ -156,7 +160,9 @@ def _time_points(case: Case, frames: bool) -> tuple[Case, ...]:
         return (case,)
 
 
-def _from_files(name: str, time_points: Sequence[Case], record: RunRecord) -> ScanToSegment:
+def _from_files(
+    name: str, time_points: Sequence[Case], record: RunRecord, modality: str = "unknown"
+) -> ScanToSegment:
     first = time_points[0].images[0]
     suffix = suffix_of(first) if isinstance(first, Path) and first.is_file() else None
     suffix = ".png" if suffix in (".jpg", ".jpeg") else suffix
@@ -165,17 +171,29 @@ def _from_files(name: str, time_points: Sequence[Case], record: RunRecord) -> Sc
         name,
         suffix if suffix and suffix in known else ".nii.gz",
         lambda: read_header(first).geometry,
-        tuple(partial(_prepare, case, record) for case in time_points),
+        tuple(partial(_prepare, case, record, modality) for case in time_points),
     )
 
 
-def _prepare(case: Case, record: RunRecord) -> PreparedScan:
+def _prepare(case: Case, record: RunRecord, modality: str) -> PreparedScan:
     """Read a scan and prepare it as the runs' store was prepared."""
     volume = read_scan(case.images, len(record.channels), case.frame)
     grid, stored = prepare_image(volume, record.prepared)
+    if modality == "unknown":
+        modality = read_header(case.images[0]).modality
+    facts = ScanFacts(modality, grid.spacing_mm, stored.normalisation, stored.rescale)
     return PreparedScan(
-        stored.array, grid.orientation, stored.normalisation, volume.geometry, volume.notes
+        stored.array,
+        grid.orientation,
+        stored.normalisation,
+        volume.geometry,
+        volume.notes,
+        _differences(record, facts),
     )
+
+
+def _differences(record: RunRecord, facts: ScanFacts) -> tuple[Difference, ...]:
+    return differences(record.trained_on, facts) if record.trained_on else ()
 
 
 # ---------------------------------------------------------------- stores
@@ -204,7 +222,7 @@ def _from_store(
             f"The runs were trained on {len(known)} of these cases of {store.path}, so scores on "
             f"them mean little: {listed(known)}."
         )
-    return [_from_stored_case(store, name) for name in chosen]
+    return [_from_stored_case(store, name, records[0]) for name in chosen]
 
 
 def _require_same_preparation(store: Store, record: RunRecord) -> None:
@@ -221,10 +239,17 @@ def _require_same_preparation(store: Store, record: RunRecord) -> None:
         )
 
 
-def _from_stored_case(store: Store, name: str) -> ScanToSegment:
+def _from_stored_case(store: Store, name: str, record: RunRecord) -> ScanToSegment:
     case = store.case(name)
+    facts = ScanFacts(store.index.modality, case.spacing_mm, case.normalisation, case.rescale)
 
     def read() -> PreparedScan:
-        return PreparedScan(store.read(name), case.orientation, case.normalisation, case.geometry)
+        return PreparedScan(
+            store.read(name),
+            case.orientation,
+            case.normalisation,
+            case.geometry,
+            differences=_differences(record, facts),
+        )
 
     return ScanToSegment(name, ".nii.gz", lambda: case.geometry, (read,))

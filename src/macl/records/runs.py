@@ -20,6 +20,7 @@ from pydantic import Field
 import macl
 from macl.config import PrepareSettings, Settings, validate
 from macl.data.store import Store
+from macl.records.training_range import TrainingRange
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import ASIDE, clear_unfinished, read_json, write_text
 from macl.utils.ranks import this_rank
@@ -90,11 +91,23 @@ class RunRecord(Settings):
     quantities: dict[str, LoggedQuantity] = Field(
         default_factory=dict, description="what the task's values in the log are, by name"
     )
+    trained_on: TrainingRange | None = Field(
+        default=None, description="modality, spacings and intensities of the cases"
+    )
     steps: int = Field(default=0, description="of the whole run; 0 until it is finished")
     seconds: float = Field(default=0.0, description="training time, over all resumptions")
 
 
-NOT_COMPARED = {"finished", "device", "versions", "store", "quantities", "steps", "seconds"}
+NOT_COMPARED = {
+    "finished",
+    "device",
+    "versions",
+    "store",
+    "quantities",
+    "trained_on",
+    "steps",
+    "seconds",
+}
 """Fields that may differ when a run is resumed."""
 
 

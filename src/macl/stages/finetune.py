@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -27,6 +27,7 @@ from macl.models.conversion.macl_release import read_authors
 from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
 from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
+from macl.records.training_range import TrainingRange, measure_range, range_differences
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network, finetune_settings
 from macl.tasks.segmentation import (
     SegmentationTask,
@@ -53,12 +54,14 @@ class InitialWeights:
         tensors: under the network's names; empty from scratch.
         network: the `NETWORK_SETTINGS`, as far as the source gives them; empty from scratch.
         patients: whose scans the weights were trained on.
+        trained_on: the range of those scans, if it is known.
     """
 
     name: str
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     patients: tuple[str, ...] = ()
+    trained_on: TrainingRange | None = None
 
     @property
     def trained_with(self) -> str:
@@ -108,6 +111,8 @@ def finetune(
     assert run.resolved is not None
     cases = run.resolved.labelled_cases(labels)
     _check_overlap(init, weights, run.resolved, chosen.allow_overlap)
+    _warn_of_unseen_classes(opened, cases, labels)
+    _warn_of_other_scans(opened, cases, weights)
     plane = opened.case(cases[0]).orientation.plane
     axes = mirror_axes(settings, opened.index.classes, plane)
     task = SegmentationTask(_segmenter(opened, settings, chosen.seed), settings, axes)
@@ -178,9 +183,9 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
                 f"The run in {init} is not finished: finish it with --resume, then fine-tune."
             )
         file, patients = path / WEIGHTS, sorted({*earlier.patients, *earlier.init_patients})
-        source = checkpoint.read(file)
+        source, trained_on = checkpoint.read(file), earlier.trained_on
     else:
-        file, patients = path, []
+        file, patients, trained_on = path, [], None
         is_ours = path.suffix == ".safetensors"
         source = checkpoint.read(path) if is_ours else read_authors(path, decoder_blocks)
         say(
@@ -190,7 +195,7 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
     about = {"dims": 2, **source.about}
     network = {name: about[name] for name in NETWORK_SETTINGS if name in about}
     name = f"{init} ({sha256(file)[:12]})"
-    return InitialWeights(name, source.tensors, network, tuple(patients))
+    return InitialWeights(name, source.tensors, network, tuple(patients), trained_on)
 
 
 def _check_overlap(
@@ -203,6 +208,28 @@ def _check_overlap(
             "pre-train with the same --split, or add --allow-overlap (recorded) if these are other "
             "people of the same names."
         )
+
+
+def _warn_of_unseen_classes(store: Store, cases: Sequence[str], labels: str) -> None:
+    """Say which classes no label of a budget shows."""
+    voxels = [found for name in cases if (found := store.case(name).class_voxels)]
+    if not voxels:
+        return
+    classes = zip(store.index.classes, np.sum(voxels, axis=0), strict=True)
+    if unseen := [name for name, count in classes if not count]:
+        say(
+            f"Warning: no training label of {labels!r} ({len(cases)} cases) shows "
+            f"{listed(unseen)}, so the model cannot learn to find it: choose a larger budget, or "
+            "other cases."
+        )
+
+
+def _warn_of_other_scans(store: Store, cases: Sequence[str], weights: InitialWeights) -> None:
+    """Say in what the scans are unlike those of the pre-training."""
+    if weights.trained_on is None:
+        return
+    for trained_on, own in range_differences(weights.trained_on, measure_range(store, cases)):
+        say(f"Warning: {weights.name} was {trained_on}, but these scans are unlike that: {own}.")
 
 
 def _segmenter(store: Store, settings: FinetuneSettings, seed: int) -> Segmenter:

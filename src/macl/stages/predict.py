@@ -89,6 +89,7 @@ def predict(
     writer = _MaskWriter(ensemble, record, out, probabilities, batch_size)
     failures = _Failures(refused)
     notes: dict[str, list[str]] = {}
+    unlike: dict[str, list[str]] = {}
     with progress("Predicting", len(scans), done=len(scans) - len(waiting)) as advance:
         for scan, reading in read_ahead(waiting):
             try:
@@ -99,11 +100,18 @@ def predict(
                 failures.print_pending()
                 for note in time_points[0].notes:
                     notes.setdefault(note, []).append(scan.name)
+                for trained_on, own in time_points[0].differences:
+                    unlike.setdefault(trained_on, []).append(f"{scan.name} ({own})")
                 writer.write(scan, time_points)
             advance(note=scan.name)
     say(f"Wrote {sum(scan.name not in failures.reasons for scan in waiting)} masks to {out}.")
     for note, names in notes.items():
         say(f"Note on {listed(names)}: {note}.")
+    for trained_on, scans_unlike in unlike.items():
+        say(
+            f"Warning: the model was {trained_on}, but these scans are unlike that: "
+            f"{listed(scans_unlike)}. Check their masks."
+        )
     failures.raise_if_any(len(record.cases))
     return [_mask_path(scan, out) for scan in scans]
 
