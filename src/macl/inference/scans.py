@@ -13,6 +13,7 @@ import numpy as np
 
 from macl.config import PrepareSettings
 from macl.data.store import INDEX, Normalisation, Orientation, Store
+from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import Geometry
 from macl.io.source import Case
 from macl.io.time_series import frames_of
@@ -90,6 +91,7 @@ def find_scans(
     cases: Literal["test", "all"],
     readers: Sequence[Reader],
     frames: bool = False,
+    pseudonyms: Pseudonyms | None = None,
 ) -> tuple[list[ScanToSegment], dict[str, str]]:
     """Find the scans under `paths`.
 
@@ -99,6 +101,7 @@ def find_scans(
         cases: which cases of a store: the runs' test cases, or all.
         readers: the layouts that folders may have.
         frames: the fourth axis of a file is time.
+        pseudonyms: of scans whose own names would identify the patient.
 
     Returns:
         The scans, and the cases that a folder's layout or a file's header rules out: name → reason.
@@ -117,10 +120,11 @@ def find_scans(
         if (path / INDEX).is_file():
             scans += _from_store(Store.open(path), records, cases)
         elif path.is_file() or is_one_scan(path):
-            case = lone_case(path)
+            case = lone_case(path, pseudonyms)
             scans.append(_from_files(case.name, _time_points(case, frames), records[0]))
         else:
-            scanned = scan_source(path, recognise(path, readers).read(path), frames=frames)
+            layout = recognise(path, readers).read(path)
+            scanned = scan_source(path, layout, frames=frames, pseudonyms=pseudonyms)
             for note in scanned.source.notes:
                 say(f"{path}: {note}")
             single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}

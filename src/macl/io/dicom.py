@@ -20,6 +20,14 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _NAME_TAGS = ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
 
+_ID_TAGS = (
+    "AccessionNumber", "StudyID", "OtherPatientIDs", "PatientAddress", "PatientTelephoneNumbers",
+    "AdmissionID",
+)  # fmt: skip
+
+_SHORTEST_ID = 4
+"""A shorter StudyID, such as "1", identifies nobody."""
+
 _UNEVEN = 0.1
 """Gaps between slices may differ from their median by this share of it."""
 
@@ -113,11 +121,13 @@ def read_identity(scan: ScanPath) -> Identity:
             dataset = _read_dataset(file)
             names = [str(dataset.get(tag, "") or "") for tag in _NAME_TAGS]
             birth_date = str(dataset.get("PatientBirthDate", "") or "")
+            ids = [str(dataset.get(tag, "") or "") for tag in _ID_TAGS]
         except Exception:  # another header of the series may be readable
             continue
         patient_ids.append(str(dataset.get("PatientID", "") or ""))
         series_uids.append(str(dataset.get("SeriesInstanceUID", "") or ""))
         identifiers.update(identifiers_in(names, birth_date))
+        identifiers.update(word for word in ids if len(word) >= _SHORTEST_ID)
     return Identity(
         patient_id=next(iter(patient_ids), ""),
         series_uid=next(iter(series_uids), ""),

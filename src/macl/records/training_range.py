@@ -10,7 +10,7 @@ import numpy as np
 from macl.config import Settings
 from macl.data.store import Normalisation, Store
 
-Spacing = tuple[float, float, float]
+_Spacing = tuple[float, float, float]
 
 _SPACING_FACTOR = 1.5
 """A spacing is unlike the training's if it is this many times finer or coarser."""
@@ -32,8 +32,8 @@ class TrainingRange(Settings):
     """The cases of a training; spacings are those in the store, along its axes (z, y, x)."""
 
     modality: str
-    finest_mm: Spacing | None = None
-    coarsest_mm: Spacing | None = None
+    finest_mm: _Spacing | None = None
+    coarsest_mm: _Spacing | None = None
     channels: tuple[ChannelRange, ...] = ()
 
 
@@ -41,7 +41,7 @@ class ScanFacts(NamedTuple):
     """What is compared of a scan, as prepared."""
 
     modality: str
-    spacing_mm: Spacing | None
+    spacing_mm: _Spacing | None
     normalisation: Normalisation
     rescale: tuple[tuple[float, float], ...]
 
@@ -137,15 +137,15 @@ def _moments(
     ]
 
 
-def _spacing(values: np.ndarray) -> Spacing:
+def _spacing(values: np.ndarray) -> _Spacing:
     z, y, x = (float(value) for value in values)
     return z, y, x
 
 
-def _range_in_mm(finest: Spacing, coarsest: Spacing) -> str:
+def _range_in_mm(finest: _Spacing, coarsest: _Spacing) -> str:
     low, high = _in_mm(finest), _in_mm(coarsest)
     return low if low == high else f"{low} to {high}"
 
 
-def _in_mm(spacing: Spacing) -> str:
+def _in_mm(spacing: _Spacing) -> str:
     return " × ".join(f"{mm:.3g}" for mm in spacing) + " mm"

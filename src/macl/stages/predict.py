@@ -22,6 +22,7 @@ from macl.inference.scans import (
     read_ahead,
 )
 from macl.inference.sliding_window import SegmenterMember
+from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import grid_difference
 from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
@@ -69,7 +70,8 @@ def predict(
     runs = list(takewhile(lambda path: (path / RECORD).is_file(), paths))
     records = read_runs(runs, paths)
     frames = frames or any(record.prepared.frames for record in records)
-    scans, refused = find_scans(paths[len(runs) :], records, cases, readers(), frames)
+    pseudonyms = Pseudonyms(out)
+    scans, refused = find_scans(paths[len(runs) :], records, cases, readers(), frames, pseudonyms)
     if probabilities and any(len(scan.time_points) > 1 for scan in scans):
         raise MaclError(
             "--probabilities are written for scans, not for time series: leave it out, or split "
@@ -83,6 +85,7 @@ def predict(
         cases=tuple(sorted([*(scan.name for scan in scans), *refused])),
     )
     open_predictions(out, record)
+    pseudonyms.save()
     waiting = [scan for scan in scans if not _is_done(scan, out, probabilities)]
     if len(waiting) < len(scans):
         say(f"{len(scans) - len(waiting)} of {len(scans)} scans already have their mask in {out}.")
