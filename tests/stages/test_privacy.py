@@ -12,7 +12,16 @@ from fakes.scans import anatomy, write_nifti
 from fakes.threshold_run import write_threshold_run
 from macl.data.store import Store
 
-SECRETS = ("ACC1234567", "12 High Street", "High_Street", PATIENT_ID, "Quixote", "1947", "memo")
+SECRETS = (
+    "ACC1234567",
+    "12 High Street",
+    "High_Street",
+    PATIENT_ID,
+    "Quixote",
+    "19471209",
+    "memo",
+    "Smith",
+)
 
 
 def export(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -255,7 +256,8 @@ def _deidentify(
         is_dicom = identity is not None
         unknown = is_dicom and not identity.readable
         name, patient = case.name, case.patient
-        if unknown or tells(name, is_dicom):
+        file_tells = hidden and looks_identifying(case.paths[0].name)
+        if unknown or file_tells or tells(name, is_dicom) or tells(patient, is_dicom):
             name = pseudonyms("case", name, str(case.paths[0]))
         if unknown or tells(patient, is_dicom):
             patient = pseudonyms("patient", patient)
@@ -283,7 +285,10 @@ def _deidentify(
 
 
 def _mask(text: str, identifiers: Collection[str], hides_paths: bool = False) -> str:
-    """Replace each word that contains an identifier, or is a path, by "…"."""
+    """Replace each word that contains an identifier, or lists of files, by "…"."""
+    if hides_paths:
+        text = re.sub(r"^(Ignored \([^)]*\)|a label without an image): .*", r"\1: ….", text)
+        text = re.sub(r"\(.+\): rename", "(…): rename", text)
     return " ".join(
         "…"
         if contains_identifier(word, identifiers)
