@@ -64,7 +64,7 @@ class PrepareSettings(Settings):
     )
     keep_identity: bool = Field(
         default=False,
-        description="keep names of folders and DICOM patient ids instead of hashing them",
+        description="keep names of folders and DICOM ids, no hashes",
     )
 
     @field_validator("spacing_mm", mode="before")
