@@ -160,7 +160,7 @@ def prepare(
     ] = None,
     frames: FramesOption = False,
     keep_identity: Annotated[
-        bool, typer.Option(help="Keep DICOM patient ids instead of hashing them.")
+        bool, typer.Option(help="Keep names of folders and DICOM patient ids: no hashes.")
     ] = False,
     workers: WorkersOption = None,
     strict: Annotated[

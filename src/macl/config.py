@@ -63,7 +63,8 @@ class PrepareSettings(Settings):
         default=False, description="take the fourth axis of a file as time: each frame is a case"
     )
     keep_identity: bool = Field(
-        default=False, description="keep DICOM patient ids instead of hashing them"
+        default=False,
+        description="keep names of folders and DICOM ids, no hashes",
     )
 
     @field_validator("spacing_mm", mode="before")

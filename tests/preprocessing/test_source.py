@@ -9,6 +9,7 @@ import pytest
 
 from fakes import dicom
 from fakes.scans import anatomy, write_nifti
+from macl.io.deidentification import Pseudonyms
 from macl.plugins import reader
 from macl.preprocessing.source import SourceScan, lone_case, scan_source
 
@@ -67,9 +68,11 @@ def test_a_lone_scan_has_a_name_that_identifies_nobody(tmp_path: Path) -> None:
     for name in ("t1", "Quixote 1947"):
         dicom.write_series(tmp_path / name)
     assert lone_case(tmp_path / "t1").name == "t1"
-    hidden = lone_case(tmp_path / "Quixote 1947").name
+    pseudonyms = Pseudonyms()
+    hidden = lone_case(tmp_path / "Quixote 1947", pseudonyms).name
     assert re.fullmatch(r"case-[0-9a-f]{12}", hidden)
-    assert lone_case(tmp_path / "Quixote 1947").name == hidden
+    assert lone_case(tmp_path / "Quixote 1947", pseudonyms).name == hidden
+    assert lone_case(tmp_path / "Quixote 1947", Pseudonyms()).name != hidden
 
 
 def test_a_folder_named_by_the_patients_id_is_hidden_unless_ids_are_kept(tmp_path: Path) -> None:

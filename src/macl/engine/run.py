@@ -21,6 +21,7 @@ from macl.engine.task import Task
 from macl.engine.trainer import LogCallback, Trained, Validation, fit, make_fabric
 from macl.records import runs
 from macl.records.runs import LoggedQuantity, RunRecord
+from macl.records.training_range import measure_range
 from macl.utils.files import require_disk_space
 from macl.utils.progress import say
 
@@ -131,6 +132,7 @@ class TrainingRun:
             people=self.resolved.people(cases) if self.resolved else patients,
             patients=patients,
             cases=tuple(cases),
+            trained_on=measure_range(store, cases),
             test_cases=self.resolved.test_cases if self.resolved else (),
             overlap_allowed=self.options.allow_overlap,
             quantities={

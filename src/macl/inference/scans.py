@@ -13,6 +13,7 @@ import numpy as np
 
 from macl.config import PrepareSettings
 from macl.data.store import INDEX, Normalisation, Orientation, Store
+from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import Geometry
 from macl.io.source import Case
 from macl.io.time_series import frames_of
@@ -21,6 +22,7 @@ from macl.preprocessing.case import prepare_image
 from macl.preprocessing.source import lone_case, recognise, scan_source
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
+from macl.records.training_range import Difference, ScanFacts, differences
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.progress import say
 
@@ -38,6 +40,7 @@ class PreparedScan:
         normalisation: of the image.
         geometry: the scan's own grid.
         notes: what was assumed about the scan, in phrases without its name.
+        differences: in what it is unlike the scans that the model was trained on.
     """
 
     image: np.ndarray
@@ -45,6 +48,7 @@ class PreparedScan:
     normalisation: Normalisation
     geometry: Geometry
     notes: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def find_scans(
     cases: Literal["test", "all"],
     readers: Sequence[Reader],
     frames: bool = False,
+    pseudonyms: Pseudonyms | None = None,
 ) -> tuple[list[ScanToSegment], dict[str, str]]:
     """Find the scans under `paths`.
 
@@ -96,6 +101,7 @@ def find_scans(
         cases: which cases of a store: the runs' test cases, or all.
         readers: the layouts that folders may have.
         frames: the fourth axis of a file is time.
+        pseudonyms: of scans whose own names would identify the patient.
 
     Returns:
         The scans, and the cases that a folder's layout or a file's header rules out: name → reason.
@@ -114,15 +120,17 @@ def find_scans(
         if (path / INDEX).is_file():
             scans += _from_store(Store.open(path), records, cases)
         elif path.is_file() or is_one_scan(path):
-            case = lone_case(path)
+            case = lone_case(path, pseudonyms)
             scans.append(_from_files(case.name, _time_points(case, frames), records[0]))
         else:
-            scanned = scan_source(path, recognise(path, readers).read(path), frames=frames)
+            layout = recognise(path, readers).read(path)
+            scanned = scan_source(path, layout, frames=frames, pseudonyms=pseudonyms)
             for note in scanned.source.notes:
                 say(f"{path}: {note}")
             single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}
             for name, time_points in sorted({**single, **scanned.series}.items()):
-                scans.append(_from_files(name, time_points, records[0]))
+                modality = scanned.source.modality
+                scans.append(_from_files(name, time_points, records[0], modality))
             refused |= scanned.source.refused
     if not scans and not refused:
         named = ", ".join(map(str, paths))
@@ -156,7 +164,9 @@ def _time_points(case: Case, frames: bool) -> tuple[Case, ...]:
         return (case,)
 
 
-def _from_files(name: str, time_points: Sequence[Case], record: RunRecord) -> ScanToSegment:
+def _from_files(
+    name: str, time_points: Sequence[Case], record: RunRecord, modality: str = "unknown"
+) -> ScanToSegment:
     first = time_points[0].images[0]
     suffix = suffix_of(first) if isinstance(first, Path) and first.is_file() else None
     suffix = ".png" if suffix in (".jpg", ".jpeg") else suffix
@@ -165,17 +175,29 @@ def _from_files(name: str, time_points: Sequence[Case], record: RunRecord) -> Sc
         name,
         suffix if suffix and suffix in known else ".nii.gz",
         lambda: read_header(first).geometry,
-        tuple(partial(_prepare, case, record) for case in time_points),
+        tuple(partial(_prepare, case, record, modality) for case in time_points),
     )
 
 
-def _prepare(case: Case, record: RunRecord) -> PreparedScan:
+def _prepare(case: Case, record: RunRecord, modality: str) -> PreparedScan:
     """Read a scan and prepare it as the runs' store was prepared."""
     volume = read_scan(case.images, len(record.channels), case.frame)
     grid, stored = prepare_image(volume, record.prepared)
+    if modality == "unknown":
+        modality = read_header(case.images[0]).modality
+    facts = ScanFacts(modality, grid.spacing_mm, stored.normalisation, stored.rescale)
     return PreparedScan(
-        stored.array, grid.orientation, stored.normalisation, volume.geometry, volume.notes
+        stored.array,
+        grid.orientation,
+        stored.normalisation,
+        volume.geometry,
+        volume.notes,
+        _differences(record, facts),
     )
+
+
+def _differences(record: RunRecord, facts: ScanFacts) -> tuple[Difference, ...]:
+    return differences(record.trained_on, facts) if record.trained_on else ()
 
 
 # ---------------------------------------------------------------- stores
@@ -204,7 +226,7 @@ def _from_store(
             f"The runs were trained on {len(known)} of these cases of {store.path}, so scores on "
             f"them mean little: {listed(known)}."
         )
-    return [_from_stored_case(store, name) for name in chosen]
+    return [_from_stored_case(store, name, records[0]) for name in chosen]
 
 
 def _require_same_preparation(store: Store, record: RunRecord) -> None:
@@ -221,10 +243,17 @@ def _require_same_preparation(store: Store, record: RunRecord) -> None:
         )
 
 
-def _from_stored_case(store: Store, name: str) -> ScanToSegment:
+def _from_stored_case(store: Store, name: str, record: RunRecord) -> ScanToSegment:
     case = store.case(name)
+    facts = ScanFacts(store.index.modality, case.spacing_mm, case.normalisation, case.rescale)
 
     def read() -> PreparedScan:
-        return PreparedScan(store.read(name), case.orientation, case.normalisation, case.geometry)
+        return PreparedScan(
+            store.read(name),
+            case.orientation,
+            case.normalisation,
+            case.geometry,
+            differences=_differences(record, facts),
+        )
 
     return ScanToSegment(name, ".nii.gz", lambda: case.geometry, (read,))

@@ -20,11 +20,31 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _NAME_TAGS = ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
 
+_ID_TAGS = (
+    "AccessionNumber", "StudyID", "OtherPatientIDs", "PatientAddress", "PatientTelephoneNumbers",
+    "AdmissionID",
+)  # fmt: skip
+
+_SHORTEST_ID = 4
+"""A shorter StudyID, such as "1", identifies nobody."""
+
 _UNEVEN = 0.1
 """Gaps between slices may differ from their median by this share of it."""
 
 _LARGEST_TILT = 1e-3
 """Slices may drift sideways by this share of the volume's height."""
+
+NOT_SCANS = ("SEG", "RTDOSE", "RTIMAGE", "PR", "SR", "KO", "REG", "DOC", "RTSTRUCT", "RTPLAN")
+"""Modalities of objects that belong to a scan and are none, though some have pixels."""
+
+_NO_IMAGE = "one of its DICOM files announces no image"
+
+_HEADER_TAGS = [
+    "Rows", "Columns", "BitsAllocated", "PixelRepresentation", "SamplesPerPixel", "Modality",
+    "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SpacingBetweenSlices",
+    "SliceThickness",
+]  # fmt: skip
+"""What the header of a volume is made of."""
 
 
 def has_magic_number(path: Path) -> bool:
@@ -68,19 +88,23 @@ def slice_order(scan: ScanPath) -> list[int]:
     Raises:
         RefusedCaseError: as for `read`.
     """
-    return _sort_slices([_read_dataset(file) for file in _files_of(scan)])[0]
+    return _sort_slices(_read_images(scan).datasets)[0]
 
 
 def read_header(scan: ScanPath) -> Header:
-    """The header of the volume as its first file announces it, without the checks of `read`."""
+    """The header of the volume as its first image announces it, without the checks of `read`."""
     files = _files_of(scan)
-    first = _read_dataset(files[0])
-    size = (int(first.Columns), int(first.Rows), len(files))
+    if isinstance(scan, Path) and scan.is_dir():
+        images = _read_images(scan, _HEADER_TAGS)
+        first, count = images.datasets[0], len(images.files)
+    else:
+        first, count = _require_image(_read_dataset(files[0])), len(files)
+    size = (int(first.Columns), int(first.Rows), count)
     require_size(size)
     sign = "int" if int(first.get("PixelRepresentation", 0)) else "uint"
     return Header(
         format="DICOM",
-        geometry=_geometry(first, size, _slice_distance(first)),
+        geometry=_geometry(first, size, _slice_distance(first) or 1.0),
         channels=int(first.get("SamplesPerPixel", 1)),
         dtype=f"{sign}{int(first.BitsAllocated)}",
         modality=_modality(first),
@@ -97,11 +121,13 @@ def read_identity(scan: ScanPath) -> Identity:
             dataset = _read_dataset(file)
             names = [str(dataset.get(tag, "") or "") for tag in _NAME_TAGS]
             birth_date = str(dataset.get("PatientBirthDate", "") or "")
+            ids = [str(dataset.get(tag, "") or "") for tag in _ID_TAGS]
         except Exception:  # another header of the series may be readable
             continue
         patient_ids.append(str(dataset.get("PatientID", "") or ""))
         series_uids.append(str(dataset.get("SeriesInstanceUID", "") or ""))
         identifiers.update(identifiers_in(names, birth_date))
+        identifiers.update(word for word in ids if len(word) >= _SHORTEST_ID)
     return Identity(
         patient_id=next(iter(patient_ids), ""),
         series_uid=next(iter(series_uids), ""),
@@ -118,8 +144,7 @@ def read(scan: ScanPath) -> Volume:
             series, or several images at one position; slices are missing, uneven, or of different
             sizes or directions; the gantry is tilted.
     """
-    files = _files_of(scan)
-    datasets = [_read_dataset(file) for file in files]
+    files, datasets, without_image = _read_images(scan)
     if not isinstance(scan, SliceFiles):
         _require_one_series(datasets)
     _require_supported(datasets)
@@ -135,8 +160,12 @@ def read(scan: ScanPath) -> Volume:
     notes: list[str] = []
     if not geometry.spacing_known:
         notes.append("the DICOM header gives no spacing: distances are in voxels")
+    elif len(files) == 1 and _slice_distance(first) is None:
+        notes.append("the DICOM header gives no thickness of its single slice: assuming 1 mm")
+    if without_image:
+        notes.append(f"{without_image} DICOM files without a scan were ignored (contours, reports)")
     if isinstance(scan, Path) and scan.is_dir():
-        others = sum(path.is_file() for path in scan.iterdir()) - len(files)
+        others = sum(path.is_file() for path in scan.iterdir()) - len(files) - without_image
         if others:
             notes.append(f"{others} files beside the DICOM series were ignored")
     return Volume(array, geometry, notes=tuple(notes))
@@ -151,21 +180,54 @@ def _files_of(scan: ScanPath) -> list[Path]:
     return files
 
 
-def _read_dataset(file: Path) -> Any:
-    """A file's header, every element of which can be read, and which announces an image."""
+class _Images(NamedTuple):
+    """The files of a series with an image, their headers, and how many files have none."""
+
+    files: list[Path]
+    datasets: list[Any]
+    without_image: int
+
+
+def _read_images(scan: ScanPath, tags: list[str] | None = None) -> _Images:
+    """The headers of a series, without the contours, reports and masks in its folder."""
+    files = _files_of(scan)
+    datasets = [_read_dataset(file, tags) for file in files]
+    pairs = list(zip(files, datasets, strict=True))
+    if isinstance(scan, Path) and scan.is_dir():
+        with_image = [pair for pair in pairs if _has_image(pair[1])]
+        scans = [pair for pair in with_image if str(pair[1].get("Modality")) not in NOT_SCANS]
+        if not with_image:
+            raise RefusedCaseError("its folder holds no DICOM file with an image")
+        pairs = scans or with_image
+    for _, dataset in pairs:
+        _require_image(dataset)
+    kept_files, kept_datasets = (list(column) for column in zip(*pairs, strict=True))
+    return _Images(kept_files, kept_datasets, len(files) - len(pairs))
+
+
+def _has_image(dataset: Any) -> bool:
+    return all(int(dataset.get(tag, 0) or 0) > 0 for tag in ("Rows", "Columns", "BitsAllocated"))
+
+
+def _require_image(dataset: Any) -> Any:
+    if not _has_image(dataset):
+        raise RefusedCaseError(_NO_IMAGE)
+    return dataset
+
+
+def _read_dataset(file: Path, tags: list[str] | None = None) -> Any:
+    """A file's header, every element of which can be read; or some of its elements alone."""
     import pydicom
 
     try:
         # A warning would quote the invalid value, and that may be the patient's name.
         with warnings.catch_warnings(action="ignore"):
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
             dataset.walk(lambda _, element: element.value)
-        sizes = [int(dataset.get(tag, 0) or 0) for tag in ("Rows", "Columns", "BitsAllocated")]
+        _has_image(dataset)
+        return dataset
     except Exception:  # pydicom raises anything when a header is damaged
         raise RefusedCaseError("one of its files is not DICOM or is damaged") from None
-    if min(sizes) < 1:
-        raise RefusedCaseError("one of its DICOM files announces no image")
-    return dataset
 
 
 def _modality(dataset: Any) -> str:
@@ -214,7 +276,7 @@ def _sort_slices(datasets: Sequence[Any]) -> tuple[list[int], float]:
     """The indices of the files, sorted along the slices' normal, and the slices' distance in mm."""
     first = datasets[0]
     if len(datasets) == 1:
-        return [0], _slice_distance(first)
+        return [0], _slice_distance(first) or 1.0
     if any(dataset.get("ImagePositionPatient", None) is None for dataset in datasets):
         raise RefusedCaseError("its DICOM headers give no slice positions")
     positions = np.asarray([_origin(dataset) for dataset in datasets])
@@ -241,10 +303,10 @@ def _sort_slices(datasets: Sequence[Any]) -> tuple[list[int], float]:
     return order, height / len(gaps)
 
 
-def _slice_distance(dataset: Any) -> float:
-    """The distance between slices in mm, as one header gives it; 1 if it gives none."""
+def _slice_distance(dataset: Any) -> float | None:
+    """The distance between slices in mm, as one header gives it; None: it gives none."""
     distance = dataset.get("SpacingBetweenSlices", None) or dataset.get("SliceThickness", None)
-    return abs(float(distance or 1.0)) or 1.0
+    return abs(float(distance or 0)) or None
 
 
 class _SlicePlane(NamedTuple):

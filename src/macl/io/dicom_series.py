@@ -98,12 +98,13 @@ def _read_file_header(file: Path) -> _FileHeader | None:
     """What a file's header says; None: it cannot be read."""
     import pydicom
 
-    tags = ["SeriesInstanceUID", "SeriesNumber", "Rows", "SOPClassUID"]
+    tags = ["SeriesInstanceUID", "SeriesNumber", "Rows", "Modality"]
     try:
         with warnings.catch_warnings(action="ignore"):
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
             number = "" if header.get("SeriesNumber") is None else str(header.SeriesNumber)
-            has_image = header.get("Rows") is not None
+            is_scan = str(header.get("Modality", "")) not in dicom.NOT_SCANS
+            has_image = header.get("Rows") is not None and is_scan
             return _FileHeader(has_image, str(header.get("SeriesInstanceUID", "")), number)
     except Exception:  # pydicom raises anything when a header is damaged
         return None

@@ -25,6 +25,26 @@ LARGEST_CORNER_SHIFT = 0.1
 """Grids are equal if their corners lie no further apart than this share of the smallest spacing."""
 
 
+class NiftiForms(Settings):
+    """How a NIfTI header describes its grid, number by number, in the file's own units.
+
+    Programs differ in which of the two forms they follow, and in what they make of an odd one. A
+    mask that repeats the scan's numbers lies on the scan in all of them.
+    """
+
+    version: Literal[1, 2]
+    units: int = Field(description="xyzt_units: codes of the units of length and time")
+    qform_code: int
+    sform_code: int
+    pixdim: tuple[float, float, float, float, float] = Field(
+        description="handedness, voxel size along x, y and z, time step"
+    )
+    time_offset: float
+    quaternion: tuple[float, float, float]
+    quaternion_offset: tuple[float, float, float]
+    sform: tuple[float, ...] = Field(min_length=12, max_length=12, description="rows x, y and z")
+
+
 class Geometry(Settings):
     """A scan's own grid, in ITK's convention.
 
@@ -37,6 +57,14 @@ class Geometry(Settings):
     direction: tuple[float, float, float, float, float, float, float, float, float]
     spacing_known: bool = Field(
         description="False: the file gives no spacing, 1 stands in, and distances are in voxels"
+    )
+    unit_mm: tuple[float, float, float] = Field(
+        default=(1.0, 1.0, 1.0),
+        description="millimetres in the unit of the file's own left, posterior and superior "
+        "coordinates, for NRRD and MetaImage",
+    )
+    nifti: NiftiForms | None = Field(
+        default=None, description="None: both forms say the above, as those of scanner coordinates"
     )
 
     @property

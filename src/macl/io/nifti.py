@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from macl.io.geometry import Geometry, Header, Volume, direction_matrix
+from macl.io.geometry import Geometry, Header, NiftiForms, Volume, direction_matrix
 from macl.io.integrity import gunzip, require_length, require_size
 from macl.utils.errors import RefusedCaseError
 
@@ -26,6 +26,15 @@ _MM_BY_UNIT_CODE = {1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI's codes of metre, millimetre and micrometre."""
 
 _LARGEST_SHEAR = 1e-3
+
+_LARGEST_QUATERNION_EXCESS = 1e-3
+"""By this much the squared length of a quaternion's last three numbers may exceed 1."""
+
+_SCANNER = 1
+"""Form code of scanner coordinates."""
+
+_MILLIMETRES = 2
+"""Unit code of millimetres, without a unit of time."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,16 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     import nibabel
 
     x_first = array.T if array.ndim == 3 else np.moveaxis(array, 0, -1).transpose(2, 1, 0, 3)
-    affine = affine_of(geometry)
-    image = nibabel.Nifti1Image(x_first, affine, dtype=array.dtype)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1, strip_shears=True)
-    if not geometry.spacing_known:
-        image.header.set_xyzt_units("unknown")
+    if geometry.nifti:
+        version = nibabel.Nifti2Image if geometry.nifti.version == 2 else nibabel.Nifti1Image
+        image = version(x_first, None, dtype=array.dtype)
+        _set_forms(image.header, geometry.nifti)
+    else:
+        affine = affine_of(geometry)
+        image = nibabel.Nifti1Image(x_first, affine, dtype=array.dtype)
+        image.header.set_xyzt_units("mm" if geometry.spacing_known else "unknown")
+        image.set_sform(affine, code=_SCANNER)
+        image.set_qform(affine, code=_SCANNER, strip_shears=True)
     image.to_filename(path)
 
 
@@ -191,43 +203,139 @@ def _nibabel_header(first: bytes) -> Any:
 
 
 def _read_grid(header: Any, size: tuple[int, int, int]) -> tuple[Geometry, tuple[str, ...]]:
-    """The grid, and what was assumed about it."""
-    notes: list[str] = []
-    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    if has_sform:
-        affine = np.asarray(header.get_sform(), dtype=np.float64)
-        if has_qform and not np.allclose(affine, _qform(header, affine), rtol=1e-3, atol=1e-2):
+    """The grid, and what was assumed about it or repaired."""
+    forms = _forms_of(header)
+    has_voxel_size = _has_voxel_size(header, size)
+    header, notes = _repair(header, size)
+    sform, qform = _sform(header, has_voxel_size), _qform(header)
+    unit = forms.units & 7
+    if forms.sform_code > 0 and sform is None and qform is not None:
+        notes.append("the sform is not a grid: using the qform")
+    if sform is not None:
+        affine, agree = sform, qform is None or _close(sform, qform)
+        if not agree:
             notes.append("sform and qform disagree: using the sform")
-    elif not _has_voxel_size(header, size):
+        if forms.qform_code > 0 and qform is None:
+            notes.append("the qform is not a grid: using the sform")
+        is_usual = agree and (forms.qform_code, forms.sform_code) == (_SCANNER, _SCANNER)
+    elif not has_voxel_size:
         # Neither an affine nor a voxel size: the grid's numbers mean nothing.
         notes.append("the header gives no spacing: distances are in voxels")
-        return _unknown_grid(size), tuple(notes)
-    elif has_qform:
-        affine = _qform(header, None)
+        return _unknown_grid(size, forms), tuple(notes)
+    elif qform is not None:
+        affine, is_usual = qform, False
+    elif forms.qform_code > 0:
+        raise RefusedCaseError("its NIfTI qform is not a rotation")
     else:
-        affine = np.asarray(header.get_base_affine(), dtype=np.float64)
+        affine, is_usual = np.asarray(header.get_base_affine(), dtype=np.float64), False
         notes.append(
             "the header gives no orientation: assuming NIfTI's default (x to the left, y to the "
             "front, z up)"
         )
-    unit = int(header["xyzt_units"]) & 7
     if unit not in _MM_BY_UNIT_CODE:
         notes.append("the header gives no unit of length: assuming millimetres")
-    return _geometry(affine, size, _MM_BY_UNIT_CODE.get(unit, 1.0)), tuple(notes)
+    geometry = _geometry(affine, size, _MM_BY_UNIT_CODE.get(unit, 1.0))
+    is_usual = is_usual and forms.version == 1 and forms.units == _MILLIMETRES
+    if not is_usual or min(forms.pixdim[1:4]) <= 0:
+        geometry = geometry.model_copy(update={"nifti": forms})
+    return geometry, tuple(notes)
+
+
+def _repair(header: Any, size: tuple[int, int, int]) -> tuple[Any, list[str]]:
+    """A copy of a header with what nibabel and ITK repair, too; and what was repaired."""
+    repaired, notes = header.copy(), []
+    pixdim = np.asarray(header["pixdim"], dtype=np.float64)
+    if abs(pixdim[0]) != 1:  # 0 counts as 1, says the standard
+        repaired["pixdim"][0] = 1
+    if (pixdim[1:4] < 0).any():
+        repaired["pixdim"][1:4] = np.abs(pixdim[1:4])
+        notes.append("the header gives negative voxel sizes: taking them as positive")
+    for axis, count in enumerate(size, start=1):
+        if pixdim[axis] == 0 and count == 1:
+            repaired["pixdim"][axis] = 1
+    quaternion = _quaternion(header)
+    squared_length = float(quaternion @ quaternion)
+    if 1 < squared_length <= 1 + _LARGEST_QUATERNION_EXCESS:
+        for name, value in zip("bcd", quaternion / np.sqrt(squared_length), strict=True):
+            repaired[f"quatern_{name}"] = value
+        if int(header["qform_code"]) > 0 and squared_length > 1 + 1e-6:
+            notes.append("the qform's quaternion is a little too long: shortened to 1")
+    return repaired, notes
+
+
+def _quaternion(header: Any) -> np.ndarray:
+    return np.asarray([float(header[f"quatern_{name}"]) for name in "bcd"])
 
 
 def _has_voxel_size(header: Any, size: tuple[int, int, int]) -> bool:
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
-    return bool(np.isfinite(pixdim).all() and (pixdim[[count > 1 for count in size]] > 0).all())
+    several = [count > 1 for count in size]
+    return bool(np.isfinite(pixdim[several]).all() and (pixdim[several] > 0).all())
 
 
-def _qform(header: Any, fallback: np.ndarray | None) -> np.ndarray:
+def _sform(header: Any, has_voxel_size: bool) -> np.ndarray | None:
+    """The sform; None: it is not set, or it is not a grid while the qform may be."""
+    if int(header["sform_code"]) <= 0:
+        return None
+    affine = np.asarray(header.get_sform(), dtype=np.float64)
+    is_grid = np.isfinite(affine).all() and np.linalg.norm(affine[:3, :3], axis=0).all()
+    return affine if is_grid or not (has_voxel_size and int(header["qform_code"]) > 0) else None
+
+
+def _qform(header: Any) -> np.ndarray | None:
+    """The qform of a repaired header; None: it is not set, or it is not a grid."""
+    if int(header["qform_code"]) <= 0:
+        return None
     try:
-        return np.asarray(header.get_qform(), dtype=np.float64)
-    except (ValueError, ArithmeticError) as error:
-        if fallback is not None:
-            return fallback
-        raise RefusedCaseError(f"its NIfTI qform is invalid ({error})") from None
+        affine = np.asarray(header.get_qform(), dtype=np.float64)
+    except (ValueError, ArithmeticError):
+        return None
+    is_grid = np.isfinite(affine).all() and np.linalg.norm(affine[:3, :3], axis=0).all()
+    return affine if is_grid else None
+
+
+def _close(sform: np.ndarray, qform: np.ndarray) -> bool:
+    return np.allclose(sform, qform, rtol=1e-3, atol=1e-2)
+
+
+# ---------------------------------------------------------------- both forms, as they are
+
+
+def _forms_of(header: Any) -> NiftiForms:
+    qfac, dx, dy, dz, dt = _finite(header["pixdim"][:5])
+    b, c, d = _finite(_quaternion(header))
+    x, y, z = _finite([float(header[f"qoffset_{axis}"]) for axis in "xyz"])
+    return NiftiForms(
+        version=1 if int(header["sizeof_hdr"]) == 348 else 2,
+        units=int(header["xyzt_units"]),
+        qform_code=int(header["qform_code"]),
+        sform_code=int(header["sform_code"]),
+        pixdim=(qfac, dx, dy, dz, dt),
+        time_offset=_finite([float(header["toffset"])])[0],
+        quaternion=(b, c, d),
+        quaternion_offset=(x, y, z),
+        sform=_finite(np.concatenate([header[f"srow_{axis}"] for axis in "xyz"])),
+    )
+
+
+def _set_forms(header: Any, forms: NiftiForms) -> None:
+    header["xyzt_units"] = forms.units
+    header["qform_code"], header["sform_code"] = forms.qform_code, forms.sform_code
+    header["pixdim"][: len(forms.pixdim)] = forms.pixdim
+    header["toffset"] = forms.time_offset
+    for name, value in zip("bcd", forms.quaternion, strict=True):
+        header[f"quatern_{name}"] = value
+    for index, axis in enumerate("xyz"):
+        header[f"qoffset_{axis}"] = forms.quaternion_offset[index]
+        header[f"srow_{axis}"] = forms.sform[4 * index : 4 * index + 4]
+
+
+def _finite(numbers: Any) -> tuple[float, ...]:
+    """Numbers that JSON can hold; 0 for those that are not finite."""
+    return tuple(np.nan_to_num(np.asarray(numbers, np.float64), posinf=0.0, neginf=0.0).tolist())
+
+
+# ---------------------------------------------------------------- the grid
 
 
 def _geometry(affine: np.ndarray, size: tuple[int, int, int], mm_per_unit: float) -> Geometry:
@@ -249,13 +357,14 @@ def _geometry(affine: np.ndarray, size: tuple[int, int, int], mm_per_unit: float
     )
 
 
-def _unknown_grid(size: tuple[int, int, int]) -> Geometry:
+def _unknown_grid(size: tuple[int, int, int], forms: NiftiForms) -> Geometry:
     return Geometry(
         size=size,
         spacing=(1, 1, 1),
         origin=(0, 0, 0),
         direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
         spacing_known=False,
+        nifti=forms,
     )
 
 

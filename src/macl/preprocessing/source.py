@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from macl.io import dicom
-from macl.io.deidentification import Identity, contains_identifier, pseudonym
+from macl.io.deidentification import (
+    Pseudonyms,
+    contains_identifier,
+    looks_identifying,
+)
 from macl.io.source import Case, ScanPath, Source
 from macl.io.time_series import split_time_series
 from macl.io.volume import Header, read_header, safe_name, stem_of
@@ -45,7 +50,12 @@ class SourceScan:
 
 
 def scan_source(
-    folder: Path, source: Source, keep_identity: bool = False, frames: bool = False
+    folder: Path,
+    source: Source,
+    keep_identity: bool = False,
+    frames: bool = False,
+    pseudonyms: Pseudonyms | None = None,
+    shared: bool = False,
 ) -> SourceScan:
     """Check what a reader found in a folder, without reading a voxel.
 
@@ -59,13 +69,16 @@ def scan_source(
         source: as the reader lists it.
         keep_identity: keep patient ids.
         frames: the fourth axis of a file is time, and each frame becomes a case.
+        pseudonyms: makes them; None: names that nobody keeps.
+        shared: the names go into something that may be shared, a store: replace those of folders
+            and files with DICOM too, and others that look like dates, record numbers or addresses.
 
     Raises:
         MaclError: frames are asked for, but the layout declares channels along the fourth axis.
     """
     source = _with_series(source) if frames else _without_series(source)
     source = _refuse_links_out(folder, source)
-    source = _deidentify(source, keep_identity)
+    source = _deidentify(source, keep_identity, pseudonyms or Pseudonyms(), shared)
     series: Mapping[str, tuple[Case, ...]] = {}
     if frames:
         source, series = split_time_series(source)
@@ -101,11 +114,11 @@ def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
     return best[0][0]
 
 
-def lone_case(path: Path) -> Case:
+def lone_case(path: Path, pseudonyms: Pseudonyms | None = None) -> Case:
     """A single scan as a case, under a name that does not identify the patient."""
     name = safe_name(stem_of(path.absolute()))
     source = Source(reader="", cases=(Case(name, (path,), name),))
-    return _deidentify(source, keep_identity=False).cases[0]
+    return _deidentify(source, False, pseudonyms or Pseudonyms(), shared=False).cases[0]
 
 
 # ---------------------------------------------------------------- time series
@@ -209,7 +222,13 @@ def _refuse_links_out(folder: Path, source: Source) -> Source:
     return replace(source, cases=tuple(kept), refused=refused)
 
 
-def _deidentify(source: Source, keep_identity: bool) -> Source:
+_NAMED_BY_USERS = ("folder", "dicom")
+"""Readers of layouts that leave the names of folders and files to the user."""
+
+
+def _deidentify(
+    source: Source, keep_identity: bool, pseudonyms: Pseudonyms, shared: bool
+) -> Source:
     """Replace names and patients that would identify someone, unless the data set is anonymous."""
     if source.anonymous:
         return source
@@ -218,50 +237,62 @@ def _deidentify(source: Source, keep_identity: bool) -> Source:
         for case in source.cases
         if dicom.is_dicom(case.images[0])
     }
-    if not identities:
+    hidden = shared and not keep_identity and source.reader in _NAMED_BY_USERS
+    if not identities and not hidden:
         return source
     identifiers = {word for identity in identities.values() for word in identity.identifiers}
     if not keep_identity:
         ids = {identity.patient_id for identity in identities.values()}
         identifiers |= ids - {""}
-    cases = [
-        _deidentify_case(case, identities.get(case.name), identifiers, keep_identity)
-        for case in source.cases
-    ]
+
+    def tells(text: str, is_dicom: bool) -> bool:
+        return contains_identifier(text, identifiers) or (
+            hidden and (is_dicom or looks_identifying(text))
+        )
+
+    cases: list[Case] = []
+    for case in source.cases:
+        identity = identities.get(case.name)
+        is_dicom = identity is not None
+        unknown = is_dicom and not identity.readable
+        name, patient = case.name, case.patient
+        file_tells = hidden and looks_identifying(case.paths[0].name)
+        if unknown or file_tells or tells(name, is_dicom) or tells(patient, is_dicom):
+            name = pseudonyms("case", name, str(case.paths[0]))
+        if unknown or tells(patient, is_dicom):
+            patient = pseudonyms("patient", patient)
+        if identity and identity.patient_id:
+            kept = keep_identity and not contains_identifier(identity.patient_id, identifiers)
+            patient = identity.patient_id
+            patient = patient if kept else pseudonyms("patient", patient)
+        cases.append(replace(case, name=name, patient=patient))
+    hides_paths = hidden and bool(identities)
     refused = {
-        pseudonym("case", name) if contains_identifier(name, identifiers) else name: _mask(
-            reason, identifiers
+        pseudonyms("case", name) if tells(name, bool(identities)) else name: _mask(
+            reason, identifiers, hides_paths
         )
         for name, reason in source.refused.items()
     }
-    notes = [_mask(note, identifiers) for note in source.notes]
+    notes = [_mask(note, identifiers, hides_paths) for note in source.notes]
     renamed = sum(old.name != new.name for old, new in zip(source.cases, cases, strict=True))
     if renamed:
-        notes.append(f"{renamed} cases have hashed names: their own would identify the patient.")
-    done = "kept, as asked" if keep_identity else "hashed"
-    notes.append(f"DICOM patient ids are {done}.")
+        notes.append(f"{renamed} cases have hashed names: their own might identify the patient.")
+    if identities:
+        done = "kept, as asked" if keep_identity else "hashed"
+        notes.append(f"DICOM patient ids are {done}.")
     cases.sort(key=lambda case: case.name)
     return replace(source, cases=tuple(cases), refused=refused, notes=tuple(notes))
 
 
-def _deidentify_case(
-    case: Case, identity: Identity | None, identifiers: Collection[str], keep_identity: bool
-) -> Case:
-    name, patient = case.name, case.patient
-    unknown = identity is not None and not identity.readable
-    if unknown or contains_identifier(name, identifiers):
-        name = pseudonym("case", (identity.series_uid if identity else "") or name)
-    if unknown or contains_identifier(patient, identifiers):
-        patient = pseudonym("patient", patient)
-    if identity and identity.patient_id:
-        patient_id = identity.patient_id
-        kept = keep_identity and not contains_identifier(patient_id, identifiers)
-        patient = patient_id if kept else pseudonym("patient", patient_id)
-    return replace(case, name=name, patient=patient)
-
-
-def _mask(text: str, identifiers: Collection[str]) -> str:
-    """Replace each word that contains an identifier by "…"."""
+def _mask(text: str, identifiers: Collection[str], hides_paths: bool = False) -> str:
+    """Replace each word that contains an identifier, or lists of files, by "…"."""
+    if hides_paths:
+        text = re.sub(r"^(Ignored \([^)]*\)|a label without an image): .*", r"\1: ….", text)
+        text = re.sub(r"\(.+\): rename", "(…): rename", text)
     return " ".join(
-        "…" if contains_identifier(word, identifiers) else word for word in text.split(" ")
+        "…"
+        if contains_identifier(word, identifiers)
+        or (hides_paths and ("/" in word or looks_identifying(word)))
+        else word
+        for word in text.split(" ")
     )

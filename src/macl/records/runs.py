@@ -20,6 +20,7 @@ from pydantic import Field
 import macl
 from macl.config import PrepareSettings, Settings, validate
 from macl.data.store import Store
+from macl.records.training_range import TrainingRange
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import ASIDE, clear_unfinished, read_json, write_text
 from macl.utils.ranks import this_rank
@@ -109,6 +110,9 @@ class RunRecord(Settings):
     at_uniform: tuple[str, ...] = Field(
         default=(), description="those of them that the finished run ended near"
     )
+    trained_on: TrainingRange | None = Field(
+        default=None, description="modality, spacings and intensities of the cases"
+    )
     steps: int = Field(default=0, description="of the whole run; 0 until it is finished")
     seconds: float = Field(default=0.0, description="training time, over all resumptions")
 
@@ -125,6 +129,7 @@ class RunRecord(Settings):
 
 NOT_COMPARED = {
     "finished", "device", "versions", "store", "quantities", "uniform_losses", "at_uniform",
+    "trained_on",
     "steps", "seconds",
 }  # fmt: skip
 """Fields that may differ when a run is resumed."""

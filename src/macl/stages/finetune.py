@@ -33,6 +33,7 @@ from macl.tasks.segmentation import (
     mirror_axes,
     segmenter_weights,
 )
+from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
 from macl.utils.files import write_json
 from macl.utils.progress import say
 
@@ -81,6 +82,8 @@ def finetune(
     assert run.resolved is not None
     cases = run.resolved.labelled_cases(labels)
     require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
+    warn_of_unseen_classes(opened, cases, labels)
+    warn_of_other_scans(opened, cases, weights)
     plane = opened.case(cases[0]).orientation.plane
     axes = mirror_axes(settings, opened.index.classes, plane)
     network = find("models", settings.backbone)

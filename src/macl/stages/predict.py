@@ -21,6 +21,7 @@ from macl.inference.scans import (
     read_ahead,
 )
 from macl.inference.sliding_window import SegmenterMember
+from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import grid_difference
 from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
@@ -68,7 +69,8 @@ def predict(
     runs = list(takewhile(lambda path: (path / RECORD).is_file(), paths))
     records = read_runs(runs, paths)
     frames = frames or any(record.prepared.frames for record in records)
-    scans, refused = find_scans(paths[len(runs) :], records, cases, readers(), frames)
+    pseudonyms = Pseudonyms(out)
+    scans, refused = find_scans(paths[len(runs) :], records, cases, readers(), frames, pseudonyms)
     if probabilities and any(len(scan.time_points) > 1 for scan in scans):
         raise MaclError(
             "--probabilities are written for scans, not for time series: leave it out, or split "
@@ -82,12 +84,14 @@ def predict(
         cases=tuple(sorted([*(scan.name for scan in scans), *refused])),
     )
     open_predictions(out, record)
+    pseudonyms.save()
     waiting = [scan for scan in scans if not _is_done(scan, out, probabilities)]
     if len(waiting) < len(scans):
         say(f"{len(scans) - len(waiting)} of {len(scans)} scans already have their mask in {out}.")
     writer = _MaskWriter(ensemble, record, out, probabilities, batch_size)
     failures = _Failures(refused)
     notes: dict[str, list[str]] = {}
+    unlike: dict[str, list[str]] = {}
     with progress("Predicting", len(scans), done=len(scans) - len(waiting)) as advance:
         for scan, reading in read_ahead(waiting):
             try:
@@ -98,11 +102,18 @@ def predict(
                 failures.print_pending()
                 for note in time_points[0].notes:
                     notes.setdefault(note, []).append(scan.name)
+                for trained_on, own in time_points[0].differences:
+                    unlike.setdefault(trained_on, []).append(f"{scan.name} ({own})")
                 writer.write(scan, time_points)
             advance(note=scan.name)
     say(f"Wrote {sum(scan.name not in failures.reasons for scan in waiting)} masks to {out}.")
     for note, names in notes.items():
         say(f"Note on {listed(names)}: {note}.")
+    for trained_on, scans_unlike in unlike.items():
+        say(
+            f"Warning: the model was {trained_on}, but these scans are unlike that: "
+            f"{listed(scans_unlike)}. Check their masks."
+        )
     failures.raise_if_any(len(record.cases))
     return [_mask_path(scan, out) for scan in scans]
 

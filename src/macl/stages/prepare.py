@@ -15,6 +15,7 @@ import macl
 from macl import plugins
 from macl.config import PrepareSettings
 from macl.data.store import CASES, INDEX, Refused, Store, StoredCase, StoreIndex, write_index
+from macl.io.deidentification import Pseudonyms
 from macl.io.source import Source
 from macl.preprocessing.case import (
     LOCK,
@@ -66,7 +67,15 @@ def prepare(
     _require_apart(source, store)
     workers = available_cores() if workers is None else workers
     layout = recognise(source, plugins.readers()) if reader is None else plugins.reader(reader)
-    scan = scan_source(source, layout.read(source), settings.keep_identity, settings.frames)
+    pseudonyms = Pseudonyms(store)
+    scan = scan_source(
+        source,
+        layout.read(source),
+        settings.keep_identity,
+        settings.frames,
+        pseudonyms,
+        shared=True,
+    )
     settings = _resolve(settings, scan)
     checksum = _checksum(scan.source, settings)
     if finished := _finished(store, checksum):
@@ -88,11 +97,13 @@ def prepare(
         if finished := _finished(store, checksum):
             say(f"{store} was prepared by another run meanwhile: {len(finished.cases)} cases.")
             return finished
+        pseudonyms.save()
         prepared = _prepare_all(store, jobs, workers)
         scan = scan.without({case.name: case.reason for case in prepared if case.stored is None})
         index = _index(scan.source, settings, checksum, classes, prepared)
         if not index.cases:
             _remove(store)
+            pseudonyms.discard()
             raise MaclError(_none_kept(source, scan.source.refused))
         _finish(store, index)
     _report(store, index)

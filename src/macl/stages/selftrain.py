@@ -32,6 +32,7 @@ from macl.tasks.segmentation import (
     segmenter_weights,
 )
 from macl.tasks.semi_supervised import UNSURE, ProportionWatch, SelfTrainingTask
+from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
 from macl.utils.errors import MaclError
 from macl.utils.files import sha256, write_json
 from macl.utils.progress import progress, say
@@ -94,6 +95,8 @@ def selftrain(
     cases, unlabelled = run.resolved.labelled_cases(labels), run.resolved.unlabelled_cases(labels)
     require_even_parts(*settings.patches_per_step, run.fabric.world_size)
     require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
+    warn_of_unseen_classes(opened, cases, labels)
+    warn_of_other_scans(opened, cases, weights)
     require_apart(str(teacher), teaching.patients, run.resolved, chosen.allow_overlap)
     plane = opened.case(cases[0]).orientation.plane
     axes = mirror_axes(settings, opened.index.classes, plane)

@@ -12,6 +12,7 @@ from torch import Tensor
 from macl.data.resolved_split import ResolvedSplit, find_test_people
 from macl.models.conversion.macl_release import read_authors
 from macl.records.runs import WEIGHTS, read_record
+from macl.records.training_range import TrainingRange
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError, listed
@@ -30,12 +31,14 @@ class InitialWeights:
         tensors: under the network's names; empty from scratch.
         network: the `NETWORK_SETTINGS`, as far as the source gives them; empty from scratch.
         patients: whose scans the weights were trained on.
+        trained_on: the range of those scans, if it is known.
     """
 
     name: str
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     patients: tuple[str, ...] = ()
+    trained_on: TrainingRange | None = None
 
     @property
     def trained_with(self) -> str:
@@ -66,10 +69,10 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
             raise MaclError(
                 f"The run in {init} is not finished: finish it with --resume, then go on."
             )
-        file, patients = path / WEIGHTS, earlier.seen_patients
+        file, patients, trained_on = path / WEIGHTS, earlier.seen_patients, earlier.trained_on
         source = checkpoint.read(file)
     else:
-        file, patients = path, ()
+        file, patients, trained_on = path, (), None
         is_ours = path.suffix == ".safetensors"
         source = checkpoint.read(path) if is_ours else read_authors(path, decoder_blocks)
         say(
@@ -79,7 +82,7 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
     about = {"dims": 2, **source.about}
     network = {name: about[name] for name in NETWORK_SETTINGS if name in about}
     name = f"{init} ({sha256(file)[:12]})"
-    return InitialWeights(name, source.tensors, network, patients)
+    return InitialWeights(name, source.tensors, network, patients, trained_on)
 
 
 def require_apart(

@@ -1,0 +1,35 @@
+"""Warnings about the scans that a segmenter is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from macl.data.store import Store
+from macl.records.training_range import measure_range, range_differences
+from macl.tasks.initial_weights import InitialWeights
+from macl.utils.errors import listed
+from macl.utils.progress import say
+
+
+def warn_of_unseen_classes(store: Store, cases: Sequence[str], labels: str) -> None:
+    """Say which classes no label of a budget shows."""
+    voxels = [found for name in cases if (found := store.case(name).class_voxels)]
+    if not voxels:
+        return
+    classes = zip(store.index.classes, np.sum(voxels, axis=0), strict=True)
+    if unseen := [name for name, count in classes if not count]:
+        say(
+            f"Warning: no training label of {labels!r} ({len(cases)} cases) shows "
+            f"{listed(unseen)}, so the model cannot learn to find it: choose a larger budget, or "
+            "other cases."
+        )
+
+
+def warn_of_other_scans(store: Store, cases: Sequence[str], weights: InitialWeights) -> None:
+    """Say in what the scans are unlike those of the pre-training."""
+    if weights.trained_on is None:
+        return
+    for trained_on, own in range_differences(weights.trained_on, measure_range(store, cases)):
+        say(f"Warning: {weights.name} was {trained_on}, but these scans are unlike that: {own}.")

@@ -1,0 +1,80 @@
+"""Nothing is silent about data that a model cannot know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fakes.command import macl
+from fakes.dicom import write_series
+from fakes.scans import affine, write_nifti
+from fakes.threshold_run import known_case, write_threshold_run
+from macl.records.training_range import ChannelRange, TrainingRange
+
+SHAPE = (5, 20, 24)
+TRAINED_ON = TrainingRange(
+    modality="MR",
+    finest_mm=(3.5, 1.4, 0.9),
+    coarsest_mm=(4.0, 1.5, 1.0),
+    channels=(ChannelRange(low=-100, high=400, smallest_deviation=80, largest_deviation=130),),
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_threshold_run(tmp_path / "run", trained_on=TRAINED_ON)
+
+
+@pytest.mark.parametrize(
+    ("factor", "offset", "spacing", "words"),
+    [
+        (1, 0, (1.0, 1.5, 4.0), []),
+        (1, 0, (0.2, 0.3, 4.0), ["spacings of 3.5 × 1.4 × 0.9 mm to 4 ×", "4 × 0.3 × 0.2 mm"]),
+        (1, 0, (1.0, 1.5, 12.0), ["spacings of 3.5", "12 × 1.5 × 1 mm"]),
+        (40, 0, (1.0, 1.5, 4.0), ["intensities of about -100 to 400"]),
+        (0.02, 0, (1.0, 1.5, 4.0), ["intensities of about -100 to 400"]),
+        (1, -1024, (1.0, 1.5, 4.0), ["intensities of about -100 to 400"]),
+    ],
+)
+def test_a_scan_unlike_the_training_is_warned_about_with_numbers(
+    tmp_path: Path, run: Path, factor: float, offset: int, spacing, words: list[str]
+) -> None:
+    image = (known_case(SHAPE)[0] * factor + offset).astype(np.int16)
+    scan = write_nifti(tmp_path / "scan.nii.gz", image, affine(spacing))
+    answer = macl("predict", run, scan, "--out", tmp_path / "masks")
+    said = " ".join(answer.err.split())
+    assert answer.code == 0
+    assert ("unlike that" in said) == bool(words)
+    assert all(word in said for word in words)
+
+
+def test_another_modality_is_warned_about(tmp_path: Path, run: Path) -> None:
+    write_series(tmp_path / "scan", Modality="CT")
+    answer = macl("predict", run, tmp_path / "scan", "--out", tmp_path / "masks")
+    assert "trained on MR, but these scans are unlike that: scan (CT)" in " ".join(
+        answer.err.split()
+    )
+
+
+def test_a_class_that_no_training_label_shows_is_named(tmp_path: Path) -> None:
+    for index in range(4):
+        image, label = known_case(SHAPE, index)
+        label[label == 9] = 9 if index == 3 else 3
+        write_nifti(tmp_path / f"data/images/c{index}.nii.gz", image)
+        write_nifti(tmp_path / f"data/labels/c{index}.nii.gz", label)
+    assert macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1).code == 0
+    (tmp_path / "split.json").write_text(
+        '{"format": "macl-split", "version": 1, "patients": {"test": ["c2"], "validation": [], '
+        '"training": ["c0", "c1", "c3"]}, "budgets": {"few": ["c0", "c1"], "all": ["c3"]}}'
+    )
+    for budget, named in (("few", True), ("all", False)):
+        answer = macl(
+            "finetune", tmp_path / "store", "--split", tmp_path / "split.json", "--labels", budget,
+            "--init", "scratch", "--out", tmp_path / budget, "--device", "cpu",
+            "--set", "training.epochs=1", "--set", "training.size=16",
+            "--set", "training.batch_size=4", "--set", "backbone_settings.width=2",
+        )  # fmt: skip
+        assert answer.code == 0, answer.err
+        assert ("shows class 9" in " ".join(answer.err.split())) == named
