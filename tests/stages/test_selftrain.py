@@ -13,6 +13,7 @@ from fakes.command import Answer, macl
 from fakes.toy_store import write_toy_store
 from macl.data.splits import read_split, write_split
 from macl.data.store import Store
+from macl.engine import trainer
 from macl.models.unet import UNet
 from macl.stages.split import split
 from macl.tasks.segmentation import load_segmenter
@@ -108,6 +109,44 @@ def test_the_run_keeps_the_teacher(selftrain, tmp_path: Path) -> None:
     for name, tensor in before.items():
         if tensor.is_floating_point():
             torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [(2, ()), (3, ()), (2, ("--teacher", "TUNED"))],
+    ids=["mean-2d", "mean-3d", "fixed-2d"],
+)
+def test_stopped_and_resumed_is_bit_for_bit_the_same(
+    selftrain,
+    toy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dims: int,
+    words: tuple[str, ...],
+) -> None:
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    save = trainer._TrainingState.save
+
+    def save_and_stop(state: trainer._TrainingState, path: Path) -> None:
+        save(state, path)
+        raise Stopped
+
+    more = [str(toy / "tuned") if word == "TUNED" else word for word in words]
+    more += ["--set", "training.steps=6", "--set", "training.checkpoint_every_steps=3"]
+    assert selftrain("--out", "whole", *more, dims=dims).code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer._TrainingState, "save", save_and_stop)
+        with pytest.raises(Stopped):
+            selftrain("--out", "stopped", *more, dims=dims)
+    answer = selftrain("--out", "stopped", *more, "--resume", dims=dims)
+    assert answer.code == 0, answer.err
+    assert "Resuming after step 3." in answer.err
+    whole, stopped = (
+        (tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "stopped")
+    )
+    assert whole == stopped
 
 
 def test_from_a_fine_tuned_run_with_its_head(selftrain, toy: Path, tmp_path: Path) -> None:
