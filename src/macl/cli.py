@@ -12,8 +12,10 @@ import typer
 
 import macl
 from macl.utils.errors import MaclError
+from macl.utils.failures import describe
 from macl.utils.progress import say
 from macl.utils.ranks import exit_rank, require_single_process
+from macl.utils.text import without_control, write_plain_where_needed
 
 app = typer.Typer(
     name="macl",
@@ -39,7 +41,10 @@ Out = Annotated[
     Path, typer.Option("--out", help="Folder to write. Anything else in it is an error.")
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, help="Seed of all random draws; saved with the result.")
+    int,
+    typer.Option(
+        "--seed", min=0, max=2**63 - 1, help="Seed of all random draws; saved with the result."
+    ),
 ]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="Where to compute; auto uses a GPU if there is one.")
@@ -435,15 +440,16 @@ def report(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is printed as one sentence, with exit code 1."""
+    """Entry point: what a user can mend is one sentence, with exit code 1; a bug a traceback."""
     # Otherwise PyTorch's idle threads spin: beside another busy program a step takes ten times as
     # long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    write_plain_where_needed()
     try:
         app(prog_name="macl")
-    except MaclError as error:
+    except Exception as error:
         # Not `say`, which is silent in all processes but the first: any of them may have failed.
-        print(f"macl: {error}", file=sys.stderr, flush=True)
+        print(without_control(f"macl: {describe(error)}"), file=sys.stderr, flush=True)
         exit_rank(1)
     except (KeyboardInterrupt, SystemExit) as end:
         # Typer turns Ctrl-C into this exit code without a message.

@@ -5,10 +5,10 @@ Every run saves its resolved settings.
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -27,6 +27,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from macl.utils.errors import MaclError, did_you_mean
 from macl.utils.progress import say
+from macl.utils.text import shown
+from macl.utils.user_text import read_toml_table
 
 
 class Settings(BaseModel):
@@ -86,6 +88,7 @@ class PrepareSettings(Settings):
 
 
 Stage = Literal["pretrain", "finetune"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PatchSide = Annotated[int, Field(gt=0)]
 
 
@@ -355,7 +358,7 @@ def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] =
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `below` with the values of `above` over it, group by group."""
-    merged: dict[str, Any] = json.loads(json.dumps(below))
+    merged: dict[str, Any] = deepcopy(dict(below))
     for key, value in _leaves(above):
         _set(merged, key, value)
     return merged
@@ -456,7 +459,7 @@ def _problem(
         value: Any = values
         for step in path:
             value = value[step]
-        return f"{key} cannot be {value!r} ({field.description})"
+        return f"{key} cannot be {shown(value)} ({field.description})"
     message = error["msg"]
     return f"{key}: {message[:1].lower()}{message[1:]}"
 
@@ -480,7 +483,7 @@ def _group(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] 
 def _parse(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -490,13 +493,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     Raises:
         MaclError: the file is missing or broken; `what` names it in the message ("a recipe").
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        message = f"There is no {path}, which should be {what}: check the path."
-        raise MaclError(message) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
+    return read_toml_table(path, what)
 
 
 def recipe_names(stage: Stage) -> tuple[str, ...]:

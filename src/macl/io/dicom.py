@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from macl.io.geometry import Geometry, Header, Volume
 from macl.io.integrity import require_length, require_size
 from macl.io.source import ScanPath, SliceFiles
 from macl.utils.errors import RefusedCaseError
+from macl.utils.files import entries
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -30,6 +32,8 @@ _LARGEST_TILT = 1e-3
 def has_magic_number(path: Path) -> bool:
     """Whether a file says "DICM" where DICOM files do."""
     if not path.is_file() or path.name.upper() == "DICOMDIR":
+        return False
+    if not os.access(path, os.R_OK):
         return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
@@ -47,12 +51,12 @@ def is_dicom_file(path: Path) -> bool:
 
 def files_in(folder: Path) -> list[Path]:
     """The DICOM files directly inside a folder, sorted by name."""
-    return [path for path in sorted(folder.iterdir()) if is_dicom_file(path)]
+    return [path for path in entries(folder) if is_dicom_file(path)]
 
 
 def is_series_folder(folder: Path) -> bool:
     """Whether a DICOM file lies directly inside a folder."""
-    return folder.is_dir() and any(is_dicom_file(path) for path in sorted(folder.iterdir()))
+    return any(is_dicom_file(path) for path in entries(folder))
 
 
 def is_dicom(scan: ScanPath) -> bool:

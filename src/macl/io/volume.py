@@ -16,6 +16,7 @@ from macl.io import dicom, itk, nifti, pictures
 from macl.io.geometry import Geometry, Header, Volume, grid_difference
 from macl.io.source import ScanPath, SliceFiles
 from macl.utils.errors import MaclError, RefusedCaseError
+from macl.utils.failures import os_reason
 from macl.utils.files import atomic_path
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *dicom.SUFFIXES)
@@ -262,8 +263,7 @@ def _refusing_damage() -> Iterator[None]:
     except (RefusedCaseError, MemoryError):
         raise
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RefusedCaseError(f"it cannot be read ({reason})") from None
+        raise RefusedCaseError(f"it cannot be read ({os_reason(error)})") from None
     except Exception as error:
         raise RefusedCaseError(
             f"it is damaged: reading it fails with {type(error).__name__}"

@@ -81,7 +81,7 @@ def files_fingerprint(case: Case) -> str:
     for file in (file for path in case.paths for file in _files(path)):
         state = file.stat()
         lines.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def finished_earlier(job: CaseJob) -> PreparedCase | None:

@@ -13,10 +13,13 @@ from macl.io.source import Case, ScanPath, Source
 from macl.io.time_series import split_time_series
 from macl.io.volume import Header, read_header, safe_name, stem_of
 from macl.readers._reader import Reader
-from macl.utils.errors import MaclError, RefusedCaseError
-from macl.utils.files import inside
+from macl.utils.errors import MaclError, RefusedCaseError, listed
+from macl.utils.files import inside, unreadable_below
+from macl.utils.text import printable
 
 PICTURE_FORMATS = ("PNG", "JPEG")
+
+NOT_READABLE = "it cannot be read (permission denied)"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def scan_source(
         MaclError: frames are asked for, but the layout declares channels along the fourth axis.
     """
     source = _with_series(source) if frames else _without_series(source)
-    source = _refuse_links_out(folder, source)
+    source = _refuse_unreadable(folder, _refuse_links_out(folder, source))
     source = _deidentify(source, keep_identity)
     series: Mapping[str, tuple[Case, ...]] = {}
     if frames:
@@ -90,6 +93,12 @@ def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
         (*sign, reader) for reader in readers if (sign := reader.evidence(folder)) is not None
     ]
     if not evidence:
+        if unreadable := unreadable_below(folder):
+            names = listed(printable(str(path)) for path in unreadable)
+            raise MaclError(
+                f"{folder} holds no scans that can be read: permission is denied to {names}; ask "
+                "for the right to read them."
+            )
         raise MaclError(
             f"{folder} holds no scans in a known layout: check the folder or name a --reader."
         )
@@ -207,6 +216,17 @@ def _refuse_links_out(folder: Path, source: Source) -> Source:
                 "it leads out of the source's folder (a link?): copy the file instead"
             )
     return replace(source, cases=tuple(kept), refused=refused)
+
+
+def _refuse_unreadable(folder: Path, source: Source) -> Source:
+    """Refuse what the user may not read and no case names: a folder may hold many scans."""
+    in_cases = {path for case in source.cases for path in case.paths}
+    refused = {
+        printable(path.relative_to(folder).as_posix()): NOT_READABLE
+        for path in unreadable_below(folder)
+        if path not in in_cases
+    }
+    return replace(source, refused={**source.refused, **refused})
 
 
 def _deidentify(source: Source, keep_identity: bool) -> Source:

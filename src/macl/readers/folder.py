@@ -27,6 +27,7 @@ from macl.readers._filenames import (
 )
 from macl.readers._reader import Reader
 from macl.utils.errors import MaclError
+from macl.utils.files import entries
 
 _SPLIT = r"(tr|ts|va|te|val|train|training|test|testing|valid|validation)"
 _SPLIT_FOLDER = re.compile(_SPLIT, re.IGNORECASE)
@@ -125,7 +126,7 @@ def _find_scans(source: Path) -> _Contents:
         is_series = is_series_folder(folder)
         if is_series:
             _add_scan(contents, folder, source)
-        paths = sorted(folder.iterdir())
+        paths = entries(folder)
         headers = {
             stem_of(path) for path in paths if path.name.lower().endswith(_HEADERS_OF_DATA_FILES)
         }

@@ -209,7 +209,7 @@ def render(summary: Mapping[str, Any]) -> str:
         totals = (sum(row[name] for row in summary["classes"]) for name in COUNTED_OUTCOMES)
         table.add_section()
         table.add_row("mean", *_cells(summary["mean"]), *map(str, totals))
-    console = Console(width=140)
+    console = Console(width=140, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

@@ -39,6 +39,7 @@ from macl.utils import checkpoint
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import sha256, write_json
 from macl.utils.progress import say
+from macl.utils.text import printable
 
 SCRATCH = "scratch"
 DEFAULT_RECIPE = "strong"
@@ -121,7 +122,7 @@ def finetune(
         recipe=recipe,
         labels=labels,
         validation_cases=run.resolved.validation_cases,
-        init=weights.name,
+        init=printable(weights.name),
         init_patients=weights.patients,
         mirror_axes=axes,
     )

@@ -244,7 +244,7 @@ def render(description: Mapping[str, Any]) -> str:
         elif key == "intensities" and value:
             value = "\n".join(map(_as_text, value))
         table.add_row(key.replace("_", " "), _as_text(value))
-    console = Console(width=110, highlight=False, markup=False)
+    console = Console(width=110, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

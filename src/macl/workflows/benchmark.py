@@ -7,7 +7,6 @@ import platform
 import shlex
 import shutil
 import sys
-import traceback
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from macl.stages.predict import predict
 from macl.stages.pretrain import pretrain
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
+from macl.utils.failures import describe
 from macl.utils.files import atomic_path, read_json, write_text
 from macl.utils.progress import say
 from macl.workflows.grid import BenchmarkCell, BenchmarkGrid, read_grid, specify
@@ -118,7 +118,7 @@ class _BenchmarkRun:
             else:
                 self._run(cell, folder)
         except Exception as error:
-            self.failed[cell.name] = _reason(error)
+            self.failed[cell.name] = describe(error)
 
     def write_results(self, command: str) -> str:
         """Write the results of the finished cells, and return their summary."""
@@ -177,7 +177,7 @@ class _BenchmarkRun:
                 seed=cell.seed, resume=True,
             )  # fmt: skip
         except Exception as error:
-            reason = f"Its pre-training failed: {_reason(error)}"
+            reason = f"Its pre-training failed: {describe(error)}"
             self.failed_pretraining[cell.pretraining] = reason
             raise MaclError(reason) from None
         return str(folder), record.seconds
@@ -187,11 +187,3 @@ def _has_decoder(pretrained: Path) -> bool:
     """Whether the method trained decoder blocks; a method that trains none must be accepted."""
     tensors = checkpoint.read(pretrained / runs.WEIGHTS).tensors
     return any(name.startswith("decoder.") for name in tensors)
-
-
-def _reason(error: Exception) -> str:
-    """Why something failed; for a bug, the trace is printed too."""
-    if isinstance(error, MaclError):
-        return str(error)
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}"

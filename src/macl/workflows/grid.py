@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from macl.config import (
     FinetuneSettings,
     PretrainSettings,
+    Seed,
     Settings,
     read_toml,
     resolve_recipe,
@@ -70,7 +71,7 @@ class BenchmarkGrid(Settings):
     start: tuple[Start, ...] = Field(min_length=1)
     labels: tuple[str, ...] = Field(min_length=1)
     recipes: tuple[str, ...] = Field(default=("strong",), min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     finetune: FinetuneChanges = FinetuneChanges()
     conventions: tuple[Convention, ...] = Field(default=("strict", "paper"), min_length=1)
 
