@@ -24,7 +24,8 @@ from macl.io.integrity import (
 )
 from macl.utils.errors import RefusedCaseError
 
-PICTURES = (".png", ".jpg", ".jpeg")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+PICTURES = (".png", *JPEG_SUFFIXES)
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", *PICTURES)
 

@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+MAX_VALUE = 65535
+"""The largest label value that is read."""
+
+MAX_CLASSES = 256
+"""How many classes a store can tell apart, background included."""
+
 
 @dataclass(frozen=True)
 class SliceFiles:

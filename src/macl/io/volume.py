@@ -18,9 +18,15 @@ from macl.io.source import ScanPath, SliceFiles
 from macl.utils.errors import MaclError, RefusedCaseError
 from macl.utils.failures import os_reason
 from macl.utils.files import atomic_path
+from macl.utils.text import printable
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *dicom.SUFFIXES)
 """Endings of scans' file names; a folder may hold a DICOM series."""
+
+_GZIP = b"\x1f\x8b"
+
+_VALUES_LISTED = 8
+"""How many values of a label a message lists."""
 
 _UNSCALED = (1.0, 0.0)
 """Slope and intercept that change nothing."""
@@ -114,6 +120,11 @@ def read_label(label: ScanPath, image: ScanPath | None = None, frame: int | None
     Raises:
         RefusedCaseError: as for a scan, or its values are not whole numbers.
     """
+    if lossy := [path for path in _files(label) if path.suffix.lower() in itk.JPEG_SUFFIXES]:
+        raise RefusedCaseError(
+            f"its label {printable(lossy[0].name)} is a JPEG, which smears label values: save it "
+            "as PNG from the original"
+        )
     volume = _read_volume(label, None) if frame is None else _read_frame(label, frame)
     array = volume.array
     if len(array) > 1:
@@ -131,8 +142,14 @@ def read_label(label: ScanPath, image: ScanPath | None = None, frame: int | None
         slope, intercept = volume.rescale[0]
         array = array * slope + intercept
     if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or (array != np.rint(array)).any():
-            raise RefusedCaseError("its label holds values that are not whole numbers")
+        odd = array[~np.isfinite(array) | (array != np.rint(array))]
+        if odd.size:
+            values = np.unique(odd)
+            more = ", …" if len(values) > _VALUES_LISTED else ""
+            named = ", ".join(f"{value:.6g}" for value in values[:_VALUES_LISTED])
+            raise RefusedCaseError(
+                f"its label holds values that are not whole numbers ({named}{more})"
+            )
         if np.abs(array).max() >= 2**31:
             raise RefusedCaseError("its label holds values that are too large: use class numbers")
         array = array.astype(np.int32)
@@ -180,6 +197,11 @@ def _format_of(scan: ScanPath) -> _Format:
     if path.stat().st_size == 0:
         raise RefusedCaseError("the file is empty")
     suffix = suffix_of(path)
+    if suffix == ".nii" and _begins_with(path, _GZIP):
+        raise RefusedCaseError(
+            f"{printable(path.name)} is compressed, as a .nii.gz is: rename it to "
+            f"{printable(path.name)}.gz"
+        )
     if suffix is None:
         supported = ", ".join(SUFFIXES)
         raise RefusedCaseError(
@@ -190,6 +212,11 @@ def _format_of(scan: ScanPath) -> _Format:
     return _NIFTI if suffix in nifti.SUFFIXES else _ITK
 
 
+def _begins_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
 def _read_as_dicom(scan: ScanPath) -> bool:
     """Whether to read a scan as DICOM: any folder, and files whose name or contents say so."""
     path = scan.files[0] if isinstance(scan, SliceFiles) else scan
@@ -197,6 +224,10 @@ def _read_as_dicom(scan: ScanPath) -> bool:
         return True
     named_so = path.is_file() and path.name.lower().endswith(dicom.SUFFIXES)
     return named_so or dicom.has_magic_number(path)
+
+
+def _files(scan: ScanPath) -> tuple[Path, ...]:
+    return scan.files if isinstance(scan, SliceFiles) else (scan,)
 
 
 def _is_picture(scan: ScanPath) -> bool:

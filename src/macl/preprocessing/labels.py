@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from macl.io.geometry import Volume, grid_difference
-from macl.io.source import Case
+from macl.io.source import MAX_CLASSES, MAX_VALUE, Case
 from macl.io.volume import read_label
 from macl.utils.errors import MaclError, RefusedCaseError
 
 MAX_VALUES_PER_LABEL = 64
-MAX_VALUE = 65535
-MAX_CLASSES = 256
 
 _VOXELS_COUNTED_AT_A_TIME = 1 << 17
 """Bounds the memory: counting takes eight bytes a voxel."""
+
+_WHITE = 255
+_NEAR = 6
+"""How far a lossy picture strays from 0 and 255, where it strays little."""
 
 _VALUES_LISTED = 16
 """How many label values a message lists."""
@@ -50,8 +52,17 @@ NO_CLASSES = Classes((), {})
 
 
 def declared_classes(names: Mapping[int, str]) -> Classes:
-    """The classes that a layout declares: label value → name, background first."""
+    """The classes that a layout declares: label value → name, background first.
+
+    Raises:
+        MaclError: there are more classes than a store can tell apart.
+    """
     unique = tuple(dict.fromkeys(names.values()))
+    if len(unique) > MAX_CLASSES:
+        raise MaclError(
+            f"{len(unique)} classes are declared, more than {MAX_CLASSES} (background included): "
+            "leave out or merge some."
+        )
     return Classes(unique, {value: unique.index(name) for value, name in names.items()})
 
 
@@ -107,7 +118,20 @@ def count_values(label: np.ndarray) -> dict[int, int]:
             f"its label holds {len(values)} different values, more than {MAX_VALUES_PER_LABEL}: "
             "is it an image?"
         )
+    if _looks_smeared(values):
+        raise RefusedCaseError(
+            f"its label holds values close to 0 and close to 255 ({_list_values(values.tolist())}), "
+            "as a mask saved with loss or interpolated does: use the original, or round it"
+        )
     return {int(value): int(counts[value]) for value in values}
+
+
+def _looks_smeared(values: np.ndarray) -> bool:
+    """Whether values lie around both 0 and 255, which should each be one value."""
+    ends = values[0] == 0 and values[-1] <= _WHITE
+    near_black = ((values > 0) & (values <= _NEAR)).any()
+    near_white = ((values >= _WHITE - _NEAR) & (values < _WHITE)).any()
+    return bool(ends and near_black and near_white)
 
 
 def require_declared(values: Iterable[int], declared: Collection[int]) -> None:

@@ -12,12 +12,20 @@ from macl.io.deidentification import Identity, contains_identifier, pseudonym
 from macl.io.source import Case, ScanPath, Source
 from macl.io.time_series import split_time_series
 from macl.io.volume import Header, read_header, safe_name, stem_of
+from macl.readers._dataset_json import DESCRIBED, require_no_description
+from macl.readers._filenames import link_leads_out
 from macl.readers._reader import Reader
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.files import inside, unreadable_below
+from macl.utils.files import entries, inside, unreadable_below
 from macl.utils.text import printable
 
 PICTURE_FORMATS = ("PNG", "JPEG")
+
+
+
+class UnknownLayoutError(MaclError):
+    """No reader knows a folder."""
+
 
 NOT_READABLE = "it cannot be read (permission denied)"
 
@@ -87,7 +95,9 @@ def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
     """The reader for which the folder gives the strongest evidence.
 
     Raises:
-        MaclError: no reader knows the folder, or the evidence for two is equally strong.
+        UnknownLayoutError: no reader knows the folder.
+        MaclError: the evidence for two is equally strong; or the folder has a description that is
+            broken or fits no layout, or lies above a data set that has one.
     """
     evidence = [
         (*sign, reader) for reader in readers if (sign := reader.evidence(folder)) is not None
@@ -99,7 +109,7 @@ def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
                 f"{folder} holds no scans that can be read: permission is denied to {names}; ask "
                 "for the right to read them."
             )
-        raise MaclError(
+        raise UnknownLayoutError(
             f"{folder} holds no scans in a known layout: check the folder or name a --reader."
         )
     strongest = max(strength for strength, _, _ in evidence)
@@ -107,6 +117,8 @@ def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
     if len(best) > 1:
         names = " and ".join(f"{reader.name} ({words})" for reader, words in best)
         raise MaclError(f"{folder} looks like {names}: choose one with --reader.")
+    if strongest < DESCRIBED:
+        require_no_description(folder)
     return best[0][0]
 
 
@@ -206,16 +218,25 @@ def _refuse_links_out(folder: Path, source: Source) -> Source:
     refused = dict(source.refused)
     kept: list[Case] = []
     for case in source.cases:
-        try:
-            for path in case.paths:
-                for file in (path, *(path.iterdir() if path.is_dir() else ())):
-                    inside(folder, str(file.relative_to(folder)))
+        outside = [
+            file
+            for path in case.paths
+            for file in (path, *(entries(path) if path.is_dir() else ()))
+            if not _lies_inside(folder, file)
+        ]
+        if outside:
+            refused[case.name] = link_leads_out(outside[0].relative_to(folder).as_posix())
+        else:
             kept.append(case)
-        except (MaclError, ValueError):
-            refused[case.name] = (
-                "it leads out of the source's folder (a link?): copy the file instead"
-            )
     return replace(source, cases=tuple(kept), refused=refused)
+
+
+def _lies_inside(folder: Path, file: Path) -> bool:
+    try:
+        inside(folder, str(file.relative_to(folder)))
+    except MaclError:
+        return False
+    return True
 
 
 def _refuse_unreadable(folder: Path, source: Source) -> Source:

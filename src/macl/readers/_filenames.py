@@ -215,9 +215,17 @@ def no_patients_note(title: str) -> str:
     return f"{title} names no patients: every case counts as a patient of its own."
 
 
-def label_without_image(label: Path) -> str:
+def label_without_image(label: Path, hint: str = "") -> str:
     """Why a label alone is not a case."""
-    return f"a label without an image: {printable_name(label)}"
+    return f"a label without an image: {printable_name(label)}{'; ' if hint else ''}{hint}"
+
+
+def link_leads_out(relative: str) -> str:
+    """Why a file that is a link cannot be used."""
+    return (
+        f"{printable(relative)} is a link, or lies behind one, that leads out of the source's "
+        "folder: copy the file itself there"
+    )
 
 
 def several_scans(scans: Sequence[ScanPath]) -> str:

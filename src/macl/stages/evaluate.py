@@ -17,7 +17,7 @@ from macl.io.volume import Volume, read_label
 from macl.metrics import Convention, Score, empty_score, score_classes
 from macl.plugins import readers
 from macl.preprocessing.orientation import choose_orientation, orient, spacing_of, to_scan
-from macl.preprocessing.source import recognise, scan_source
+from macl.preprocessing.source import UnknownLayoutError, recognise, scan_source
 from macl.records.predictions import PREDICTIONS_RECORD, list_masks, read_predictions
 from macl.records.scores import ScoreRow, render, summarise, write_rows
 from macl.utils.errors import MaclError, RefusedCaseError, listed
@@ -148,9 +148,16 @@ def open_truth(path: Path, predictions: Path) -> Truth:
 def _read_source(path: Path) -> Source | None:
     """A folder as the best reader lists it; None if it is not a source of images."""
     try:
-        return scan_source(path, recognise(path, readers()).read(path)).source
-    except MaclError:
+        layout = recognise(path, readers())
+    except UnknownLayoutError:
         return None
+    if layout.name == "folder":
+        # Masks under their cases' names are scans in nobody's layout.
+        try:
+            return scan_source(path, layout.read(path)).source
+        except MaclError:
+            return None
+    return scan_source(path, layout.read(path)).source
 
 
 def _store_truth(store: Store) -> Truth:

@@ -36,6 +36,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         aside.replace(path)
     except OSError as error:
+        nothing_written = isinstance(error, FileNotFoundError) and error.filename == str(aside)
+        if nothing_written:
+            raise
         raise MaclError(cannot("written", path, error)) from None
     finally:
         with contextlib.suppress(OSError):

@@ -48,16 +48,16 @@ def read_text(path: Path, what: str) -> str:
         ) from None
     except OSError as error:
         advice = ADVICE.get(error.errno or 0, "correct that and run the command again")
-        raise _broken(path, what, f"cannot be read ({os_reason(error)}): {advice}") from None
+        raise _broken(path, what, os_reason(error), advice) from None
     for mark, encoding in _OTHER_ENCODINGS.items():
         if data.startswith(mark):
-            raise _broken(path, what, f"is {encoding} text: save it as UTF-8")
+            raise _broken(path, what, f"it is {encoding} text", "save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, column = _place(data[: error.start].decode("utf-8-sig", "replace"))
         where = f"line {line}, column {column}"
-        raise _broken(path, what, f"is not UTF-8 text ({where}): save it as UTF-8") from None
+        raise _broken(path, what, f"no UTF-8 text at {where}", "save it as UTF-8") from None
 
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     value = _parse(json.loads, path, what, "JSON")
     if not isinstance(value, dict):
         kind = "list" if isinstance(value, list) else "single value"
-        raise _broken(path, what, f"holds a {kind} instead of one JSON object: correct it")
+        raise _broken(path, what, f"it holds a {kind}, not one JSON object")
     return value
 
 
@@ -96,20 +96,17 @@ def read_table(path: Path, what: str, columns: tuple[str, ...]) -> list[Row]:
         names = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = names
         if missing := [column for column in columns if column not in names]:
-            raise _broken(
-                path, what, f"has no column {missing[0]!r} in line 1: give it {', '.join(columns)}"
-            )
+            expected = f"give it the columns {', '.join(columns)}"
+            raise _broken(path, what, f"no column {missing[0]!r} in line 1", expected)
         rows = [
             Row(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in names})
             for row in reader
         ]
     except csv.Error as error:
-        where = f"line {reader.line_num}"
-        raise _broken(path, what, f"is no table ({error}, {where}): correct it there") from None
+        raise _broken(path, what, f"{error} in line {reader.line_num}") from None
     for row in rows:
         if empty := [column for column in columns if not row.values[column]]:
-            where = f"line {row.line}"
-            raise _broken(path, what, f"has no {empty[0]} in {where}: correct it there")
+            raise _broken(path, what, f"no {empty[0]} in line {row.line}")
     return rows
 
 
@@ -119,14 +116,13 @@ def _parse(parse: Any, path: Path, what: str, language: str) -> Any:
         value = parse(text)
     except json.JSONDecodeError as error:
         where = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise _broken(path, what, f"is not valid JSON ({where}): correct it there") from None
+        raise _broken(path, what, f"not valid JSON: {where}") from None
     except tomllib.TOMLDecodeError as error:
-        raise _broken(path, what, f"is not valid TOML ({error}): correct it there") from None
+        raise _broken(path, what, f"not valid TOML: {error}") from None
     except RecursionError:
         raise _nested_too_deeply(path, what) from None
     except (ValueError, OverflowError):
-        problem = f"holds a number that is too long for {language}: correct it"
-        raise _broken(path, what, problem) from None
+        raise _broken(path, what, f"it holds a number too long for {language}") from None
     if _is_nested_too_deeply(value):
         raise _nested_too_deeply(path, what)
     return value
@@ -147,11 +143,12 @@ def _is_nested_too_deeply(value: Any) -> bool:
 
 
 def _nested_too_deeply(path: Path, what: str) -> MaclError:
-    return _broken(path, what, f"is nested more than {DEEPEST_NESTING} levels deep: correct it")
+    return _broken(path, what, f"it is nested more than {DEEPEST_NESTING} levels deep")
 
 
-def _broken(path: Path, what: str, problem: str) -> MaclError:
-    return MaclError(f"{printable(str(path))} should be {what}, but {problem}.")
+def _broken(path: Path, what: str, problem: str, advice: str = "correct it there") -> MaclError:
+    name = printable(str(path))
+    return MaclError(f"{name} should be {what}, but cannot be read ({problem}): {advice}.")
 
 
 def _place(before: str) -> tuple[int, int]:
