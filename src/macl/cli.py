@@ -6,9 +6,10 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 import macl
 from macl.utils.errors import MaclError
@@ -26,6 +27,30 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class _CommandWithSettings(TyperCommand):
+    """A command that says of `--batch-size 4` how that setting is given: with --set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = str(getattr(error, "option_name", ""))
+            if option:
+                _name_the_setting(error, option.lstrip("-").replace("-", "_"))
+            raise
+
+
+def _name_the_setting(error: Any, name: str) -> None:
+    from macl.config import FinetuneSettings, PretrainSettings, setting_names
+
+    short = {"lr": "learning_rate", "patch_size": "size", "bs": "batch_size"}
+    wanted = short.get(name, name)
+    names = dict.fromkeys((*setting_names(PretrainSettings), *setting_names(FinetuneSettings)))
+    if found := next((full for full in names if full.rpartition(".")[2] == wanted), None):
+        error.message = f"{error.message}: use --set {found}=…"
+        error.possibilities = None
 
 
 class Device(StrEnum):
@@ -69,6 +94,24 @@ OverlapOption = Annotated[
 ]
 FramesOption = Annotated[
     bool, typer.Option("--frames", help="The fourth axis is time: each time point is a case.")
+]
+PatientsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--patients",
+        metavar="REGEX|FILE.csv",
+        help="Who was scanned: what a regular expression finds in a case's name, or a table with "
+        "the columns case, patient. Default: as the layout or the headers say.",
+    ),
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="DIR|FILE.csv",
+        help="Where labels are: a folder of files named like the scans, or a table with the "
+        "columns image, label. Default: as the layout says.",
+    ),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Worker processes. Default: one per core.")
@@ -125,6 +168,8 @@ def inspect(
     quick: Annotated[
         bool, typer.Option("--quick", help="Read only the headers; count no voxels.")
     ] = False,
+    patients: PatientsOption = None,
+    labels: LabelsOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,7 +179,15 @@ def inspect(
     from macl.stages.inspect import inspect as run
     from macl.stages.inspect import render
 
-    description = run(path, reader=reader, frames=frames, quick=quick, workers=workers)
+    description = run(
+        path,
+        reader=reader,
+        frames=frames,
+        quick=quick,
+        patients=patients,
+        labels=labels,
+        workers=workers,
+    )
     text = json.dumps(description, indent=1, ensure_ascii=False) if as_json else render(description)
     print(text)
 
@@ -167,6 +220,8 @@ def prepare(
     keep_identity: Annotated[
         bool, typer.Option(help="Keep DICOM patient ids instead of hashing them.")
     ] = False,
+    patients: PatientsOption = None,
+    labels: LabelsOption = None,
     workers: WorkersOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if any case is refused.")
@@ -184,7 +239,15 @@ def prepare(
         "keep_identity": keep_identity,
     }
     settings = validate(PrepareSettings, chosen)
-    index = run(source, store, reader=reader, settings=settings, workers=workers)
+    index = run(
+        source,
+        store,
+        reader=reader,
+        settings=settings,
+        patients=patients,
+        labels=labels,
+        workers=workers,
+    )
     if strict and index.refused:
         raise typer.Exit(1)
 
@@ -228,7 +291,7 @@ def split(
         stage.folds(store, out, count=folds, **options)
 
 
-@app.command()
+@app.command(cls=_CommandWithSettings)
 def pretrain(
     store: StoreArgument,
     out: Out,
@@ -265,7 +328,7 @@ def pretrain(
     )
 
 
-@app.command()
+@app.command(cls=_CommandWithSettings)
 def finetune(
     store: StoreArgument,
     out: Out,
@@ -375,7 +438,7 @@ def evaluate(
     run(predictions, truth, out, convention=convention)
 
 
-@app.command()
+@app.command(cls=_CommandWithSettings)
 def profile(
     method: Annotated[str, typer.Option(help="How to pre-train.")] = "macl",
     recipe: RecipeOption = None,

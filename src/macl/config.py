@@ -449,6 +449,10 @@ def _problem(
         text = str(error.get("ctx", {}).get("error", error["msg"]))
         return f"{key}: {text}" if key else text
     if group and error["type"] == "extra_forbidden":
+        if elsewhere := [
+            name for name in setting_names(kind) if name.rpartition(".")[2] == path[-1]
+        ]:
+            return f"there is no {key}; did you mean {' or '.join(elsewhere)}?"
         return f"there is no {key}; {did_you_mean(str(path[-1]), tuple(group.model_fields))}"
     if group and isinstance(error["input"], dict):
         own = f"{path[-1]}_settings"
@@ -462,6 +466,14 @@ def _problem(
         return f"{key} cannot be {shown(value)} ({field.description})"
     message = error["msg"]
     return f"{key}: {message[:1].lower()}{message[1:]}"
+
+
+def setting_names(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The full names of all settings, such as "training.epochs"."""
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from setting_names(field.annotation, f"{prefix}{name}.")
 
 
 def _group(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] | None:

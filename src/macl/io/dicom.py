@@ -84,7 +84,7 @@ def read_header(scan: ScanPath) -> Header:
     sign = "int" if int(first.get("PixelRepresentation", 0)) else "uint"
     return Header(
         format="DICOM",
-        geometry=_geometry(first, size, _slice_distance(first)),
+        geometry=_geometry(first, size, _announced_distance(files, first)),
         channels=int(first.get("SamplesPerPixel", 1)),
         dtype=f"{sign}{int(first.BitsAllocated)}",
         modality=_modality(first),
@@ -243,6 +243,23 @@ def _sort_slices(datasets: Sequence[Any]) -> tuple[list[int], float]:
             f"its gantry is tilted: slices drift sideways by {drift:.3g} mm; resample it first"
         )
     return order, height / len(gaps)
+
+
+def _announced_distance(files: Sequence[Path], first: Any) -> float:
+    """The distance between slices in mm as `read` takes it, from their positions; if these give
+    none, which `read` refuses, as one header gives it."""
+    import pydicom
+
+    tags = ["ImagePositionPatient", "ImageOrientationPatient"]
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            headers = [
+                pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+                for file in files[1:]
+            ]
+        return _sort_slices([first, *headers])[1]
+    except Exception:  # pydicom raises anything when a header is damaged
+        return _slice_distance(first)
 
 
 def _slice_distance(dataset: Any) -> float:

@@ -21,6 +21,9 @@ _WHITE = 255
 _NEAR = 6
 """How far a lossy picture strays from 0 and 255, where it strays little."""
 
+_EVEN_SHARE = 0.8
+"""Share of neighbouring voxels with equal values from which on an image may be a mask."""
+
 _VALUES_LISTED = 16
 """How many label values a message lists."""
 
@@ -157,3 +160,24 @@ def as_classes(label: np.ndarray, labels: Mapping[int, int]) -> np.ndarray:
 def _list_values(values: Collection[int]) -> str:
     more = ", …" if len(values) > _VALUES_LISTED else ""
     return ", ".join(map(str, [*values][:_VALUES_LISTED])) + more
+
+
+def looks_like_a_mask(array: np.ndarray) -> bool:
+    """Whether an image holds few whole numbers in large even patches, as masks do."""
+    if array.dtype.kind == "f" and (array[:, ::4, ::4, ::4] % 1 != 0).any():
+        return False
+    if len(np.unique(array[:, ::2, ::4, ::4])) > MAX_VALUES_PER_LABEL:
+        return False
+    if len(np.unique(array)) > MAX_VALUES_PER_LABEL:
+        return False
+    return float((array[..., 1:] == array[..., :-1]).mean()) >= _EVEN_SHARE
+
+
+def mask_note(array: np.ndarray) -> tuple[str, ...]:
+    """A phrase about an image that looks like a mask, or ()."""
+    if not looks_like_a_mask(array):
+        return ()
+    return (
+        "it looks like a mask (few whole numbers in even patches) but is read as a scan: if it is "
+        "a label, say where labels are with --labels",
+    )

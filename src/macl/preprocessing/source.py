@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from macl.data.people import suspicion
 from macl.io import dicom
 from macl.io.deidentification import Identity, contains_identifier, pseudonym
 from macl.io.source import Case, ScanPath, Source
@@ -20,7 +21,6 @@ from macl.utils.files import entries, inside, unreadable_below
 from macl.utils.text import printable
 
 PICTURE_FORMATS = ("PNG", "JPEG")
-
 
 
 class UnknownLayoutError(MaclError):
@@ -87,6 +87,9 @@ def scan_source(
         if header and len(case.images) == 1 and header.channels != len(channels):
             refused[case.name] = _wrong_channels(header, len(channels))
     notes = (*source.notes, *_fourth_axis_note(source, headers, channels))
+    if not source.patients_stated and not frames:
+        people = suspicion({case.name: case.patient for case in source.cases})
+        notes = (*notes, people) if people else notes
     source = replace(source, channels=channels, notes=notes)
     return _with_modality(SourceScan(source, headers, series).without(refused))
 
@@ -232,6 +235,9 @@ def _refuse_links_out(folder: Path, source: Source) -> Source:
 
 
 def _lies_inside(folder: Path, file: Path) -> bool:
+    if not file.is_relative_to(folder):
+        # The user has named it: readers only list what lies below the folder.
+        return True
     try:
         inside(folder, str(file.relative_to(folder)))
     except MaclError:
@@ -266,7 +272,9 @@ def _deidentify(source: Source, keep_identity: bool) -> Source:
         ids = {identity.patient_id for identity in identities.values()}
         identifiers |= ids - {""}
     cases = [
-        _deidentify_case(case, identities.get(case.name), identifiers, keep_identity)
+        _deidentify_case(
+            case, identities.get(case.name), identifiers, keep_identity, source.patients_stated
+        )
         for case in source.cases
     ]
     refused = {
@@ -286,7 +294,11 @@ def _deidentify(source: Source, keep_identity: bool) -> Source:
 
 
 def _deidentify_case(
-    case: Case, identity: Identity | None, identifiers: Collection[str], keep_identity: bool
+    case: Case,
+    identity: Identity | None,
+    identifiers: Collection[str],
+    keep_identity: bool,
+    patients_stated: bool,
 ) -> Case:
     name, patient = case.name, case.patient
     unknown = identity is not None and not identity.readable
@@ -294,7 +306,7 @@ def _deidentify_case(
         name = pseudonym("case", (identity.series_uid if identity else "") or name)
     if unknown or contains_identifier(patient, identifiers):
         patient = pseudonym("patient", patient)
-    if identity and identity.patient_id:
+    if identity and identity.patient_id and not patients_stated:
         patient_id = identity.patient_id
         kept = keep_identity and not contains_identifier(patient_id, identifiers)
         patient = patient_id if kept else pseudonym("patient", patient_id)

@@ -16,6 +16,8 @@ from macl.utils.errors import MaclError, listed
 from macl.utils.files import entries, files_below
 from macl.utils.text import printable
 
+LABEL_ALONE = "a label without an image"
+
 
 class FileRole(NamedTuple):
     """What a file's name says about it.
@@ -217,7 +219,7 @@ def no_patients_note(title: str) -> str:
 
 def label_without_image(label: Path, hint: str = "") -> str:
     """Why a label alone is not a case."""
-    return f"a label without an image: {printable_name(label)}{'; ' if hint else ''}{hint}"
+    return f"{LABEL_ALONE}: {printable_name(label)}{'; ' if hint else ''}{hint}"
 
 
 def link_leads_out(relative: str) -> str:

@@ -179,10 +179,15 @@ def _by_words(keys: Iterable[Key]) -> dict[Key, list[Key]]:
     by_words: dict[Key, list[Key]] = {}
     for key in keys:
         *folders, name = key
-        words = [word for word in _words(name) if word not in _LABEL_WORDS | _IMAGE_WORDS]
+        words = plain_words(name)
         plain = (*(part for part in folders if not part.startswith(_ROLE_FOLDER)), "", *words)
         by_words.setdefault(plain if words else (), []).append(key)
     return by_words
+
+
+def plain_words(name: str) -> tuple[str, ...]:
+    """The words of a name without those that tell images from labels."""
+    return tuple(word for word in _words(name) if word not in _LABEL_WORDS | _IMAGE_WORDS)
 
 
 def _words(name: str) -> list[str]:

@@ -19,7 +19,6 @@ from macl.readers._filenames import (
 from macl.utils.errors import MaclError
 from macl.utils.text import printable, shown
 
-
 _PARTS = ("Tr", "Ts")
 
 

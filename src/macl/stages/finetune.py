@@ -27,6 +27,7 @@ from macl.models.conversion.macl_release import read_authors
 from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
 from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
+from macl.tasks.networks import require_values_to_normalise
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network, finetune_settings
 from macl.tasks.segmentation import (
     SegmentationTask,
@@ -115,10 +116,13 @@ def finetune(
     transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
     if weights.tensors:
         require_transfer(transfer, encoder_only, weights.trained_with)
+    patches = select_volumes(opened, cases).samples_per_epoch(settings.patch)
+    batch_size = min(settings.training.batch_size, patches)
+    require_values_to_normalise(batch_size, settings.patch, task.segmenter.network.strides)
     record = run.open(
         task,
         cases,
-        select_volumes(opened, cases).samples_per_epoch(settings.patch),
+        patches,
         recipe=recipe,
         labels=labels,
         validation_cases=run.resolved.validation_cases,

@@ -57,6 +57,11 @@ def explain(error: Exception) -> str | None:
         return f"{text!r} holds characters that cannot be written: rename the file or folder."
     if isinstance(error, ImportError) and not (error.name or "").startswith("macl"):
         return f"A package that macl needs is missing or broken ({error}): install macl again."
+    if isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per"):
+        return (
+            "A batch of one patch leaves the network a single value to normalise: raise "
+            "training.batch_size or training.size with --set, or add scans."
+        )
     first_line = str(error).partition("\n")[0]
     if isinstance(error, RuntimeError) and first_line.startswith(("CUDA", "cuDNN", "NCCL")):
         return (

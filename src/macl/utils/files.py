@@ -145,16 +145,15 @@ def entries(folder: Path) -> list[Path]:
 def unreadable_below(source: Path) -> list[Path]:
     """The visible files and folders in `source` that the user may not read; follows no links."""
     found = [] if os.access(source, os.R_OK | os.X_OK) else [source]
-    for folder, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in folders:
-            if not os.access(os.path.join(folder, name), os.R_OK | os.X_OK):
-                found.append(Path(folder, name))
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            # A link to nothing is no question of rights.
-            if not name.startswith(".") and os.path.exists(path) and not os.access(path, os.R_OK):
-                found.append(Path(path))
+    for name, folders, files in os.walk(source):
+        folder = Path(name)
+        folders[:] = sorted(inner for inner in folders if not inner.startswith("."))
+        found += [
+            folder / inner for inner in folders if not os.access(folder / inner, os.R_OK | os.X_OK)
+        ]
+        visible = [folder / inner for inner in sorted(files) if not inner.startswith(".")]
+        # A link to nothing is no question of rights.
+        found += [path for path in visible if not os.access(path, os.R_OK) and path.exists()]
     return found
 
 
@@ -177,9 +176,7 @@ def folders_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
         return []
     found = [source]
     if deepest:
-        inside = (
-            path for path in entries(source) if path.is_dir() and not path.is_symlink()
-        )
+        inside = (path for path in entries(source) if path.is_dir() and not path.is_symlink())
         for path in inside:
             if not path.name.startswith("."):
                 found += folders_below(path, deepest - 1)

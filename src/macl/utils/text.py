@@ -46,7 +46,9 @@ def printable(text: str) -> str:
 
 def without_control(message: str) -> str:
     """A message of one or more lines without anything else that steers a terminal."""
-    return _CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else _escaped(found[0]), message)
+    return _CONTROL.sub(
+        lambda found: found[0] if found[0] in "\n\t" else _escaped(found[0]), message
+    )
 
 
 def shown(value: object) -> str:

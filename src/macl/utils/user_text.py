@@ -154,3 +154,26 @@ def _broken(path: Path, what: str, problem: str, advice: str = "correct it there
 def _place(before: str) -> tuple[int, int]:
     """Line and column, from 1, of what follows a text."""
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+
+
+# ---------------------------------------------------------------- tables for spreadsheets
+
+_STARTS_A_FORMULA = ("=", "+", "-", "@", "'", "\t", "\r")
+"""A spreadsheet computes a cell that begins so, or drops its apostrophe."""
+
+
+def spreadsheet_text(text: str) -> str:
+    """Text for a cell of a table that spreadsheets may open: it is never computed.
+
+    An apostrophe before it tells that it is text; control characters become visible. Read it back
+    with `from_spreadsheet`.
+    """
+    plain = printable(text)
+    return f"'{plain}" if plain.lstrip(" ").startswith(_STARTS_A_FORMULA) else plain
+
+
+def from_spreadsheet(cell: str) -> str:
+    """The text that `spreadsheet_text` was given."""
+    rest = cell[1:]
+    is_marked = cell.startswith("'") and rest.lstrip(" ").startswith(_STARTS_A_FORMULA)
+    return rest if is_marked else cell

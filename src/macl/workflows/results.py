@@ -13,6 +13,8 @@ from macl.config import Settings, validate
 from macl.metrics import Convention
 from macl.records.scores import COUNTED_OUTCOMES, MEASURES, OVERLAPS
 from macl.utils.files import atomic_path, read_json, write_text
+from macl.utils.text import printable
+from macl.utils.user_text import spreadsheet_text
 
 CELL = "cell.json"
 ALL_CLASSES = "mean"
@@ -77,7 +79,13 @@ def write_results(path: Path, cells: Iterable[CellRecord]) -> None:
     with atomic_path(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {
+                name: spreadsheet_text(value) if isinstance(value, str) else value
+                for name, value in row.items()
+            }
+            for row in rows
+        )
 
 
 def write_summary(
@@ -150,4 +158,5 @@ def _table(cells: Sequence[CellRecord], convention: Convention) -> list[str]:
 
 
 def _table_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    escaped = (printable(cell).replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
