@@ -61,6 +61,12 @@ def safe_name(text: str) -> str:
     return name or "scan"
 
 
+def lossy_file(label: ScanPath) -> Path | None:
+    """The first file of a label that is saved with loss; None: none is."""
+    files = label.files if isinstance(label, SliceFiles) else (label,)
+    return next((file for file in files if file.suffix.lower() in itk.JPEG_SUFFIXES), None)
+
+
 def is_one_scan(path: Path) -> bool:
     """Whether a path is one scan: a file of a known format, or a DICOM folder without folders."""
     if path.is_dir():
@@ -120,10 +126,10 @@ def read_label(label: ScanPath, image: ScanPath | None = None, frame: int | None
     Raises:
         RefusedCaseError: as for a scan, or its values are not whole numbers.
     """
-    if lossy := [path for path in _files(label) if path.suffix.lower() in itk.JPEG_SUFFIXES]:
+    if lossy := lossy_file(label):
         raise RefusedCaseError(
-            f"its label {printable(lossy[0].name)} is a JPEG, which smears label values: save it "
-            "as PNG from the original"
+            f"its label {printable(lossy.name)} is a JPEG, which smears label values: save it as "
+            "PNG from the original"
         )
     volume = _read_volume(label, None) if frame is None else _read_frame(label, frame)
     array = volume.array
@@ -224,10 +230,6 @@ def _read_as_dicom(scan: ScanPath) -> bool:
         return True
     named_so = path.is_file() and path.name.lower().endswith(dicom.SUFFIXES)
     return named_so or dicom.has_magic_number(path)
-
-
-def _files(scan: ScanPath) -> tuple[Path, ...]:
-    return scan.files if isinstance(scan, SliceFiles) else (scan,)
 
 
 def _is_picture(scan: ScanPath) -> bool:

@@ -123,8 +123,8 @@ def count_values(label: np.ndarray) -> dict[int, int]:
         )
     if _looks_smeared(values):
         raise RefusedCaseError(
-            f"its label holds values close to 0 and close to 255 ({_list_values(values.tolist())}), "
-            "as a mask saved with loss or interpolated does: use the original, or round it"
+            f"its label holds values near 0 and near 255 ({_list_values(values.tolist())}), as a "
+            "mask saved with loss or interpolated does: use the original, or round it"
         )
     return {int(value): int(counts[value]) for value in values}
 

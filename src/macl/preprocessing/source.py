@@ -12,15 +12,18 @@ from macl.io import dicom
 from macl.io.deidentification import Identity, contains_identifier, pseudonym
 from macl.io.source import Case, ScanPath, Source
 from macl.io.time_series import split_time_series
-from macl.io.volume import Header, read_header, safe_name, stem_of
+from macl.io.volume import Header, lossy_file, read_header, safe_name, stem_of
 from macl.readers._dataset_json import DESCRIBED, require_no_description
 from macl.readers._filenames import link_leads_out
 from macl.readers._reader import Reader
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import entries, inside, unreadable_below
+from macl.utils.progress import say
 from macl.utils.text import printable
 
 PICTURE_FORMATS = ("PNG", "JPEG")
+
+LOSSY_LABELS = "labels are JPEG pictures, which smear label values, so they are not read"
 
 
 class UnknownLayoutError(MaclError):
@@ -75,6 +78,7 @@ def scan_source(
         MaclError: frames are asked for, but the layout declares channels along the fourth axis.
     """
     source = _with_series(source) if frames else _without_series(source)
+    source = _without_lossy_labels(source)
     source = _refuse_unreadable(folder, _refuse_links_out(folder, source))
     source = _deidentify(source, keep_identity)
     series: Mapping[str, tuple[Case, ...]] = {}
@@ -145,6 +149,22 @@ def _without_series(source: Source) -> Source:
     count = len(source.series)
     note = f"Ignored {count} whole time series: --frames makes each of their frames a case."
     return replace(source, series=(), notes=(*source.notes, note))
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _without_lossy_labels(source: Source) -> Source:
+    """Leave out labels that are JPEG; their scans stay, and a note says why."""
+    lossy = [case for case in source.cases if case.label and lossy_file(case.label)]
+    if not lossy:
+        return source
+    cases = tuple(replace(case, label=None) if case in lossy else case for case in source.cases)
+    note = (
+        f"{len(lossy)} {LOSSY_LABELS}: save them as PNG from the originals. Their scans "
+        f"({listed(case.name for case in lossy)}) count as unlabelled."
+    )
+    return replace(source, cases=cases, notes=(*source.notes, note))
 
 
 # ---------------------------------------------------------------- headers
@@ -277,6 +297,14 @@ def _deidentify(source: Source, keep_identity: bool) -> Source:
         )
         for case in source.cases
     ]
+    for old, new in zip(source.cases, cases, strict=True):
+        identity = identities.get(old.name)
+        if identity is not None and not identity.readable and old.name != new.name:
+            where = old.images[0] if isinstance(old.images[0], Path) else old.images[0].files[0]
+            say(
+                f"No header of {printable(str(where))} can be read, so it is called {new.name} in "
+                "what is written."
+            )
     refused = {
         pseudonym("case", name) if contains_identifier(name, identifiers) else name: _mask(
             reason, identifiers

@@ -187,16 +187,14 @@ def require_no_description(folder: Path) -> None:
         MaclError: the folder itself, or folders in it, have one.
     """
     others = "choose the --reader yourself, such as --reader folder"
-    if (folder / DESCRIPTION).is_file() and _has_images(folder):
+    if _is_described(folder):
         raise MaclError(
             f"{folder / DESCRIPTION} is neither nnU-Net's, which has channel_names, labels and "
             "file_ending, nor the Decathlon's, which has modality, labels and training: complete "
             f"it, or {others}."
         )
     inside = [
-        path
-        for path in entries(folder)
-        if not path.name.startswith(".") and (path / DESCRIPTION).is_file() and _has_images(path)
+        path for path in entries(folder) if not path.name.startswith(".") and _is_described(path)
     ]
     if inside:
         names = listed(printable(path.name) for path in inside)
@@ -207,8 +205,10 @@ def require_no_description(folder: Path) -> None:
         )
 
 
-def _has_images(folder: Path) -> bool:
-    return (folder / "imagesTr").is_dir() or (folder / "imagesTs").is_dir()
+def _is_described(folder: Path) -> bool:
+    """Whether a folder that may be read has a description beside folders of images."""
+    names = {path.name for path in entries(folder)}
+    return DESCRIPTION in names and bool(names & {"imagesTr", "imagesTs"})
 
 
 def modality_of(channels: Iterable[str]) -> str:

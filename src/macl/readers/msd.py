@@ -87,7 +87,7 @@ def _problem(source: Path, relative: str) -> str | None:
     try:
         path = inside(source, relative)
     except MaclError:
-        if not os.path.isabs(relative) and not os.path.normpath(relative).startswith(".."):
+        if not Path(relative).is_absolute() and not os.path.normpath(relative).startswith(".."):
             return link_leads_out(relative)
         return f"{DESCRIPTION} names {printable(relative)}, outside the data set's folder"
     if path.is_file():

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from macl.utils.errors import MaclError
 from macl.utils.text import printable
@@ -109,7 +110,7 @@ def _explain_os_error(error: OSError) -> str:
 
 def _has_working_folder() -> bool:
     try:
-        os.getcwd()
+        Path.cwd()
     except OSError:
         return False
     return True

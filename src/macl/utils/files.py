@@ -14,6 +14,7 @@ from typing import Any
 
 from macl.utils.errors import MaclError
 from macl.utils.failures import cannot
+from macl.utils.text import printable
 from macl.utils.user_text import read_json_object
 
 ASIDE = ".writing-"
@@ -40,6 +41,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if nothing_written:
             raise
         raise MaclError(cannot("written", path, error)) from None
+    except RuntimeError as error:
+        # What blosc2 and SimpleITK raise where the disk is full, among other things.
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
+        raise MaclError(
+            f"{printable(str(path))} cannot be written ({printable(reason)}): check that the disk "
+            "is not full, or choose another place."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
