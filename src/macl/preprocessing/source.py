@@ -23,7 +23,7 @@ from macl.utils.text import printable
 
 PICTURE_FORMATS = ("PNG", "JPEG")
 
-LOSSY_LABELS = "labels are JPEG pictures, which smear label values, so they are not read"
+LOSSY_LABELS = "Labels that are JPEG pictures, which smear label values, are not read"
 
 
 class UnknownLayoutError(MaclError):
@@ -156,13 +156,15 @@ def _without_series(source: Source) -> Source:
 
 def _without_lossy_labels(source: Source) -> Source:
     """Leave out labels that are JPEG; their scans stay, and a note says why."""
-    lossy = [case for case in source.cases if case.label and lossy_file(case.label)]
+    lossy = {case.name for case in source.cases if case.label and lossy_file(case.label)}
     if not lossy:
         return source
-    cases = tuple(replace(case, label=None) if case in lossy else case for case in source.cases)
+    cases = tuple(
+        replace(case, label=None) if case.name in lossy else case for case in source.cases
+    )
     note = (
-        f"{len(lossy)} {LOSSY_LABELS}: save them as PNG from the originals. Their scans "
-        f"({listed(case.name for case in lossy)}) count as unlabelled."
+        f"{LOSSY_LABELS} ({listed(sorted(lossy))}): save them as PNG from the originals. Their "
+        "scans count as unlabelled."
     )
     return replace(source, cases=cases, notes=(*source.notes, note))
 
