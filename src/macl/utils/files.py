@@ -20,6 +20,9 @@ from macl.utils.user_text import read_json_object
 ASIDE = ".writing-"
 """Prefix of a file that is still being written."""
 
+_WRITERS_FAILURES = ("NDArray", "ITK ERROR", "itk::")
+"""Signs of the errors that blosc2 and SimpleITK raise where the disk is full, among others."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -42,7 +45,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise
         raise MaclError(cannot("written", path, error)) from None
     except RuntimeError as error:
-        # What blosc2 and SimpleITK raise where the disk is full, among other things.
+        if not any(sign in str(error) for sign in _WRITERS_FAILURES):
+            raise
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
         raise MaclError(
             f"{printable(str(path))} cannot be written ({printable(reason)}): check that the disk "
