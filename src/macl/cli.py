@@ -6,14 +6,17 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 import macl
 from macl.utils.errors import MaclError
+from macl.utils.failures import describe
 from macl.utils.progress import say
 from macl.utils.ranks import exit_rank, require_single_process
+from macl.utils.text import without_control, write_plain_where_needed
 
 app = typer.Typer(
     name="macl",
@@ -24,6 +27,30 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class _CommandWithSettings(TyperCommand):
+    """A command that says of `--batch-size 4` how that setting is given: with --set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = str(getattr(error, "option_name", ""))
+            if option:
+                _name_the_setting(error, option.lstrip("-").replace("-", "_"))
+            raise
+
+
+def _name_the_setting(error: Any, name: str) -> None:
+    from macl.config import FinetuneSettings, PretrainSettings, setting_names
+
+    short = {"lr": "learning_rate", "patch_size": "size", "bs": "batch_size"}
+    wanted = short.get(name, name)
+    names = dict.fromkeys((*setting_names(PretrainSettings), *setting_names(FinetuneSettings)))
+    if found := next((full for full in names if full.rpartition(".")[2] == wanted), None):
+        error.message = f"{error.message}: use --set {found}=…"
+        error.possibilities = None
 
 
 class Device(StrEnum):
@@ -39,7 +66,10 @@ Out = Annotated[
     Path, typer.Option("--out", help="Folder to write. Anything else in it is an error.")
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, help="Seed of all random draws; saved with the result.")
+    int,
+    typer.Option(
+        "--seed", min=0, max=2**63 - 1, help="Seed of all random draws; saved with the result."
+    ),
 ]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="Where to compute; auto uses a GPU if there is one.")
@@ -64,6 +94,24 @@ OverlapOption = Annotated[
 ]
 FramesOption = Annotated[
     bool, typer.Option("--frames", help="The fourth axis is time: each time point is a case.")
+]
+PatientsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--patients",
+        metavar="REGEX|FILE.csv",
+        help="Who was scanned: what a regular expression finds in a case's name, or a table with "
+        "the columns case, patient. Default: as the layout or the headers say.",
+    ),
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="DIR|FILE.csv",
+        help="Where labels are: a folder of files named like the scans, or a table with the "
+        "columns image, label. Default: as the layout says.",
+    ),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Worker processes. Default: one per core.")
@@ -120,6 +168,8 @@ def inspect(
     quick: Annotated[
         bool, typer.Option("--quick", help="Read only the headers; count no voxels.")
     ] = False,
+    patients: PatientsOption = None,
+    labels: LabelsOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -129,7 +179,15 @@ def inspect(
     from macl.stages.inspect import inspect as run
     from macl.stages.inspect import render
 
-    description = run(path, reader=reader, frames=frames, quick=quick, workers=workers)
+    description = run(
+        path,
+        reader=reader,
+        frames=frames,
+        quick=quick,
+        patients=patients,
+        labels=labels,
+        workers=workers,
+    )
     text = json.dumps(description, indent=1, ensure_ascii=False) if as_json else render(description)
     print(text)
 
@@ -162,6 +220,8 @@ def prepare(
     keep_identity: Annotated[
         bool, typer.Option(help="Keep names of folders and DICOM patient ids: no hashes.")
     ] = False,
+    patients: PatientsOption = None,
+    labels: LabelsOption = None,
     workers: WorkersOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if any case is refused.")
@@ -179,7 +239,15 @@ def prepare(
         "keep_identity": keep_identity,
     }
     settings = validate(PrepareSettings, chosen)
-    index = run(source, store, reader=reader, settings=settings, workers=workers)
+    index = run(
+        source,
+        store,
+        reader=reader,
+        settings=settings,
+        patients=patients,
+        labels=labels,
+        workers=workers,
+    )
     if strict and index.refused:
         raise typer.Exit(1)
 
@@ -234,7 +302,7 @@ def split(
         stage.folds(store, out, count=folds, **options)
 
 
-@app.command()
+@app.command(cls=_CommandWithSettings)
 def pretrain(
     store: StoreArgument,
     out: Out,
@@ -271,7 +339,7 @@ def pretrain(
     )
 
 
-@app.command()
+@app.command(cls=_CommandWithSettings)
 def finetune(
     store: StoreArgument,
     out: Out,
@@ -441,7 +509,7 @@ def evaluate(
     run(predictions, truth, out, convention=convention)
 
 
-@app.command()
+@app.command(cls=_CommandWithSettings)
 def profile(
     method: Annotated[str, typer.Option(help="How to pre-train.")] = "macl",
     recipe: RecipeOption = None,
@@ -532,15 +600,16 @@ def report(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is printed as one sentence, with exit code 1."""
+    """Entry point: what a user can mend is one sentence, with exit code 1; a bug a traceback."""
     # Otherwise PyTorch's idle threads spin: beside another busy program a step takes ten times as
     # long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    write_plain_where_needed()
     try:
         app(prog_name="macl")
-    except MaclError as error:
+    except Exception as error:
         # Not `say`, which is silent in all processes but the first: any of them may have failed.
-        print(f"macl: {error}", file=sys.stderr, flush=True)
+        print(without_control(f"macl: {describe(error)}"), file=sys.stderr, flush=True)
         exit_rank(1)
     except (KeyboardInterrupt, SystemExit) as end:
         # Typer turns Ctrl-C into this exit code without a message.

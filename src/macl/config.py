@@ -5,10 +5,10 @@ Every run saves its resolved settings.
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -27,6 +27,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from macl.utils.errors import MaclError, did_you_mean
 from macl.utils.progress import say
+from macl.utils.text import shown
+from macl.utils.user_text import read_toml_table
 
 
 class Settings(BaseModel):
@@ -87,6 +89,7 @@ class PrepareSettings(Settings):
 
 
 Stage = Literal["pretrain", "finetune", "selftrain"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PatchSide = Annotated[int, Field(gt=0)]
 
 
@@ -442,7 +445,7 @@ def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] =
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `below` with the values of `above` over it, group by group."""
-    merged: dict[str, Any] = json.loads(json.dumps(below))
+    merged: dict[str, Any] = deepcopy(dict(below))
     for key, value in _leaves(above):
         _set(merged, key, value)
     return merged
@@ -533,6 +536,10 @@ def _problem(
         text = str(error.get("ctx", {}).get("error", error["msg"]))
         return f"{key}: {text}" if key else text
     if group and error["type"] == "extra_forbidden":
+        if elsewhere := [
+            name for name in setting_names(kind) if name.rpartition(".")[2] == path[-1]
+        ]:
+            return f"there is no {key}; did you mean {' or '.join(elsewhere)}?"
         return f"there is no {key}; {did_you_mean(str(path[-1]), tuple(group.model_fields))}"
     if group and isinstance(error["input"], dict):
         own = f"{path[-1]}_settings"
@@ -543,9 +550,17 @@ def _problem(
         value: Any = values
         for step in path:
             value = value[step]
-        return f"{key} cannot be {value!r} ({field.description})"
+        return f"{key} cannot be {shown(value)} ({field.description})"
     message = error["msg"]
     return f"{key}: {message[:1].lower()}{message[1:]}"
+
+
+def setting_names(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The full names of all settings, such as "training.epochs"."""
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from setting_names(field.annotation, f"{prefix}{name}.")
 
 
 def _group(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] | None:
@@ -567,7 +582,7 @@ def _group(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] 
 def _parse(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -577,13 +592,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     Raises:
         MaclError: the file is missing or broken; `what` names it in the message ("a recipe").
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        message = f"There is no {path}, which should be {what}: check the path."
-        raise MaclError(message) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
+    return read_toml_table(path, what)
 
 
 def recipe_names(stage: Stage) -> tuple[str, ...]:

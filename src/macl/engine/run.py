@@ -24,6 +24,7 @@ from macl.records.runs import LoggedQuantity, RunRecord
 from macl.records.training_range import measure_range
 from macl.utils.files import require_disk_space
 from macl.utils.progress import say
+from macl.utils.text import printable
 
 STATE_SIZE = 6
 """Space that a run needs, in copies of its weights: the weights, two moments of the optimiser, the
@@ -123,7 +124,7 @@ class TrainingRun:
         record = RunRecord(
             kind=settings.stage,
             settings=settings.model_dump(mode="json"),
-            recipe=recipe,
+            recipe=printable(recipe),
             seed=self.options.seed,
             device=describe_device(self.fabric),
             versions=runs.versions(),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import Geometry
 from macl.io.source import Case
 from macl.io.time_series import frames_of
-from macl.io.volume import is_one_scan, read_header, read_scan, suffix_of
+from macl.io.volume import is_one_scan, read_header, read_scan, safe_name, stem_of, suffix_of
 from macl.preprocessing.case import prepare_image
 from macl.preprocessing.source import lone_case, recognise, scan_source
 from macl.readers._reader import Reader
@@ -27,6 +28,7 @@ from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.progress import say
 
 MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 TIME_SERIES_SUFFIXES = (".nii.gz", ".nii")
 
 
@@ -112,6 +114,8 @@ def find_scans(
     """
     scans: list[ScanToSegment] = []
     refused: dict[str, str] = {}
+    channels = records[0].channels
+    lone: list[Case] = []
     for path in paths:
         if not path.exists():
             raise MaclError(f"{path} does not exist: check the path.")
@@ -120,11 +124,14 @@ def find_scans(
         if (path / INDEX).is_file():
             scans += _from_store(Store.open(path), records, cases)
         elif path.is_file() or is_one_scan(path):
-            case = lone_case(path, pseudonyms)
-            scans.append(_from_files(case.name, _time_points(case, frames), records[0]))
+            lone.append(lone_case(path, pseudonyms))
         else:
-            layout = recognise(path, readers).read(path)
-            scanned = scan_source(path, layout, frames=frames, pseudonyms=pseudonyms)
+            layout = recognise(path, readers)
+            source = layout.read(path)
+            if layout.name == "folder":
+                grouped, incomplete = group_channels(source.cases, channels)
+                source = replace(source, cases=grouped, refused={**source.refused, **incomplete})
+            scanned = scan_source(path, source, frames=frames, pseudonyms=pseudonyms)
             for note in scanned.source.notes:
                 say(f"{path}: {note}")
             single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}
@@ -132,6 +139,10 @@ def find_scans(
                 modality = scanned.source.modality
                 scans.append(_from_files(name, time_points, records[0], modality))
             refused |= scanned.source.refused
+    grouped, incomplete = group_channels(lone, channels)
+    refused |= incomplete
+    for case in grouped:
+        scans.append(_from_files(case.name, _time_points(case, frames), records[0]))
     if not scans and not refused:
         named = ", ".join(map(str, paths))
         raise MaclError(f"There are no scans in {named}: name other folders or files.")
@@ -143,6 +154,50 @@ def find_scans(
             )
         seen.add(scan.name)
     return scans, refused
+
+
+def group_channels(
+    cases: Sequence[Case], channels: Sequence[str]
+) -> tuple[tuple[Case, ...], dict[str, str]]:
+    """Take files that are named as nnU-Net names channels (`a_0000`, `a_0001`) as one scan, `a`.
+
+    For runs with one channel, `a_0000` is `a`, unless some files have other numbers: then the
+    numbers are the scans' own.
+
+    Args:
+        cases: each a file of its own.
+        channels: of the runs.
+
+    Returns:
+        The cases, and those that lack a channel: name → reason.
+    """
+    files_of: dict[tuple[Path, str, str], dict[int, Case]] = {}
+    others: list[Case] = []
+    for case in cases:
+        image = case.images[0]
+        match = None
+        if isinstance(image, Path) and len(case.images) == 1 and case.label is None:
+            match = _CHANNEL.fullmatch(stem_of(image))
+        if match is None or not isinstance(image, Path):
+            others.append(case)
+            continue
+        key = image.parent, match["case"], suffix_of(image) or ""
+        files_of.setdefault(key, {})[int(match["channel"])] = case
+    expected = set(range(len(channels)))
+    found = {number for files in files_of.values() for number in files}
+    if not files_of or not found <= expected or (len(channels) == 1 and others):
+        return tuple(cases), {}
+    grouped: list[Case] = []
+    incomplete: dict[str, str] = {}
+    for (_, base, _), files in files_of.items():
+        name = safe_name(base)
+        if missing := sorted(expected - files.keys()):
+            numbers = ", ".join(f"{number:04d} ({channels[number]})" for number in missing)
+            incomplete[name] = f"its channel {numbers} is missing"
+            continue
+        images = tuple(files[number].images[0] for number in sorted(files))
+        grouped.append(Case(name, images, name))
+    return tuple(sorted([*others, *grouped], key=lambda case: case.name)), incomplete
 
 
 def prepared_settings(prepared: PrepareSettings) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from macl.io.geometry import Geometry, Header, Volume
 from macl.io.integrity import require_length, require_size
 from macl.io.source import ScanPath, SliceFiles
 from macl.utils.errors import RefusedCaseError
+from macl.utils.files import entries
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -51,6 +53,8 @@ def has_magic_number(path: Path) -> bool:
     """Whether a file says "DICM" where DICOM files do."""
     if not path.is_file() or path.name.upper() == "DICOMDIR":
         return False
+    if not os.access(path, os.R_OK):
+        return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -67,12 +71,12 @@ def is_dicom_file(path: Path) -> bool:
 
 def files_in(folder: Path) -> list[Path]:
     """The DICOM files directly inside a folder, sorted by name."""
-    return [path for path in sorted(folder.iterdir()) if is_dicom_file(path)]
+    return [path for path in entries(folder) if is_dicom_file(path)]
 
 
 def is_series_folder(folder: Path) -> bool:
     """Whether a DICOM file lies directly inside a folder."""
-    return folder.is_dir() and any(is_dicom_file(path) for path in sorted(folder.iterdir()))
+    return any(is_dicom_file(path) for path in entries(folder))
 
 
 def is_dicom(scan: ScanPath) -> bool:
@@ -104,7 +108,7 @@ def read_header(scan: ScanPath) -> Header:
     sign = "int" if int(first.get("PixelRepresentation", 0)) else "uint"
     return Header(
         format="DICOM",
-        geometry=_geometry(first, size, _slice_distance(first) or 1.0),
+        geometry=_geometry(first, size, _announced_distance(files, first)),
         channels=int(first.get("SamplesPerPixel", 1)),
         dtype=f"{sign}{int(first.BitsAllocated)}",
         modality=_modality(first),
@@ -301,6 +305,23 @@ def _sort_slices(datasets: Sequence[Any]) -> tuple[list[int], float]:
             f"its gantry is tilted: slices drift sideways by {drift:.3g} mm; resample it first"
         )
     return order, height / len(gaps)
+
+
+def _announced_distance(files: Sequence[Path], first: Any) -> float:
+    """The distance between slices in mm as `read` takes it, from their positions; if these give
+    none, which `read` refuses, as one header gives it."""
+    import pydicom
+
+    tags = ["ImagePositionPatient", "ImageOrientationPatient"]
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            headers = [
+                pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+                for file in files[1:]
+            ]
+        return _sort_slices([first, *headers])[1]
+    except Exception:  # pydicom raises anything when a header is damaged
+        return _slice_distance(first) or 1.0
 
 
 def _slice_distance(dataset: Any) -> float | None:

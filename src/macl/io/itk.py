@@ -29,7 +29,8 @@ from macl.io.picture_orientation import as_shown, read_orientation, swaps_axes
 from macl.utils.errors import MaclError, RefusedCaseError
 from macl.utils.files import inside
 
-PICTURES = (".png", ".jpg", ".jpeg")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+PICTURES = (".png", *JPEG_SUFFIXES)
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", *PICTURES)
 

@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+MAX_VALUE = 65535
+"""The largest label value that is read."""
+
+MAX_CLASSES = 256
+"""How many classes a store can tell apart, background included."""
+
 
 @dataclass(frozen=True)
 class SliceFiles:
@@ -76,6 +82,7 @@ class Source:
             all.
         anonymous: the data set is published without identities, so its own names are kept whatever
             its DICOM headers hold.
+        patients_stated: whether the user has said who was scanned, whatever headers say.
         normalisation: "clip_zscore" (clip to the 1st and 99th percentile, then z-score per case) or
             "zscore".
         notes: assumptions and ignored files, in sentences for the user.
@@ -90,5 +97,6 @@ class Source:
     series: tuple[Case, ...] = ()
     plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
     anonymous: bool = False
+    patients_stated: bool = False
     normalisation: Literal["clip_zscore", "zscore"] = "clip_zscore"
     notes: tuple[str, ...] = ()

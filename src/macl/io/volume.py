@@ -16,10 +16,17 @@ from macl.io import dicom, itk, nifti, pictures
 from macl.io.geometry import Geometry, Header, Volume, grid_difference
 from macl.io.source import ScanPath, SliceFiles
 from macl.utils.errors import MaclError, RefusedCaseError
+from macl.utils.failures import os_reason
 from macl.utils.files import atomic_path
+from macl.utils.text import printable
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *dicom.SUFFIXES)
 """Endings of scans' file names; a folder may hold a DICOM series."""
+
+_GZIP = b"\x1f\x8b"
+
+_VALUES_LISTED = 8
+"""How many values of a label a message lists."""
 
 _UNSCALED = (1.0, 0.0)
 """Slope and intercept that change nothing."""
@@ -52,6 +59,12 @@ def safe_name(text: str) -> str:
     """`text` as a file name on any system: letters, digits, `.`, `-`, `_`, and no leading dot."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".").rstrip(".")[:150]
     return name or "scan"
+
+
+def lossy_file(label: ScanPath) -> Path | None:
+    """The first file of a label that is saved with loss; None: none is."""
+    files = label.files if isinstance(label, SliceFiles) else (label,)
+    return next((file for file in files if file.suffix.lower() in itk.JPEG_SUFFIXES), None)
 
 
 def is_one_scan(path: Path) -> bool:
@@ -113,6 +126,11 @@ def read_label(label: ScanPath, image: ScanPath | None = None, frame: int | None
     Raises:
         RefusedCaseError: as for a scan, or its values are not whole numbers.
     """
+    if lossy := lossy_file(label):
+        raise RefusedCaseError(
+            f"its label {printable(lossy.name)} is a JPEG, which smears label values: save it as "
+            "PNG from the original"
+        )
     volume = _read_volume(label, None) if frame is None else _read_frame(label, frame)
     array = volume.array
     if len(array) > 1:
@@ -130,8 +148,14 @@ def read_label(label: ScanPath, image: ScanPath | None = None, frame: int | None
         slope, intercept = volume.rescale[0]
         array = array * slope + intercept
     if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or (array != np.rint(array)).any():
-            raise RefusedCaseError("its label holds values that are not whole numbers")
+        odd = array[~np.isfinite(array) | (array != np.rint(array))]
+        if odd.size:
+            values = np.unique(odd)
+            more = ", …" if len(values) > _VALUES_LISTED else ""
+            named = ", ".join(f"{value:.6g}" for value in values[:_VALUES_LISTED])
+            raise RefusedCaseError(
+                f"its label holds values that are not whole numbers ({named}{more})"
+            )
         if np.abs(array).max() >= 2**31:
             raise RefusedCaseError("its label holds values that are too large: use class numbers")
         array = array.astype(np.int32)
@@ -179,6 +203,11 @@ def _format_of(scan: ScanPath) -> _Format:
     if path.stat().st_size == 0:
         raise RefusedCaseError("the file is empty")
     suffix = suffix_of(path)
+    if suffix == ".nii" and _begins_with(path, _GZIP):
+        raise RefusedCaseError(
+            f"{printable(path.name)} is compressed, as a .nii.gz is: rename it to "
+            f"{printable(path.name)}.gz"
+        )
     if suffix is None:
         supported = ", ".join(SUFFIXES)
         raise RefusedCaseError(
@@ -187,6 +216,11 @@ def _format_of(scan: ScanPath) -> _Format:
     if isinstance(scan, SliceFiles):
         return _PICTURES
     return _NIFTI if suffix in nifti.SUFFIXES else _ITK
+
+
+def _begins_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _read_as_dicom(scan: ScanPath) -> bool:
@@ -262,8 +296,7 @@ def _refusing_damage() -> Iterator[None]:
     except (RefusedCaseError, MemoryError):
         raise
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RefusedCaseError(f"it cannot be read ({reason})") from None
+        raise RefusedCaseError(f"it cannot be read ({os_reason(error)})") from None
     except Exception as error:
         raise RefusedCaseError(
             f"it is damaged: reading it fails with {type(error).__name__}"

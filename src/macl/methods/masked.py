@@ -40,6 +40,7 @@ class Masked(Method):
 
     Settings = Settings
     settings: Settings
+    fewest_patches = 1
     quantities = {
         "loss_covered": Quantity("Reconstruction loss", "Mean square error on the covered voxels."),
         "feature_spread": FEATURE_SPREAD,

@@ -18,7 +18,7 @@ from macl.io.geometry import Volume
 from macl.io.source import Case
 from macl.io.volume import read_scan
 from macl.preprocessing.findings import TOO_LARGE
-from macl.preprocessing.labels import as_classes, label_on_grid, require_declared
+from macl.preprocessing.labels import as_classes, label_on_grid, mask_note, require_declared
 from macl.preprocessing.normalisation import StoredScan, as_stored, content_of
 from macl.preprocessing.resampling import OnStoreGrid, label_to_store_grid, to_store_grid
 from macl.utils.errors import RefusedCaseError
@@ -81,7 +81,7 @@ def files_fingerprint(case: Case) -> str:
     for file in (file for path in case.paths for file in _files(path)):
         state = file.stat()
         lines.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def finished_earlier(job: CaseJob) -> PreparedCase | None:
@@ -148,7 +148,7 @@ def _prepare(job: CaseJob) -> tuple[StoredCase, tuple[str, ...]]:
         if size != orientation.scanned_size:
             truth = label_to_store_grid(label, orientation, orientation.scanned_size)
             arrays["truth"] = write_array(job.store, case.name, "truth", truth)
-    notes = volume.notes
+    notes = (*volume.notes, *mask_note(volume.array))
     if slices == 1:
         notes = (*notes, "a single slice, whose position in the body is unknown")
     return StoredCase(

@@ -18,6 +18,7 @@ from macl.preprocessing.labels import (
     count_values,
     declared_classes,
     label_on_grid,
+    mask_note,
     require_declared,
 )
 from macl.utils.errors import RefusedCaseError
@@ -83,7 +84,8 @@ def examine_case(case: Case, channels: int, declared: frozenset[int]) -> CaseFin
         array = np.ascontiguousarray(volume.array)
         checksum = hashlib.sha256(array.data).hexdigest()
         intensities = _measure_intensities(array, volume.rescale)
-        return CaseFinding(case.name, "", values, intensities, volume.notes, checksum)
+        notes = (*volume.notes, *mask_note(array))
+        return CaseFinding(case.name, "", values, intensities, notes, checksum)
 
     return _or_refused(case, examine)
 

@@ -8,16 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from macl.io.geometry import Volume, grid_difference
-from macl.io.source import Case
+from macl.io.source import MAX_CLASSES, MAX_VALUE, Case
 from macl.io.volume import read_label
 from macl.utils.errors import MaclError, RefusedCaseError
 
 MAX_VALUES_PER_LABEL = 64
-MAX_VALUE = 65535
-MAX_CLASSES = 256
 
 _VOXELS_COUNTED_AT_A_TIME = 1 << 17
 """Bounds the memory: counting takes eight bytes a voxel."""
+
+_WHITE = 255
+_NEAR = 6
+"""How far a lossy picture strays from 0 and 255, where it strays little."""
+
+_EVEN_SHARE = 0.8
+"""Share of neighbouring voxels with equal values from which on an image may be a mask."""
 
 _VALUES_LISTED = 16
 """How many label values a message lists."""
@@ -50,8 +55,17 @@ NO_CLASSES = Classes((), {})
 
 
 def declared_classes(names: Mapping[int, str]) -> Classes:
-    """The classes that a layout declares: label value → name, background first."""
+    """The classes that a layout declares: label value → name, background first.
+
+    Raises:
+        MaclError: there are more classes than a store can tell apart.
+    """
     unique = tuple(dict.fromkeys(names.values()))
+    if len(unique) > MAX_CLASSES:
+        raise MaclError(
+            f"{len(unique)} classes are declared, more than {MAX_CLASSES} (background included): "
+            "leave out or merge some."
+        )
     return Classes(unique, {value: unique.index(name) for value, name in names.items()})
 
 
@@ -107,7 +121,20 @@ def count_values(label: np.ndarray) -> dict[int, int]:
             f"its label holds {len(values)} different values, more than {MAX_VALUES_PER_LABEL}: "
             "is it an image?"
         )
+    if _looks_smeared(values):
+        raise RefusedCaseError(
+            f"its label holds values near 0 and near 255 ({_list_values(values.tolist())}), as a "
+            "mask saved with loss or interpolated does: use the original, or round it"
+        )
     return {int(value): int(counts[value]) for value in values}
+
+
+def _looks_smeared(values: np.ndarray) -> bool:
+    """Whether values lie around both 0 and 255, which should each be one value."""
+    ends = values[0] == 0 and values[-1] <= _WHITE
+    near_black = ((values > 0) & (values <= _NEAR)).any()
+    near_white = ((values >= _WHITE - _NEAR) & (values < _WHITE)).any()
+    return bool(ends and near_black and near_white)
 
 
 def require_declared(values: Iterable[int], declared: Collection[int]) -> None:
@@ -133,3 +160,24 @@ def as_classes(label: np.ndarray, labels: Mapping[int, int]) -> np.ndarray:
 def _list_values(values: Collection[int]) -> str:
     more = ", …" if len(values) > _VALUES_LISTED else ""
     return ", ".join(map(str, [*values][:_VALUES_LISTED])) + more
+
+
+def looks_like_a_mask(array: np.ndarray) -> bool:
+    """Whether an image holds few whole numbers in large even patches, as masks do."""
+    if array.dtype.kind == "f" and (array[:, ::4, ::4, ::4] % 1 != 0).any():
+        return False
+    if len(np.unique(array[:, ::2, ::4, ::4])) > MAX_VALUES_PER_LABEL:
+        return False
+    if len(np.unique(array)) > MAX_VALUES_PER_LABEL:
+        return False
+    return float((array[..., 1:] == array[..., :-1]).mean()) >= _EVEN_SHARE
+
+
+def mask_note(array: np.ndarray) -> tuple[str, ...]:
+    """A phrase about an image that looks like a mask, or ()."""
+    if not looks_like_a_mask(array):
+        return ()
+    return (
+        "it looks like a mask (few whole numbers in even patches) but is read as a scan: if it is "
+        "a label, say where labels are with --labels",
+    )

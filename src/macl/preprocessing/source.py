@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from macl.data.people import suspicion
 from macl.io import dicom
 from macl.io.deidentification import (
     Pseudonyms,
@@ -16,12 +17,25 @@ from macl.io.deidentification import (
 )
 from macl.io.source import Case, ScanPath, Source
 from macl.io.time_series import split_time_series
-from macl.io.volume import Header, read_header, safe_name, stem_of
+from macl.io.volume import Header, lossy_file, read_header, safe_name, stem_of
+from macl.readers._dataset_json import DESCRIBED, require_no_description
+from macl.readers._filenames import link_leads_out
 from macl.readers._reader import Reader
-from macl.utils.errors import MaclError, RefusedCaseError
-from macl.utils.files import inside
+from macl.utils.errors import MaclError, RefusedCaseError, listed
+from macl.utils.files import entries, inside, unreadable_below
+from macl.utils.progress import say
+from macl.utils.text import printable
 
 PICTURE_FORMATS = ("PNG", "JPEG")
+
+LOSSY_LABELS = "Labels that are JPEG pictures, which smear label values, are not read"
+
+
+class UnknownLayoutError(MaclError):
+    """No reader knows a folder."""
+
+
+NOT_READABLE = "it cannot be read (permission denied)"
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,8 @@ def scan_source(
         MaclError: frames are asked for, but the layout declares channels along the fourth axis.
     """
     source = _with_series(source) if frames else _without_series(source)
-    source = _refuse_links_out(folder, source)
+    source = _without_lossy_labels(source)
+    source = _refuse_unreadable(folder, _refuse_links_out(folder, source))
     source = _deidentify(source, keep_identity, pseudonyms or Pseudonyms(), shared)
     series: Mapping[str, tuple[Case, ...]] = {}
     if frames:
@@ -89,6 +104,9 @@ def scan_source(
         if header and len(case.images) == 1 and header.channels != len(channels):
             refused[case.name] = _wrong_channels(header, len(channels))
     notes = (*source.notes, *_fourth_axis_note(source, headers, channels))
+    if not source.patients_stated and not frames:
+        people = suspicion({case.name: case.patient for case in source.cases})
+        notes = (*notes, people) if people else notes
     source = replace(source, channels=channels, notes=notes)
     return _with_modality(SourceScan(source, headers, series).without(refused))
 
@@ -97,13 +115,21 @@ def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
     """The reader for which the folder gives the strongest evidence.
 
     Raises:
-        MaclError: no reader knows the folder, or the evidence for two is equally strong.
+        UnknownLayoutError: no reader knows the folder.
+        MaclError: the evidence for two is equally strong; or the folder has a description that is
+            broken or fits no layout, or lies above a data set that has one.
     """
     evidence = [
         (*sign, reader) for reader in readers if (sign := reader.evidence(folder)) is not None
     ]
     if not evidence:
-        raise MaclError(
+        if unreadable := unreadable_below(folder):
+            names = listed(printable(str(path)) for path in unreadable)
+            raise MaclError(
+                f"{folder} holds no scans that can be read: permission is denied to {names}; ask "
+                "for the right to read them."
+            )
+        raise UnknownLayoutError(
             f"{folder} holds no scans in a known layout: check the folder or name a --reader."
         )
     strongest = max(strength for strength, _, _ in evidence)
@@ -111,6 +137,8 @@ def recognise(folder: Path, readers: Iterable[Reader]) -> Reader:
     if len(best) > 1:
         names = " and ".join(f"{reader.name} ({words})" for reader, words in best)
         raise MaclError(f"{folder} looks like {names}: choose one with --reader.")
+    if strongest < DESCRIBED:
+        require_no_description(folder)
     return best[0][0]
 
 
@@ -134,6 +162,24 @@ def _without_series(source: Source) -> Source:
     count = len(source.series)
     note = f"Ignored {count} whole time series: --frames makes each of their frames a case."
     return replace(source, series=(), notes=(*source.notes, note))
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _without_lossy_labels(source: Source) -> Source:
+    """Leave out labels that are JPEG; their scans stay, and a note says why."""
+    lossy = {case.name for case in source.cases if case.label and lossy_file(case.label)}
+    if not lossy:
+        return source
+    cases = tuple(
+        replace(case, label=None) if case.name in lossy else case for case in source.cases
+    )
+    note = (
+        f"{LOSSY_LABELS} ({listed(sorted(lossy))}): save them as PNG from the originals. Their "
+        "scans count as unlabelled."
+    )
+    return replace(source, cases=cases, notes=(*source.notes, note))
 
 
 # ---------------------------------------------------------------- headers
@@ -210,16 +256,39 @@ def _refuse_links_out(folder: Path, source: Source) -> Source:
     refused = dict(source.refused)
     kept: list[Case] = []
     for case in source.cases:
-        try:
-            for path in case.paths:
-                for file in (path, *(path.iterdir() if path.is_dir() else ())):
-                    inside(folder, str(file.relative_to(folder)))
+        outside = [
+            file
+            for path in case.paths
+            for file in (path, *(entries(path) if path.is_dir() else ()))
+            if not _lies_inside(folder, file)
+        ]
+        if outside:
+            refused[case.name] = link_leads_out(outside[0].relative_to(folder).as_posix())
+        else:
             kept.append(case)
-        except (MaclError, ValueError):
-            refused[case.name] = (
-                "it leads out of the source's folder (a link?): copy the file instead"
-            )
     return replace(source, cases=tuple(kept), refused=refused)
+
+
+def _lies_inside(folder: Path, file: Path) -> bool:
+    if not file.is_relative_to(folder):
+        # The user has named it: readers only list what lies below the folder.
+        return True
+    try:
+        inside(folder, str(file.relative_to(folder)))
+    except MaclError:
+        return False
+    return True
+
+
+def _refuse_unreadable(folder: Path, source: Source) -> Source:
+    """Refuse what the user may not read and no case names: a folder may hold many scans."""
+    in_cases = {path for case in source.cases for path in case.paths}
+    refused = {
+        printable(path.relative_to(folder).as_posix()): NOT_READABLE
+        for path in unreadable_below(folder)
+        if path not in in_cases
+    }
+    return replace(source, refused={**source.refused, **refused})
 
 
 _NAMED_BY_USERS = ("folder", "dicom")
@@ -259,9 +328,14 @@ def _deidentify(
         file_tells = hidden and looks_identifying(case.paths[0].name)
         if unknown or file_tells or tells(name, is_dicom) or tells(patient, is_dicom):
             name = pseudonyms("case", name, str(case.paths[0]))
+            if unknown:
+                say(
+                    f"No header of {printable(str(case.paths[0]))} can be read, so it is called "
+                    f"{name} in what is written."
+                )
         if unknown or tells(patient, is_dicom):
             patient = pseudonyms("patient", patient)
-        if identity and identity.patient_id:
+        if identity and identity.patient_id and not source.patients_stated:
             kept = keep_identity and not contains_identifier(identity.patient_id, identifiers)
             patient = identity.patient_id
             patient = patient if kept else pseudonyms("patient", patient)

@@ -13,7 +13,10 @@ from macl.io.source import Case, ScanPath, Source
 from macl.io.volume import safe_name
 from macl.readers._reader import Reader
 from macl.utils.errors import MaclError, listed
-from macl.utils.files import files_below
+from macl.utils.files import entries, files_below
+from macl.utils.text import printable
+
+LABEL_ALONE = "a label without an image"
 
 
 class FileRole(NamedTuple):
@@ -180,7 +183,7 @@ def keep_unique_names(
     """
     cases_of: dict[str, list[Case]] = {}
     for case in cases:
-        safe = replace(case, name=safe_name(case.name))
+        safe = replace(case, name=safe_name(case.name), patient=printable(case.patient))
         cases_of.setdefault(safe.name.casefold(), []).append(safe)
     kept = [same[0] for same in cases_of.values() if len(same) == 1]
     duplicates = {
@@ -188,25 +191,24 @@ def keep_unique_names(
         for same in cases_of.values()
         if len(same) > 1
     }
-    return tuple(sorted(kept, key=lambda case: case.name)), {**refused, **duplicates}
+    named = {printable(name): reason for name, reason in refused.items()}
+    return tuple(sorted(kept, key=lambda case: case.name)), {**named, **duplicates}
 
 
 def visible_files(folder: Path) -> list[Path]:
     """The files of a folder, sorted, without hidden ones (`._scan.nii.gz`); [] if it is missing."""
-    if not folder.is_dir():
-        return []
-    files = (path for path in folder.iterdir() if path.is_file())
-    return sorted(path for path in files if not path.name.startswith("."))
+    files = (path for path in entries(folder) if path.is_file())
+    return [path for path in files if not path.name.startswith(".")]
 
 
 def printable_name(scan: ScanPath) -> str:
     """A file's name as text that can be written anywhere, whatever bytes it holds."""
-    return _printable(scan.name)
+    return printable(scan.name)
 
 
 def ignored_note(paths: Iterable[Path], source: Path, why: str) -> tuple[str, ...]:
     """A sentence about files below `source` that are not used, or () if there are none."""
-    names = sorted(_printable(path.relative_to(source).as_posix()) for path in paths)
+    names = sorted(printable(path.relative_to(source).as_posix()) for path in paths)
     return (f"Ignored ({why}): {listed(names)}.",) if names else ()
 
 
@@ -215,9 +217,17 @@ def no_patients_note(title: str) -> str:
     return f"{title} names no patients: every case counts as a patient of its own."
 
 
-def label_without_image(label: Path) -> str:
+def label_without_image(label: Path, hint: str = "") -> str:
     """Why a label alone is not a case."""
-    return f"a label without an image: {printable_name(label)}"
+    return f"{LABEL_ALONE}: {printable_name(label)}{'; ' if hint else ''}{hint}"
+
+
+def link_leads_out(relative: str) -> str:
+    """Why a file that is a link cannot be used."""
+    return (
+        f"{printable(relative)} is a link, or lies behind one, that leads out of the source's "
+        "folder: copy the file itself there"
+    )
 
 
 def several_scans(scans: Sequence[ScanPath]) -> str:
@@ -232,7 +242,3 @@ def several_labels(labels: Sequence[ScanPath]) -> str:
 
 def _names(scans: Iterable[ScanPath]) -> str:
     return ", ".join(map(printable_name, scans))
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()

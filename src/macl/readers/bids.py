@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import NamedTuple
 from macl.io.nifti import SUFFIXES
 from macl.io.source import Case, Source
 from macl.io.volume import stem_of
+from macl.readers._dataset_json import label_value
 from macl.readers._filenames import keep_unique_names, printable_name, several_labels
 from macl.readers._reader import Reader
 from macl.utils.errors import MaclError
+from macl.utils.text import printable
+from macl.utils.user_text import read_table
 
 _DERIVATIVE_ENTITIES = {"space", "res", "den", "desc", "label", "atlas", "seg"}
 """Entities that a label has and its scan need not have."""
@@ -159,14 +161,15 @@ def _labels_scan(label: _BidsFile, scan: _BidsFile) -> bool:
 
 
 def _read_classes(folder: Path) -> dict[int, str]:
-    """Label value → class name from the table beside the labels; {} if none can be read."""
+    """Label value → class name from the table beside the labels; {} if there is none.
+
+    Raises:
+        MaclError: the table cannot be read.
+    """
     for table in sorted(folder.glob("*dseg.tsv")):
-        try:
-            with table.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file, delimiter="\t"))
-            return {0: "background"} | {int(row["index"]): row["name"] for row in rows}
-        except (OSError, ValueError, KeyError):
-            continue
+        rows = read_table(table, "a table of label names", ("index", "name"))
+        names = {label_value(row.values["index"], table): row.values["name"] for row in rows}
+        return {0: "background"} | {value: printable(name) for value, name in names.items()}
     return {}
 
 

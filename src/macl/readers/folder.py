@@ -26,7 +26,9 @@ from macl.readers._filenames import (
     several_labels,
 )
 from macl.readers._reader import Reader
-from macl.utils.errors import MaclError
+from macl.utils.errors import MaclError, listed
+from macl.utils.files import entries
+from macl.utils.text import printable
 
 _SPLIT = r"(tr|ts|va|te|val|train|training|test|testing|valid|validation)"
 _SPLIT_FOLDER = re.compile(_SPLIT, re.IGNORECASE)
@@ -40,10 +42,33 @@ _IMAGE_NAME = re.compile(r"(.*?)(?:^|[._-])(?:image|img|orig)", re.IGNORECASE)
 _LABEL_NAME = re.compile(
     r"(.*?)(?:^|[._-])(?:gt|segs?|segmentation|labels?|masks?|ground[_-]?truth)", re.IGNORECASE
 )
+_LABEL_WORDS = {
+    "annotation", "annotations", "anno", "aseg", "contour", "contours", "dseg", "groundtruth", "gt",
+    "gts", "label", "labels", "lbl", "lbls", "mask", "masks", "msk", "roi", "rois", "seg", "segm",
+    "segmentation", "segmentations", "segs", "truth",
+}  # fmt: skip
+_IMAGE_WORDS = {
+    "ct", "data", "image", "images", "img", "imgs", "input", "mr", "mri", "orig", "original", "raw",
+    "scan", "scans", "vol", "volume", "volumes",
+}  # fmt: skip
+"""Words, anywhere in a name, by which people tell masks from scans."""
+
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+
+_GROUP_FOLDER = re.compile(
+    r"(?:sites?|cent(?:er|re)s?|hospitals?|clinics?|institut(?:e|ion)s?|scanners?|vendors?|"
+    r"cohorts?|groups?|folds?|batch(?:es)?|domains?|data ?sets?|(?:un)?labell?ed|controls?)"
+    r"(?:[ _-]?(?:\d+|[a-z]|[ _-]\w+))?",
+    re.IGNORECASE,
+)
+"""A folder that gathers people: `siteA`, `site B`, `Batch 2`."""
+
 _HEADERS_OF_DATA_FILES = (".mhd", ".nhdr")
 
 Key = tuple[str, ...]
 """What the paths of an image and its label have in common; "/tr" is `imagesTr` and `labelsTr`."""
+
+NO_PATIENTS = "Nothing tells who was scanned: every case counts as a patient of its own."
 
 _ROLE_FOLDER = "/"
 """Begins the entry of a key that replaces a folder of images or labels."""
@@ -51,10 +76,14 @@ _ROLE_FOLDER = "/"
 
 @dataclass
 class _Contents:
-    """What lies below a folder: images and labels by key, and what is ignored."""
+    """What lies below a folder: images and labels by key, and what is ignored.
+
+    `named_as_labels` are among the labels, by a less common form of name.
+    """
 
     images: dict[Key, list[Path]] = field(default_factory=dict)
     labels: dict[Key, list[Path]] = field(default_factory=dict)
+    named_as_labels: dict[Key, list[Path]] = field(default_factory=dict)
     not_scans: list[Path] = field(default_factory=list)
     folder_links: list[Path] = field(default_factory=list)
     hidden: int = 0
@@ -79,8 +108,16 @@ class Folder(Reader):
             MaclError: there are none.
         """
         contents = _find_scans(source)
+        doubtful = _pair_loosely(contents)
         if not contents.images:
+            labels = [path.name for paths in contents.labels.values() for path in paths]
+            if labels:
+                raise MaclError(
+                    f"{source} holds labels alone, by their names ({listed(map(printable, labels))}"
+                    "): name a folder that holds their scans too, or give --labels."
+                )
             raise MaclError(f"{source} holds no scans that macl can read: check the folder.")
+        doubtful_keys = contents.named_as_labels.keys()
         patients, assumption = _patients(contents.images)
         names = _case_names(contents.images, source.resolve().name)
         cases: list[Case] = []
@@ -95,14 +132,66 @@ class Folder(Reader):
         for key, labels in contents.labels.items():
             if key not in contents.images:
                 name = _join(key) or printable_name(labels[0])
-                refused[name] = label_without_image(labels[0])
+                hint = "if it is a scan, its name needs other words" if key in doubtful_keys else ""
+                refused[name] = label_without_image(labels[0], hint)
         kept, refused = keep_unique_names(cases, refused)
         return Source(
             reader=self.name,
             cases=kept,
             refused=refused,
-            notes=(assumption, *_ignored_notes(contents, source)),
+            notes=(assumption, *doubtful, *_ignored_notes(contents, source)),
         )
+
+
+def _pair_loosely(contents: _Contents) -> tuple[str, ...]:
+    """Pair labels whose names say so in a less common form: `segmentation-0` of `volume-0`.
+
+    Where nothing but such labels is there, they are scans after all, and a sentence says so.
+    """
+    if not contents.images and contents.named_as_labels:
+        contents.images |= contents.named_as_labels
+        for key in contents.named_as_labels:
+            del contents.labels[key]
+        names = [printable(path.name) for paths in contents.images.values() for path in paths]
+        return (
+            f"Names as masks have them, but no other scans: {listed(names)} are read as scans. If "
+            "they are labels, name a folder that holds their scans too, or give --labels.",
+        )
+    images, labels = (
+        _by_words(key for key in keys if key not in other)
+        for keys, other in (
+            (contents.images, contents.labels),
+            (contents.labels, contents.images),
+        )
+    )
+    for words, label_keys in labels.items():
+        # `c0_mask_final` belongs to `c0`, whose words it begins with.
+        beginnings = (words[:stop] for stop in range(len(words), 0, -1))
+        image_keys = next((images[start] for start in beginnings if start in images), [])
+        if len(image_keys) == 1:
+            for key in label_keys:
+                contents.labels.setdefault(image_keys[0], []).extend(contents.labels.pop(key))
+    return ()
+
+
+def _by_words(keys: Iterable[Key]) -> dict[Key, list[Key]]:
+    """Keys by what is left of them without all words that tell images from labels."""
+    by_words: dict[Key, list[Key]] = {}
+    for key in keys:
+        *folders, name = key
+        words = plain_words(name)
+        plain = (*(part for part in folders if not part.startswith(_ROLE_FOLDER)), "", *words)
+        by_words.setdefault(plain if words else (), []).append(key)
+    return by_words
+
+
+def plain_words(name: str) -> tuple[str, ...]:
+    """The words of a name without those that tell images from labels."""
+    return tuple(word for word in _words(name) if word not in _LABEL_WORDS | _IMAGE_WORDS)
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORDS.findall(name)]
 
 
 def _ignored_notes(contents: _Contents, source: Path) -> Iterable[str]:
@@ -112,6 +201,11 @@ def _ignored_notes(contents: _Contents, source: Path) -> Iterable[str]:
         if path.name == DESCRIPTION and path.parent != source:
             folder = path.parent.relative_to(source)
             yield f"{folder} has a {DESCRIPTION}, which is read if you name that folder itself."
+    if (source.parent / DESCRIPTION).is_file() and _IMAGE_FOLDER.fullmatch(source.name):
+        yield (
+            f"The folder above has a {DESCRIPTION}, which names labels, classes and channels: name "
+            "that folder to read them."
+        )
     yield from ignored_note(contents.folder_links, source, "links to folders")
     if contents.hidden:
         yield f"Ignored: {contents.hidden} hidden files."
@@ -125,7 +219,7 @@ def _find_scans(source: Path) -> _Contents:
         is_series = is_series_folder(folder)
         if is_series:
             _add_scan(contents, folder, source)
-        paths = sorted(folder.iterdir())
+        paths = entries(folder)
         headers = {
             stem_of(path) for path in paths if path.name.lower().endswith(_HEADERS_OF_DATA_FILES)
         }
@@ -148,7 +242,7 @@ def _add_scan(contents: _Contents, path: Path, source: Path) -> None:
     """Add a scan under its path, without the words that tell images from labels."""
     *folders, _ = path.relative_to(source).parts or ("",)
     stem = stem_of(path) if path != source else ""
-    is_label = False
+    is_label = is_named_as_label = False
     key: list[str] = []
     for folder in folders:
         label_folder, image_folder = (
@@ -157,14 +251,25 @@ def _add_scan(contents: _Contents, path: Path, source: Path) -> None:
         )
         is_label = is_label or label_folder is not None
         role = label_folder or image_folder
+        if not role and _LABEL_WORDS & {*_words(folder)}:
+            is_named_as_label = True
+            key.append(_ROLE_FOLDER)
+            continue
+        is_named_as_label = is_named_as_label and image_folder is None
         key.append(_ROLE_FOLDER + (role[1] or "").lower() if role else folder)
     word = _LABEL_NAME.fullmatch(stem) if path.is_file() else None
     is_label = is_label or word is not None
     if not is_label:
         word = _IMAGE_NAME.fullmatch(stem)
     key.append(word[1] if word else stem)
-    scans = contents.labels if is_label else contents.images
-    scans.setdefault(tuple(part for part in key if part not in ("", _ROLE_FOLDER)), []).append(path)
+    whole = tuple(part for part in key if part not in ("", _ROLE_FOLDER))
+    is_named_as_label = is_named_as_label or (
+        path.is_file() and bool(_LABEL_WORDS & {*_words(stem)})
+    )
+    scans = contents.labels if is_label or is_named_as_label else contents.images
+    scans.setdefault(whole, []).append(path)
+    if is_named_as_label and not is_label:
+        contents.named_as_labels.setdefault(whole, []).append(path)
 
 
 def _case_names(keys: Iterable[Key], fallback: str) -> dict[Key, str]:
@@ -187,7 +292,9 @@ def _patients(keys: Iterable[Key]) -> tuple[dict[Key, str], str]:
         key: tuple(
             part
             for part in key[:-1]
-            if not part.startswith(_ROLE_FOLDER) and not _SPLIT_FOLDER.fullmatch(part)
+            if not part.startswith(_ROLE_FOLDER)
+            and not _SPLIT_FOLDER.fullmatch(part)
+            and not _GROUP_FOLDER.fullmatch(part)
         )
         for key in keys
     }
@@ -196,7 +303,7 @@ def _patients(keys: Iterable[Key]) -> tuple[dict[Key, str], str]:
         count = len(set(patients.values()))
         if count > 1:
             return patients, f"Assuming that the {count} folders that hold scans are the patients."
-    return {}, "Nothing tells who was scanned: every case counts as a patient of its own."
+    return {}, NO_PATIENTS
 
 
 PLUGIN = Folder

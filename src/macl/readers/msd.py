@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,16 @@ from typing import Any
 from macl.io.source import Case
 from macl.io.volume import stem_of
 from macl.readers._dataset_json import DESCRIPTION, DescribedReader, Description, Listing
-from macl.readers._filenames import ignored_note, keep_unique_names, printable_name, visible_files
+from macl.readers._filenames import (
+    ignored_note,
+    keep_unique_names,
+    link_leads_out,
+    printable_name,
+    visible_files,
+)
 from macl.utils.errors import MaclError
 from macl.utils.files import inside
+from macl.utils.text import printable
 
 _FOLDERS = (".", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
@@ -79,7 +87,9 @@ def _problem(source: Path, relative: str) -> str | None:
     try:
         path = inside(source, relative)
     except MaclError:
-        return f"{DESCRIPTION} points out of the data set's folder"
+        if not Path(relative).is_absolute() and not os.path.normpath(relative).startswith(".."):
+            return link_leads_out(relative)
+        return f"{DESCRIPTION} names {printable(relative)}, outside the data set's folder"
     if path.is_file():
         return None
     first_channel = path.with_name(f"{path.name.removesuffix('.nii.gz')}_0000.nii.gz")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from macl.io.source import Case
+from macl.io.volume import suffix_of
 from macl.readers._dataset_json import DESCRIPTION, DescribedReader, Description, Listing
 from macl.readers._filenames import (
     ignored_note,
@@ -15,6 +17,9 @@ from macl.readers._filenames import (
     visible_files,
 )
 from macl.utils.errors import MaclError
+from macl.utils.text import printable, shown
+
+_PARTS = ("Tr", "Ts")
 
 
 class NnunetRaw(DescribedReader):
@@ -30,8 +35,9 @@ class NnunetRaw(DescribedReader):
     specificity = 100
 
     def evidence(self, source: Path) -> tuple[int, str] | None:
-        """A description with the layout's entries, beside `imagesTr`."""
-        return super().evidence(source) if (source / "imagesTr").is_dir() else None
+        """A description with the layout's entries, beside `imagesTr` or `imagesTs`."""
+        there = any((source / f"images{part}").is_dir() for part in _PARTS)
+        return super().evidence(source) if there else None
 
     def classes(self, description: Description) -> dict[int, str]:
         """The values and names of `labels`, without regions or an ignore label."""
@@ -52,39 +58,91 @@ class NnunetRaw(DescribedReader):
     def list_cases(
         self, source: Path, description: Description, channels: tuple[str, ...]
     ) -> Listing:
-        """Cases of `imagesTr` with the labels of `labelsTr`, and those of `imagesTs` without."""
+        """Cases of `imagesTr` and `imagesTs` with the labels of `labelsTr` and `labelsTs`.
+
+        Raises:
+            MaclError: the description lists its files itself, or names another ending than the
+                files have.
+        """
         if "dataset" in description.entries:
             raise MaclError(
                 f"{description.path} lists its files itself ('dataset'), which macl does not "
                 "support: copy them into imagesTr and labelsTr."
             )
         ending = str(description.value("file_ending", str))
-        labels = {
-            path.name.removesuffix(ending): path for path in visible_files(source / "labelsTr")
-        }
-        training, strays = _find_scans(source / "imagesTr", ending)
-        test, test_strays = _find_scans(source / "imagesTs", ending)
-        scans = [(name, files, labels.pop(name, None)) for name, files in training.items()]
-        scans += [(name, files, None) for name, files in test.items()]
+        _require_ending(source, ending)
         cases: list[Case] = []
         refused: dict[str, str] = {}
-        for name, files, label in scans:
-            if images := _images(files, len(channels)):
-                cases.append(Case(name, images, name, label))
-            else:
-                expected = _numbers(range(len(channels)))
-                refused[name] = (
-                    f"it has the channels {_numbers(files)} where {DESCRIPTION} declares {expected}"
-                )
-        refused |= {name: label_without_image(path) for name, path in labels.items()}
+        strays: list[Path] = []
+        unlabelled = {"Tr": 0, "Ts": 0}
+        for part in _PARTS:
+            labels = {
+                path.name.removesuffix(ending): path
+                for path in visible_files(source / f"labels{part}")
+                if path.name.endswith(ending)
+            }
+            scans, others = _find_scans(source / f"images{part}", ending)
+            for path in others:
+                name = path.name.removesuffix(ending)
+                if path.name.endswith(ending) and name not in scans:
+                    labels.pop(name, None)
+                    refused[name] = _no_channel_number(path, ending)
+                else:
+                    strays.append(path)
+            for name, files in scans.items():
+                label = labels.pop(name, None)
+                if images := _images(files, len(channels)):
+                    cases.append(Case(name, images, name, label))
+                    unlabelled[part] += label is None
+                else:
+                    expected = _numbers(range(len(channels)))
+                    refused[name] = (
+                        f"it has the channels {_numbers(files)} where {DESCRIPTION} declares "
+                        f"{expected}"
+                    )
+            refused |= {name: label_without_image(path) for name, path in labels.items()}
+            strays += [
+                path
+                for path in visible_files(source / f"labels{part}")
+                if not path.name.endswith(ending)
+            ]
         kept, refused = keep_unique_names(cases, refused)
-        unlabelled = sum(case.label is None for case in kept if case.name in training)
-        strays += test_strays + visible_files(source / "labelsTs")
         strays += [path for path in visible_files(source) if path.name != DESCRIPTION]
         notes = ignored_note(strays, source, "not part of the layout")
-        if unlabelled:
-            notes = (f"{unlabelled} scans of imagesTr have no label in labelsTr.", *notes)
-        return Listing(kept, refused, notes)
+        if unlabelled["Tr"]:
+            notes = (f"{unlabelled['Tr']} scans of imagesTr have no label in labelsTr.", *notes)
+        return Listing(kept, refused, (*_count_note(source, description, ending), *notes))
+
+
+def _require_ending(source: Path, ending: str) -> None:
+    """MaclError if no image has the ending that the description names."""
+    images = [path for part in _PARTS for path in visible_files(source / f"images{part}")]
+    endings = Counter(suffix_of(path) or path.suffix for path in images)
+    if not images or (ending.startswith(".") and any(p.name.endswith(ending) for p in images)):
+        return
+    usual = endings.most_common(1)[0][0]
+    raise MaclError(
+        f"{source / DESCRIPTION} says file_ending {ending!r}, but the files of imagesTr end in "
+        f"{usual!r}: correct it there."
+    )
+
+
+def _count_note(source: Path, description: Description, ending: str) -> tuple[str, ...]:
+    """A sentence if the description announces another number of training cases."""
+    announced = description.entries.get("numTraining")
+    scans, _ = _find_scans(source / "imagesTr", ending)
+    if announced is None or announced == len(scans):
+        return ()
+    return (
+        f"{DESCRIPTION} says numTraining {shown(announced)}, but imagesTr holds {len(scans)} "
+        "cases: is something missing?",
+    )
+
+
+def _no_channel_number(path: Path, ending: str) -> str:
+    name = printable(path.name)
+    right = f"{name.removesuffix(ending)}_0000{ending}"
+    return f"{path.parent.name}/{name} lacks its channel number: rename it to {right}"
 
 
 def _find_scans(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Path]]:

@@ -24,6 +24,7 @@ from macl.records.training_range import TrainingRange
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import ASIDE, clear_unfinished, read_json, write_text
 from macl.utils.ranks import this_rank
+from macl.utils.text import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,7 +149,7 @@ def about_store(store: Store, folder: Path) -> dict[str, Any]:
     """The fields of a `RunRecord` that describe the store it is trained on."""
     index = store.index
     return {
-        "store": str(folder), "store_checksum": store.checksum,
+        "store": printable(str(folder)), "store_checksum": store.checksum,
         "reader": index.reader, "modality": index.modality, "prepared": index.prepared,
         "channels": index.channels, "classes": index.classes, "label_values": index.label_values,
     }  # fmt: skip

@@ -14,6 +14,8 @@ import numpy as np
 from macl.metrics import DEFINITIONS, Convention, MaskOutcome, dice, jaccard
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path
+from macl.utils.text import printable
+from macl.utils.user_text import from_spreadsheet, spreadsheet_text
 
 Unit = Literal["mm", "voxel", "pixel"]
 
@@ -72,7 +74,7 @@ def read_rows(path: Path) -> list[ScoreRow]:
         MaclError: the file is missing, or is not such a table.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             return [_row(line) for line in csv.DictReader(file)]
     except FileNotFoundError:
         raise MaclError(
@@ -94,13 +96,14 @@ def _row(line: dict[str, str]) -> ScoreRow:
     values: dict[str, Any] = {name: line[column] for name, column in _COLUMNS.items()}
     values.update({name: float(values[name] or "nan") for name in MEASURES})
     values.update({name: int(values[name]) for name in _COUNTS})
+    values.update({name: from_spreadsheet(values[name]) for name in ("case", "class_name")})
     return ScoreRow(**values)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(round(value, 6))
-    return str(value)
+    return spreadsheet_text(value) if isinstance(value, str) else str(value)
 
 
 # ---------------------------------------------------------------- means
@@ -204,12 +207,14 @@ def render(summary: Mapping[str, Any]) -> str:
     ):  # fmt: skip
         table.add_column(head, justify="left" if head == "class" else "right", no_wrap=True)
     for row in summary["classes"]:
-        table.add_row(row["class"], *_cells(row), *(str(row[name]) for name in COUNTED_OUTCOMES))
+        table.add_row(
+            printable(row["class"]), *_cells(row), *(str(row[name]) for name in COUNTED_OUTCOMES)
+        )
     if len(summary["classes"]) > 1:
         totals = (sum(row[name] for row in summary["classes"]) for name in COUNTED_OUTCOMES)
         table.add_section()
         table.add_row("mean", *_cells(summary["mean"]), *map(str, totals))
-    console = Console(width=140)
+    console = Console(width=140, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

@@ -17,7 +17,12 @@ from macl.io.volume import Volume, read_label
 from macl.metrics import Convention, Score, empty_score, score_classes
 from macl.plugins import readers
 from macl.preprocessing.orientation import choose_orientation, orient, spacing_of, to_scan
-from macl.preprocessing.source import recognise, scan_source
+from macl.preprocessing.source import (
+    LOSSY_LABELS,
+    UnknownLayoutError,
+    recognise,
+    scan_source,
+)
 from macl.records.predictions import PREDICTIONS_RECORD, list_masks, read_predictions
 from macl.records.scores import ScoreRow, render, summarise, write_rows
 from macl.utils.errors import MaclError, RefusedCaseError, listed
@@ -140,6 +145,9 @@ def open_truth(path: Path, predictions: Path) -> Truth:
     if source and labels:
         say(f"Read {path} as {source.reader}: {len(labels)} labelled cases.")
         return _files_truth(labels, source.classes or None)
+    for note in source.notes if source else ():
+        if LOSSY_LABELS in note:
+            say(note)
     record = read_predictions(path) or read_predictions(predictions)
     classes = dict(zip(record.label_values, record.classes, strict=True)) if record else None
     return _files_truth({name: (mask, None) for name, mask in list_masks(path).items()}, classes)
@@ -148,9 +156,16 @@ def open_truth(path: Path, predictions: Path) -> Truth:
 def _read_source(path: Path) -> Source | None:
     """A folder as the best reader lists it; None if it is not a source of images."""
     try:
-        return scan_source(path, recognise(path, readers()).read(path)).source
-    except MaclError:
+        layout = recognise(path, readers())
+    except UnknownLayoutError:
         return None
+    if layout.name == "folder":
+        # Masks under their cases' names are scans in nobody's layout.
+        try:
+            return scan_source(path, layout.read(path)).source
+        except MaclError:
+            return None
+    return scan_source(path, layout.read(path)).source
 
 
 def _store_truth(store: Store) -> Truth:

@@ -25,6 +25,7 @@ from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
 from macl.records.runs import PREDICTIONS, TRANSFER, RunRecord
 from macl.tasks.initial_weights import read_init, require_apart
+from macl.tasks.networks import require_values_to_normalise
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings
 from macl.tasks.segmentation import (
     SegmentationTask,
@@ -36,6 +37,7 @@ from macl.tasks.segmentation import (
 from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
 from macl.utils.files import write_json
 from macl.utils.progress import say
+from macl.utils.text import printable
 
 DEFAULT_RECIPE = "strong"
 
@@ -93,14 +95,17 @@ def finetune(
     task.pretrained = transfer.names
     if weights.tensors:
         require_transfer(transfer, encoder_only, weights.trained_with)
+    patches = select_volumes(opened, cases).samples_per_epoch(settings.patch)
+    batch_size = min(settings.training.batch_size, patches)
+    require_values_to_normalise(batch_size, settings.patch, task.segmenter.network.strides)
     record = run.open(
         task,
         cases,
-        select_volumes(opened, cases).samples_per_epoch(settings.patch),
+        patches,
         recipe=recipe,
         labels=labels,
         validation_cases=run.resolved.validation_cases,
-        init=weights.name,
+        init=printable(weights.name),
         init_patients=weights.patients,
         mirror_axes=axes,
     )

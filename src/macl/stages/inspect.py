@@ -12,6 +12,7 @@ from typing import Any
 from macl import plugins
 from macl.data.store import INDEX, Store, StoreIndex
 from macl.io.geometry import axis_codes
+from macl.io.source import Source
 from macl.io.volume import is_one_scan, read_header, read_scan
 from macl.preprocessing.findings import examine_all, examine_case
 from macl.preprocessing.fingerprint import (
@@ -20,9 +21,12 @@ from macl.preprocessing.fingerprint import (
     fingerprint_store,
 )
 from macl.preprocessing.source import recognise, scan_source
+from macl.preprocessing.statements import with_statements
+from macl.readers._reader import Reader
 from macl.records.runs import RECORD, read_log, read_record
 from macl.utils.errors import MaclError, RefusedCaseError
 from macl.utils.parallel import available_cores
+from macl.utils.text import without_control
 
 _LINES_SHOWN = 20
 _NAMES_SHOWN = 4
@@ -37,6 +41,8 @@ def inspect(
     *,
     frames: bool = False,
     quick: bool = False,
+    patients: str | None = None,
+    labels: Path | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Describe what `path` holds as a JSON object of kind "store", "run", "scan" or "source".
@@ -52,6 +58,7 @@ def inspect(
         frames: the fourth axis of a file in a folder is time and each frame a case, as for
             `prepare`.
         quick: read the headers of a folder's scans alone; what needs voxels is then None.
+        patients, labels: of a folder, as for `prepare`.
         workers: processes; None: one per core.
 
     Raises:
@@ -69,17 +76,18 @@ def inspect(
         raise MaclError(
             f"{path} is not a scan, store, run or folder of scans that macl knows: check the path."
         )
-    return _describe_source(path, reader, frames, quick, workers)
+    layout = recognise(path, plugins.readers()) if reader is None else plugins.reader(reader)
+    listing = with_statements(layout.read(path), patients, labels)
+    return _describe_source(path, layout, listing, frames, quick, workers)
 
 
 # ---------------------------------------------------------------- what there is
 
 
 def _describe_source(
-    path: Path, reader: str | None, frames: bool, quick: bool, workers: int | None
+    path: Path, layout: Reader, listing: Source, frames: bool, quick: bool, workers: int | None
 ) -> dict[str, Any]:
-    layout = recognise(path, plugins.readers()) if reader is None else plugins.reader(reader)
-    scan = scan_source(path, layout.read(path), frames=frames)
+    scan = scan_source(path, listing, frames=frames)
     source = scan.source
     findings = None
     if not quick:
@@ -244,8 +252,8 @@ def render(description: Mapping[str, Any]) -> str:
             value = " × ".join(map(_as_text, value))
         elif key == "intensities" and value:
             value = "\n".join(map(_as_text, value))
-        table.add_row(key.replace("_", " "), _as_text(value))
-    console = Console(width=110, highlight=False, markup=False)
+        table.add_row(key.replace("_", " "), without_control(_as_text(value)))
+    console = Console(width=110, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

@@ -32,6 +32,7 @@ from macl.preprocessing.fingerprint import fingerprint_source
 from macl.preprocessing.labels import Classes
 from macl.preprocessing.resampling import prepared_size
 from macl.preprocessing.source import SourceScan, recognise, scan_source
+from macl.preprocessing.statements import with_statements
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import file_lock, require_disk_space
 from macl.utils.parallel import available_cores, workers_for
@@ -46,6 +47,8 @@ def prepare(
     *,
     reader: str | None = None,
     settings: PrepareSettings = PrepareSettings(),
+    patients: str | None = None,
+    labels: Path | None = None,
     workers: int | None = None,
 ) -> StoreIndex:
     """Turn the scans in `source` into a store, leaving out broken cases with a reason.
@@ -57,6 +60,8 @@ def prepare(
         store: the folder to write, outside `source`.
         reader: the layout; None: the one with the strongest evidence.
         settings: how scans are oriented, resampled and normalised.
+        patients, labels: who was scanned and where labels are, if the layout does not say; see
+            `macl.preprocessing.statements`.
         workers: processes; None: one per core.
 
     Raises:
@@ -67,14 +72,10 @@ def prepare(
     _require_apart(source, store)
     workers = available_cores() if workers is None else workers
     layout = recognise(source, plugins.readers()) if reader is None else plugins.reader(reader)
+    listing = with_statements(layout.read(source), patients, labels)
     pseudonyms = Pseudonyms(store)
     scan = scan_source(
-        source,
-        layout.read(source),
-        settings.keep_identity,
-        settings.frames,
-        pseudonyms,
-        shared=True,
+        source, listing, settings.keep_identity, settings.frames, pseudonyms, shared=True
     )
     settings = _resolve(settings, scan)
     checksum = _checksum(scan.source, settings)

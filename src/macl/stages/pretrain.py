@@ -15,12 +15,14 @@ from macl.distributed.launch import process_group
 from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
 from macl.plugins import find
 from macl.records.runs import WEIGHTS, RunRecord, read_log
+from macl.tasks.networks import require_values_to_normalise
 from macl.tasks.pretraining import (
     CollapseWatch,
     Method,
     build_method,
     collapse_verdict,
     describe_weights,
+    require_enough_patches,
     transferable_tensors,
 )
 from macl.tasks.run_settings import pretrain_settings
@@ -64,6 +66,9 @@ def pretrain(
     network = find("models", settings.backbone)
     task = build_method(settings, plugin, network, len(opened.index.channels), chosen.seed)
     patches = volumes.samples_per_epoch(settings.patch)
+    require_enough_patches(settings, plugin, patches, run.fabric.world_size)
+    batch_size = min(settings.training.batch_size, patches)
+    require_values_to_normalise(batch_size, settings.patch, task.network.strides)
     if run.open(task, cases, patches, recipe=chosen.recipe or settings.method).finished:
         return run.record
     _report_left_out_slices(opened, cases, volumes, settings)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack, get_args
 
+from macl.data.people import suspicion
 from macl.data.resolved_split import ResolvedSplit, resolve_split
 from macl.data.splits import Rule, Split, group_of, in_drawn_order, read_split, write_split
 from macl.data.store import Store
@@ -145,6 +146,10 @@ def _open(store: Path, out: Path, options: SplitOptions) -> tuple[Store, dict[st
     if out.suffix != ".json":
         raise MaclError(f"--out {out} should be a file that ends in .json.")
     opened = Store.open(store)
+    if rule == "patient":
+        people = suspicion({case.name: case.patient for case in opened.index.cases})
+        if people:
+            say(f"Warning: {people}")
     shown, reserved = structures(opened, rule), options.reserved(opened)
     return opened, {person: classes for person, classes in shown.items() if person not in reserved}
 

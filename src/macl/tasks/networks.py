@@ -11,7 +11,7 @@ import torch
 
 from macl.config import NetworkRunSettings, PluginSettings, Stage, validate
 from macl.data.store import Store
-from macl.models.network import Network, Strides
+from macl.models.network import Network, Strides, total_stride
 from macl.utils.errors import MaclError
 from macl.utils.progress import say
 from macl.utils.text import format_size
@@ -148,3 +148,20 @@ def _largest_cube(
         fits = np.minimum(limits, edge / spacing).prod() <= voxels
         low, high = (edge, high) if fits else (low, edge)
     return np.minimum(limits, high / spacing).tolist()
+
+
+def require_values_to_normalise(batch_size: int, patch: tuple[int, ...], strides: Strides) -> None:
+    """Check before the first step that the deepest normalisation sees more than one value.
+
+    Raises:
+        MaclError: the batch is a single patch, which the network pools to a single place.
+    """
+    places = math.prod(
+        side // stride for side, stride in zip(patch, total_stride(strides), strict=True)
+    )
+    if batch_size * places < 2:
+        raise MaclError(
+            f"A batch of one patch of {format_size(patch)} leaves the network's deepest level a "
+            "single value to normalise: raise training.batch_size or training.size with --set, or "
+            "add scans."
+        )

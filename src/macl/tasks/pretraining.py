@@ -47,6 +47,7 @@ class Method(Task):
         Settings: its settings; their defaults are its paper's.
         needs_neighbours: whether batches must bring a neighbouring patch of every patch.
         contrasts_positions: whether patches at similar positions are positives of each other.
+        fewest_patches: how many patches a batch needs for the method to learn anything.
         transferable_prefixes: names of the network's tensors that fine-tuning takes over begin with
             these.
     """
@@ -54,6 +55,7 @@ class Method(Task):
     Settings: ClassVar[type[PluginSettings]]
     needs_neighbours: ClassVar[bool] = False
     contrasts_positions: ClassVar[bool] = False
+    fewest_patches: ClassVar[int] = 2
 
     def __init__(self, settings: Any, network: Network) -> None:
         super().__init__()
@@ -150,6 +152,37 @@ def describe_weights(
     return {"kind": "pretrain", "decoder_blocks": blocks, "channels": list(channels)} | {
         name: dumped[name] for name in named
     }
+
+
+def require_enough_patches(
+    settings: PretrainSettings, method: type[Method], patches: int, processes: int = 1
+) -> None:
+    """Check before the first step that a batch holds enough patches to compare.
+
+    Args:
+        settings: resolved.
+        method: the method that they name.
+        patches: in an epoch.
+        processes: that share a batch.
+
+    Raises:
+        MaclError: it does not.
+    """
+    training = settings.training
+    share = 1 if training.gather_negatives else processes
+    fewest = method.fewest_patches
+    others = "or use a method that compares none, such as --method masked"
+    if training.batch_size // share < fewest:
+        raise MaclError(
+            f"The method {settings.method} compares the patches of a batch, so that "
+            f"training.batch_size must be {fewest * share} or more, not {training.batch_size}: add "
+            f"--set training.batch_size={max(16, fewest * share)}, {others}."
+        )
+    if patches // share < fewest:
+        raise MaclError(
+            f"The method {settings.method} compares the patches of a batch, but an epoch has only "
+            f"{patches}: add scans, {others}."
+        )
 
 
 class CollapseWatch:

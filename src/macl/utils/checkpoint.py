@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from macl.utils.errors import MaclError
+from macl.utils.failures import cannot
 from macl.utils.files import atomic_path
 
 
@@ -40,11 +41,15 @@ def read(path: Path) -> Checkpoint:
         MaclError: it is missing, broken, or was not written by macl.
     """
     try:
+        # The library says of a file that may not be read that it is not there.
+        path.open("rb").close()
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("macl", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise MaclError(f"There is no {path}: check the path, or train first.") from None
+    except PermissionError as error:
+        raise MaclError(cannot("read", path, error)) from None
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise MaclError(f"{path} cannot be read as weights ({error}): train again.") from None
     if about is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,24 +13,48 @@ from pathlib import Path
 from typing import Any
 
 from macl.utils.errors import MaclError
+from macl.utils.failures import cannot
+from macl.utils.text import printable
+from macl.utils.user_text import read_json_object
 
 ASIDE = ".writing-"
 """Prefix of a file that is still being written."""
 
+_WRITERS_FAILURES = ("NDArray", "ITK ERROR", "itk::")
+"""Signs of the errors that blosc2 and SimpleITK raise where the disk is full, among others."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, which replaces `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a path beside `path` to write to, which replaces `path` if the block succeeds.
+
+    Raises:
+        MaclError: the disk is full, say, or the folder cannot be written.
+    """
     # Image writers choose the format by the suffix, so that it must stay at the end.
     aside = path.with_name(f"{ASIDE}{os.getpid()}-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+    except OSError as error:
+        nothing_written = isinstance(error, FileNotFoundError) and error.filename == str(aside)
+        if nothing_written:
+            raise
+        raise MaclError(cannot("written", path, error)) from None
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _WRITERS_FAILURES):
+            raise
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
+        raise MaclError(
+            f"{printable(str(path))} cannot be written ({printable(reason)}): check that the disk "
+            "is not full, or choose another place."
+        ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -73,7 +98,7 @@ def lock_if_free(path: Path) -> Iterator[bool]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -82,23 +107,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read one JSON object.
+    """Read one JSON object; see `macl.utils.user_text`.
 
     Raises:
         MaclError: the file is missing or holds no JSON object; `what` names it in the message
             ("a store's index").
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MaclError(f"There is no {path}, which should be {what}: check the path.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
-    if not isinstance(value, dict):
-        raise MaclError(
-            f"{path} should be {what}, one JSON object, but holds a {type(value).__name__}."
-        )
-    return value
+    return read_json_object(path, what)
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -142,12 +157,32 @@ DEEPEST = 4
 """How many folders below the source a data set may begin."""
 
 
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted; [] if it is no folder, or if the user may not read it."""
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
+        return []
+    return sorted(folder.iterdir())
+
+
+def unreadable_below(source: Path) -> list[Path]:
+    """The visible files and folders in `source` that the user may not read; follows no links."""
+    found = [] if os.access(source, os.R_OK | os.X_OK) else [source]
+    for name, folders, files in os.walk(source):
+        folder = Path(name)
+        folders[:] = sorted(inner for inner in folders if not inner.startswith("."))
+        found += [
+            folder / inner for inner in folders if not os.access(folder / inner, os.R_OK | os.X_OK)
+        ]
+        visible = [folder / inner for inner in sorted(files) if not inner.startswith(".")]
+        # A link to nothing is no question of rights.
+        found += [path for path in visible if not os.access(path, os.R_OK) and path.exists()]
+    return found
+
+
 def files_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
     """Visible files at most `deepest` folders below `source`, sorted; follows no folder links."""
-    if not source.is_dir():
-        return []
     found: list[Path] = []
-    for path in sorted(source.iterdir()):
+    for path in entries(source):
         if path.name.startswith("."):
             continue
         if path.is_file():
@@ -163,9 +198,7 @@ def folders_below(source: Path, deepest: int = DEEPEST) -> list[Path]:
         return []
     found = [source]
     if deepest:
-        inside = (
-            path for path in sorted(source.iterdir()) if path.is_dir() and not path.is_symlink()
-        )
+        inside = (path for path in entries(source) if path.is_dir() and not path.is_symlink())
         for path in inside:
             if not path.name.startswith("."):
                 found += folders_below(path, deepest - 1)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
 from typing import Any
 
 from macl.utils.errors import MaclError
+from macl.utils.progress import say
 
 ParallelMap = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
 
@@ -31,6 +34,12 @@ def workers_for(items: int, workers: int) -> Iterator[ParallelMap]:
     Raises:
         MaclError: a worker was killed.
     """
+    if min(items, workers) > 1 and _main_script_has_no_guard():
+        say(
+            "Working in one process: to use more, put what the script does under "
+            '`if __name__ == "__main__":`.'
+        )
+        workers = 1
     if min(items, workers) <= 1:
         yield lambda function, things: (
             (index, function(thing)) for index, thing in enumerate(things)
@@ -50,8 +59,7 @@ def workers_for(items: int, workers: int) -> Iterator[ParallelMap]:
     except BrokenProcessPool:
         raise MaclError(
             "A worker process was killed, probably because memory ran out: run the command again "
-            "with --workers 1. "
-            '(From a script, call it under `if __name__ == "__main__":`.)'
+            "with --workers 1."
         ) from None
     except KeyboardInterrupt:
         # A worker that is just starting may miss the end of the pool. Its writes are atomic.
@@ -60,6 +68,18 @@ def workers_for(items: int, workers: int) -> Iterator[ParallelMap]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _main_script_has_no_guard() -> bool:
+    """Whether this is a script that each worker would run again from its first line."""
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    if script is None or getattr(main, "__spec__", None) is not None:
+        return False
+    try:
+        return "__name__" not in Path(script).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def end_with_parent() -> None:

@@ -14,7 +14,7 @@ from rich.progress import TimeRemainingColumn as _TimeRemainingColumn
 from rich.text import Text
 
 from macl.utils.ranks import this_rank
-from macl.utils.text import format_duration
+from macl.utils.text import format_duration, printable, without_control
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LINES = 10.0
 def say(message: str) -> None:
     """Print one line to stderr, from rank 0 alone; stdout is for results."""
     if this_rank().is_zero:
-        print(message, file=sys.stderr, flush=True)
+        print(without_control(message), file=sys.stderr, flush=True)
 
 
 class Advance(Protocol):
@@ -47,8 +47,8 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
 @contextmanager
 def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        _RateColumn(), _TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        _RateColumn(), _TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
@@ -56,7 +56,7 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
         def advance(steps: int = 1, note: str = "") -> None:
             bar.advance(task, steps)
             if note:
-                bar.update(task, note=note)
+                bar.update(task, note=printable(note))
 
         yield advance
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from macl.stages.selftrain import selftrain
 from macl.tasks.initial_weights import SCRATCH
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
+from macl.utils.failures import describe
 from macl.utils.files import lock_if_free, read_json, write_text
 from macl.utils.progress import say
 from macl.workflows.grid import BenchmarkCell, BenchmarkPlan
@@ -127,7 +127,7 @@ class BenchmarkFolder:
             try:
                 return self._finish_alone(cell)
             except Exception as error:
-                write_text(self._failure(CELLS, cell.name), _reason(error))
+                write_text(self._failure(CELLS, cell.name), describe(error))
         return "done"
 
     def _finish_alone(self, cell: BenchmarkCell) -> Literal["done", "kept", "busy"]:
@@ -210,7 +210,7 @@ class BenchmarkFolder:
                     overrides=cell.start.set, device=self.device, seed=cell.seed, resume=True,
                 )  # fmt: skip
             except Exception as error:
-                reason = f"Its pre-training failed: {_reason(error)}"
+                reason = f"Its pre-training failed: {describe(error)}"
                 write_text(failure, reason)
                 raise MaclError(reason) from None
         return str(folder), record.seconds
@@ -249,11 +249,3 @@ def _has_decoder(pretrained: Path) -> bool:
     """Whether the method trained decoder blocks; a method that trains none must be accepted."""
     tensors = checkpoint.read(pretrained / runs.WEIGHTS).tensors
     return any(name.startswith("decoder.") for name in tensors)
-
-
-def _reason(error: Exception) -> str:
-    """Why something failed; for a bug, the trace is printed too."""
-    if isinstance(error, MaclError):
-        return str(error)
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}"

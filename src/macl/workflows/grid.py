@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from macl.config import (
     FinetuneSettings,
     PretrainSettings,
+    Seed,
     SelftrainSettings,
     Settings,
     read_toml,
@@ -113,7 +114,7 @@ class BenchmarkGrid(Settings):
     labels: tuple[str, ...] = Field(min_length=1)
     recipes: tuple[str, ...] = Field(default=("strong",), min_length=1)
     training: tuple[Training, ...] = Field(default=(Training(),), min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     draws: tuple[int, ...] = Field(
         default=(), description="one for each seed; none: the people whom the split names"
     )

@@ -15,6 +15,7 @@ from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path, read_json
 from macl.utils.progress import say
+from macl.utils.user_text import spreadsheet_text
 from macl.workflows.grid import SUPERVISED
 
 CELL = "cell.json"
@@ -123,7 +124,9 @@ def as_text(value: Any) -> str:
     """A value as tables hold it."""
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return spreadsheet_text(value) if isinstance(value, str) else str(value)
 
 
 def append_runs(path: Path, cells: Iterable[CellRecord]) -> None:
