@@ -289,8 +289,8 @@ def test_every_cell_is_run_scored_and_tabled_once(
     assert benchmark(grid, out, device="cpu")
     assert "Cell 4 of 4: macl__2__paper__seed0" in capsys.readouterr().err
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "comparisons.csv", "curves.csv", "grid.toml", "ranks.csv", "results.csv", "results.md",
-        "results.tex", "runs.csv",
+        "comparisons.csv", "curves.csv", "grid.toml", "ranks.csv", "results.csv", "results.html",
+        "results.md", "results.tex", "runs.csv",
     }  # fmt: skip
     found = [(row["start"], row["labels"], row["convention"], row["class"]) for row in table(out)]
     assert len(found) == len(set(found)) == 4 * 2 * 3
@@ -308,7 +308,7 @@ def test_every_cell_is_run_scored_and_tabled_once(
     edit(grid, "seeds = [0]", "seeds = [0, 1]")
     assert benchmark(grid, out, device="cpu")
     after = contents(out)
-    changed = {str(path) for path in out.iterdir() if path.is_file()}
+    changed = {str(path) for path in [*out.iterdir(), *(out / "figures").iterdir()]}
     assert {
         name: content for name, content in before.items() if name not in changed
     }.items() <= after.items()

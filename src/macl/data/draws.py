@@ -11,7 +11,8 @@ from macl.utils.errors import MaclError
 def draw_labelled_people(resolved: ResolvedSplit, store: Store, draw: int) -> Split:
     """A split whose budgets hold other people, as many as before, each within the next larger.
 
-    They are drawn among all labelled people outside the test and the validation, who stay. A draw
+    They are drawn among all labelled people but those of test and validation, who stay, and
+    reserved ones. A draw
     with the number of the seed of `macl split` chooses the people whom that chose (unless it was
     told to stratify).
 
@@ -35,17 +36,18 @@ def draw_labelled_people(resolved: ResolvedSplit, store: Store, draw: int) -> Sp
         )
     drawn = Split(
         name=f"{split.name}-draw{draw}",
-        source=f"draw {draw} among {len(order)} labelled people outside the test of {split.name}",
+        source=f"draw {draw} among {len(order)} labelled people of {split.name}",
         seed=draw,
         group=split.group,
         test=resolved.test,
         validation=resolved.validation,
+        reserved=resolved.reserved,
         budgets={name: tuple(order[:count]) for name, count in counts.items()},
     )
     again = resolve_split(drawn, store)
-    if (again.test_cases, again.validation_cases) != (
-        resolved.test_cases,
-        resolved.validation_cases,
+    if any(
+        getattr(again, name) != getattr(resolved, name)
+        for name in ("test_cases", "validation_cases", "pretraining_cases")
     ):
         raise MaclError(
             f"The split {split.name!r} tests or validates on some scans of a person and not on "

@@ -155,7 +155,8 @@ class BenchmarkFolder:
         train = TRAINING_STAGES[cell.training.stage]
         record = train(
             grid.store, folder, init=init, split=self.split(cell.draw), labels=cell.labels,
-            recipe=cell.training.recipe or cell.recipe, overrides=(*grid.finetune.set, *cell.training.set),
+            recipe=cell.training.recipe or cell.recipe,
+            overrides=(*grid.finetune.set, *cell.training.set),
             device=self.device, seed=cell.seed, resume=True,
             encoder_only=cell.start.method is not None and not _has_decoder(Path(init)),
         )  # fmt: skip
