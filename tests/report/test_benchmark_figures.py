@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -51,4 +52,4 @@ def test_names_do_not_overlap() -> None:
         float(y)
         for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"', curves_figure("D", lines))
     ]
-    assert all(b - a >= 14.9 for a, b in zip(heights, heights[1:], strict=False))
+    assert all(b - a >= 14.9 for a, b in pairwise(heights))

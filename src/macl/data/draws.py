@@ -12,9 +12,8 @@ def draw_labelled_people(resolved: ResolvedSplit, store: Store, draw: int) -> Sp
     """A split whose budgets hold other people, as many as before, each within the next larger.
 
     They are drawn among all labelled people but those of test and validation, who stay, and
-    reserved ones. A draw
-    with the number of the seed of `macl split` chooses the people whom that chose (unless it was
-    told to stratify).
+    reserved ones. A draw with the number of the seed of `macl split` chooses the people whom that
+    chose (unless it was told to stratify).
 
     Args:
         resolved: the split to draw from, applied to `store`.
@@ -36,7 +35,7 @@ def draw_labelled_people(resolved: ResolvedSplit, store: Store, draw: int) -> Sp
         )
     drawn = Split(
         name=f"{split.name}-draw{draw}",
-        source=f"draw {draw} among {len(order)} labelled people of {split.name}",
+        source=f"draw {draw} among {len(order)} labelled people outside the test of {split.name}",
         seed=draw,
         group=split.group,
         test=resolved.test,
