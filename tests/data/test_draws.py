@@ -70,3 +70,18 @@ def test_a_test_on_a_part_of_a_person_is_refused(store: Store) -> None:
     )  # fmt: skip
     with pytest.raises(MaclError, match="tests or validates on some scans of a person"):
         draw_labelled_people(resolve_split(halves, store), store, 0)
+
+
+def test_reserved_people_stay_out_of_every_draw(store: Store, resolved: ResolvedSplit) -> None:
+    kept = next(
+        person
+        for person in sorted(resolved.groups.values())
+        if person not in {*resolved.test, *resolved.validation, *resolved.split.budgets["4"]}
+    )
+    reserving = resolved.split.model_copy(update={"reserved": (kept,)})
+    again = resolve_split(reserving, store)
+    drawn = [draw_labelled_people(again, store, draw) for draw in range(20)]
+    assert {each.reserved for each in drawn} == {(kept,)}
+    assert not any(kept in people for each in drawn for people in each.budgets.values())
+    applied = resolve_split(drawn[0], store)
+    assert kept not in applied.pretraining_cases, "not even without labels"

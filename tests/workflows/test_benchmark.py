@@ -117,6 +117,22 @@ def test_cells_of_two_trainings_differ_by_their_settings(grid: Path) -> None:
     assert epochs["scratch__longer__1__paper__seed0"] == 3
 
 
+def test_a_grid_self_trains(grid: Path, tmp_path: Path) -> None:
+    own = '[[training]]\nname = "self"\nstage = "selftrain"\n'
+    edit(grid, "[finetune]", f"{own}[finetune]")
+    with pytest.raises(MaclError, match="needs a recipe of its own"):
+        read_grid(grid)
+    edit(grid, own, f'{own}recipe = "mine.toml"\n')
+    edit(grid, 'labels = [1, "2"]', "labels = [1]")
+    (tmp_path / "mine.toml").write_text("teacher_decay = 0.5\n")
+    specified = plan(read_grid(grid)).specifications
+    assert {of["finetuning"]["teacher_decay"] for of in specified.values()} == {0.5}
+    assert benchmark(grid, tmp_path / "bench", device="cpu")
+    record = read_record(tmp_path / "bench/cells/macl__self__1__paper__seed0")
+    assert record.kind == "selftrain"
+    assert {row["training"] for row in table(tmp_path / "bench")} == {"self"}
+
+
 def test_draws_train_on_other_people_and_test_on_the_same(grid: Path, tmp_path: Path) -> None:
     edit(grid, "seeds = [0]", "draws = [0, 1, 2]")
     edit(grid, 'labels = [1, "2"]', "labels = [1]")
@@ -289,8 +305,8 @@ def test_every_cell_is_run_scored_and_tabled_once(
     assert benchmark(grid, out, device="cpu")
     assert "Cell 4 of 4: macl__2__paper__seed0" in capsys.readouterr().err
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "comparisons.csv", "curves.csv", "grid.toml", "ranks.csv", "results.csv", "results.md",
-        "results.tex", "runs.csv",
+        "comparisons.csv", "curves.csv", "grid.toml", "ranks.csv", "results.csv", "results.html",
+        "results.md", "results.tex", "runs.csv",
     }  # fmt: skip
     found = [(row["start"], row["labels"], row["convention"], row["class"]) for row in table(out)]
     assert len(found) == len(set(found)) == 4 * 2 * 3
@@ -308,7 +324,7 @@ def test_every_cell_is_run_scored_and_tabled_once(
     edit(grid, "seeds = [0]", "seeds = [0, 1]")
     assert benchmark(grid, out, device="cpu")
     after = contents(out)
-    changed = {str(path) for path in out.iterdir() if path.is_file()}
+    changed = {str(path) for path in [*out.iterdir(), *(out / "figures").iterdir()]}
     assert {
         name: content for name, content in before.items() if name not in changed
     }.items() <= after.items()

@@ -6,6 +6,7 @@ import csv
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -192,6 +193,25 @@ def test_the_summary_and_the_latex_tables_say_the_same(grid: Path) -> None:
     assert r"2 & paper & good\_one & scratch & ahead & +3." in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
     assert not re.search(r"(?<!\\)[%&_#](?! )", latex.split("booktabs}.")[1])
+
+
+def test_figures_and_the_page(grid: Path) -> None:
+    out = run(grid)
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        "curves.svg", "ranks__1.svg", "ranks__2.svg",
+    }  # fmt: skip
+    curves = ElementTree.parse(out / "figures" / "curves.svg").getroot()
+    assert curves.tag.endswith("svg")
+    titles = [each.text or "" for each in curves.iter() if each.tag.endswith("title")]
+    row = next(row for row in table(out / "curves.csv") if row["start"] == "good_one")
+    assert any(
+        text.startswith(f"good_one, 1 labelled: {float(row['dice_percent']):.1f} %")
+        for text in titles
+    )
+    page = (out / "results.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    assert comparisons(out)["good_one", "2"]["sentence"] in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page), "it loads nothing"
 
 
 def test_runs_are_appended_once(grid: Path, tmp_path: Path) -> None:

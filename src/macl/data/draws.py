@@ -11,9 +11,9 @@ from macl.utils.errors import MaclError
 def draw_labelled_people(resolved: ResolvedSplit, store: Store, draw: int) -> Split:
     """A split whose budgets hold other people, as many as before, each within the next larger.
 
-    They are drawn among all labelled people outside the test and the validation, who stay. A draw
-    with the number of the seed of `macl split` chooses the people whom that chose (unless it was
-    told to stratify).
+    They are drawn among all labelled people but those of test and validation, who stay, and
+    reserved ones. A draw with the number of the seed of `macl split` chooses the people whom that
+    chose (unless it was told to stratify).
 
     Args:
         resolved: the split to draw from, applied to `store`.
@@ -40,12 +40,13 @@ def draw_labelled_people(resolved: ResolvedSplit, store: Store, draw: int) -> Sp
         group=split.group,
         test=resolved.test,
         validation=resolved.validation,
+        reserved=resolved.reserved,
         budgets={name: tuple(order[:count]) for name, count in counts.items()},
     )
     again = resolve_split(drawn, store)
-    if (again.test_cases, again.validation_cases) != (
-        resolved.test_cases,
-        resolved.validation_cases,
+    if any(
+        getattr(again, name) != getattr(resolved, name)
+        for name in ("test_cases", "validation_cases", "pretraining_cases")
     ):
         raise MaclError(
             f"The split {split.name!r} tests or validates on some scans of a person and not on "

@@ -26,6 +26,7 @@ class ResolvedSplit:
         groups: case → person, for every case of the store.
         test: the test people.
         validation: the validation people.
+        reserved: people who are kept out of everything.
         test_cases: labelled cases of the test people.
         validation_cases: labelled cases of the validation people.
         pretraining_cases: all cases of everyone but test and reserved people, labelled or not.
@@ -36,6 +37,7 @@ class ResolvedSplit:
     groups: Mapping[str, str]
     test: tuple[str, ...]
     validation: tuple[str, ...]
+    reserved: tuple[str, ...]
     test_cases: tuple[str, ...]
     validation_cases: tuple[str, ...]
     pretraining_cases: tuple[str, ...]
@@ -110,6 +112,7 @@ def resolve_split(split: Split, store: Store, *, allow_overlap: bool = False) ->
         groups=groups,
         test=tuple(sorted(test)),
         validation=tuple(sorted({groups[case] for case in validation_cases})),
+        reserved=tuple(sorted(reserved)),
         test_cases=test_cases,
         validation_cases=validation_cases,
         pretraining_cases=tuple(

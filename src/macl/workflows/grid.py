@@ -199,11 +199,16 @@ class BenchmarkCell:
     @property
     def name(self) -> str:
         """The cell's folder."""
-        labels = re.sub(r"[^\w.-]", "_", self.labels.replace("%", "percent"))
+        labels = folder_name(self.labels)
         training = "" if self.training.name == SUPERVISED else f"__{self.training.name}"
         draw = "" if self.draw is None else f"__draw{self.draw}"
         name = f"{self.start.name}{training}__{labels}__{self.recipe_name}"
         return f"{name}__seed{self.seed}{draw}"
+
+
+def folder_name(labels: str) -> str:
+    """A label budget as a part of a file's name."""
+    return re.sub(r"[^\w.-]", "_", labels.replace("%", "percent"))
 
 
 def name_of_recipe(recipe: str) -> str:
@@ -239,8 +244,15 @@ def read_grid(path: Path) -> BenchmarkGrid:
         else start
         for start in grid.start
     )
+    trainings = tuple(
+        training.model_copy(update={"recipe": located(training.recipe, ".toml")})
+        if training.recipe
+        else training
+        for training in grid.training
+    )
     return grid.model_copy(
         update={
+            "training": trainings,
             "store": folder / grid.store,
             "split": located(grid.split, ".json"),
             "start": starts,

@@ -1,15 +1,17 @@
-"""The tables of a benchmark, as CSV, Markdown and LaTeX."""
+"""The results of a benchmark: tables (CSV, Markdown, LaTeX), figures (SVG) and a page."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
 from macl.metrics import Convention
 from macl.records.scores import MEASURES, OVERLAPS
+from macl.report.benchmark_figures import Line, LinePoint, curves_figure, ranks_figure
+from macl.report.benchmark_page import benchmark_page
+from macl.report.result_table import ResultTable
 from macl.utils.files import write_text
 from macl.workflows.cells import BenchmarkFolder
 from macl.workflows.comparisons import (
@@ -21,7 +23,7 @@ from macl.workflows.comparisons import (
     format_p,
     title_of,
 )
-from macl.workflows.grid import BenchmarkPlan
+from macl.workflows.grid import BenchmarkPlan, folder_name
 from macl.workflows.results import CellRecord, cell_rows, run_row, write_csv
 
 RESULTS = "results.csv"
@@ -31,6 +33,8 @@ RANKS = "ranks.csv"
 CURVES = "curves.csv"
 SUMMARY = "results.md"
 LATEX = "results.tex"
+PAGE = "results.html"
+FIGURES = "figures"
 
 HOW_COMPARED = (
     "Methods are compared in pairs, over the same repeats and the same test people. A person's "
@@ -47,34 +51,6 @@ HOW_RANKED = (
     "(CD, Nemenyi's test at 5 %) apart are not told apart. p is of Friedman's test that all are "
     "alike."
 )
-
-
-@dataclass(frozen=True)
-class ResultTable:
-    """A table for people.
-
-    Attributes:
-        words: number of columns, from the left, that hold words and not numbers.
-    """
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int
-
-    def markdown(self) -> list[str]:
-        """The lines of a Markdown table."""
-        rules = ["---" if index < self.words else "---:" for index in range(len(self.heads))]
-        return [f"| {' | '.join(cells)} |" for cells in (self.heads, rules, *self.rows)]
-
-    def latex(self) -> list[str]:
-        """The lines of a LaTeX table, which needs the package booktabs."""
-        columns = "l" * self.words + "r" * (len(self.heads) - self.words)
-        return [
-            r"\begin{table}", rf"\caption{{{_latex(self.title)}}}",
-            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(self.heads), r"\midrule",
-            *map(_latex_row, self.rows), r"\bottomrule", r"\end{tabular}", r"\end{table}",
-        ]  # fmt: skip
 
 
 def write_tables(folder: BenchmarkFolder) -> str:
@@ -99,7 +75,46 @@ def write_tables(folder: BenchmarkFolder) -> str:
     for table in (*means, *compared):
         lines += ["", *table.latex()]
     write_text(out / LATEX, "\n".join(lines) + "\n")
+    figures = _figures(findings, plan)
+    for name, figure in figures.items():
+        write_text(out / FIGURES / f"{name}.svg", figure)
+    page = benchmark_page(
+        command=folder.command,
+        figures=[*figures.values()],
+        sentences=_sentences(findings, plan),
+        explanation=HOW_COMPARED.format(count=len(findings.comparisons)),
+        tables=[*means, *compared],
+        failed=[f"{cell}: {reason}" for cell, reason in folder.failed().items()],
+    )
+    write_text(out / PAGE, page)
     return text
+
+
+def _figures(findings: Findings, plan: BenchmarkPlan) -> dict[str, str]:
+    """Name of a file → figure as SVG."""
+    figures = {}
+    for recipe, methods in findings.curves.items():
+        shown = _unless_only(recipe, plan)
+        lines = [
+            Line(
+                title_of(method, plan),
+                tuple(LinePoint(each.labelled_people, each.mean, each.interval) for each in points),
+            )
+            for method, points in methods.items()
+        ]
+        title = "Dice over the number of labelled people" + (f", recipe {shown}" if shown else "")
+        figures["__".join(filter(None, ("curves", shown)))] = curves_figure(title, lines)
+    for each in findings.rankings:
+        labels, shown = folder_name(each.labels), _unless_only(each.recipe, plan)
+        title = f"Mean ranks with {each.labels} labelled" + (f", recipe {shown}" if shown else "")
+        ranks = {title_of(method, plan): rank for method, rank in each.ranks.items()}
+        name = "__".join(filter(None, ("ranks", labels, shown)))
+        figures[name] = ranks_figure(title, ranks, each.critical_difference)
+    return figures
+
+
+def _sentences(findings: Findings, plan: BenchmarkPlan) -> list[str]:
+    return [f"{_in_context(each, plan)}: {each.sentence}" for each in findings.comparisons]
 
 
 def mean_and_deviation(values: Sequence[float | None], factor: float = 1.0) -> str:
@@ -139,9 +154,7 @@ def _summary(
     if findings.comparisons:
         explained = HOW_COMPARED.format(count=len(findings.comparisons))
         lines += ["", "## Against the reference", "", explained, ""]
-        lines += [
-            f"- {_in_context(each, folder.plan)}: {each.sentence}." for each in findings.comparisons
-        ]
+        lines += [f"- {sentence}." for sentence in _sentences(findings, folder.plan)]
     for table in compared:
         explained = [HOW_RANKED, ""] if table.title.startswith("Ranks") else []
         lines += ["", f"## {table.title}", "", *explained, *table.markdown()]
@@ -228,21 +241,6 @@ def _signed(value: float) -> str:
 
 def _interval(interval: Interval | None) -> str:
     return "–" if interval is None else f"{_signed(interval[0])} to {_signed(interval[1])}"
-
-
-LATEX_WORDS = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$",
-}  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX_WORDS.get(letter, letter) for letter in text)
-
-
-def _latex_row(cells: Iterable[str]) -> str:
-    return " & ".join(map(_latex, cells)) + r" \\"
 
 
 # ---------------------------------------------------------------- for programs

@@ -1,0 +1,46 @@
+"""The page of a benchmark, which opens offline: its figures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+import macl
+from macl.report.result_table import ResultTable
+
+
+def benchmark_page(
+    command: str,
+    figures: Sequence[str],
+    sentences: Sequence[str],
+    explanation: str,
+    tables: Sequence[ResultTable],
+    failed: Sequence[str],
+) -> str:
+    """The page as HTML.
+
+    Args:
+        command: what made the results.
+        figures: as SVG.
+        sentences: what the comparisons allow to be said.
+        explanation: how methods were compared.
+        tables: in the order of the page.
+        failed: cells that failed, and why.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("macl", "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("benchmark.html.j2").render(
+        command=command,
+        figures=[Markup(figure) for figure in figures],
+        sentences=sentences,
+        explanation=explanation,
+        tables=tables,
+        failed=failed,
+        macl_version=macl.__version__,
+        date=date.today().isoformat(),
+    )
