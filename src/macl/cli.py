@@ -12,6 +12,7 @@ import typer
 
 import macl
 from macl.utils.errors import MaclError
+from macl.utils.interruption import end_on_sigterm, exit_code
 from macl.utils.progress import say
 from macl.utils.ranks import exit_rank, require_single_process
 
@@ -439,6 +440,7 @@ def main() -> None:
     # Otherwise PyTorch's idle threads spin: beside another busy program a step takes ten times as
     # long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    end_on_sigterm()
     try:
         app(prog_name="macl")
     except MaclError as error:
@@ -449,5 +451,6 @@ def main() -> None:
         # Typer turns Ctrl-C into this exit code without a message.
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        say("macl: interrupted. Run the same command again to continue (training: with --resume).")
-        sys.exit(130)
+        how = "terminated" if exit_code() == 143 else "interrupted"
+        say(f"macl: {how}. Run the same command again to continue (training: with --resume).")
+        sys.exit(exit_code())

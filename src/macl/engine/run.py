@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from macl.engine.task import Task
 from macl.engine.trainer import LogCallback, Trained, Validation, fit, make_fabric
 from macl.records import runs
 from macl.records.runs import LoggedQuantity, RunRecord
+from macl.utils import checkpoint
 from macl.utils.files import require_disk_space
 from macl.utils.progress import say
 
@@ -61,8 +63,10 @@ class TrainingOptions:
     allow_overlap: bool = False
 
 
-class TrainingRun:
+class TrainingRun(contextlib.AbstractContextManager["TrainingRun"]):
     """A run that trains a task on cases of a store, from its start to its end.
+
+    As a context, it keeps other commands from training the same run until its end.
 
     Args:
         store: the store.
@@ -92,11 +96,15 @@ class TrainingRun:
     ) -> None:
         self.store, self.folder, self.settings, self.options = store, folder, settings, options
         self.fabric: Fabric = make_fabric(options.device, settings.training.precision)
+        self._lock = contextlib.ExitStack()
         self.split: Split | None = read_split(split) if split else None
         self.resolved: ResolvedSplit | None = None
         if self.split:
             allow_overlap = options.allow_overlap
             self.resolved = resolve_split(self.split, store, allow_overlap=allow_overlap)
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()
 
     def open(
         self, task: Task, cases: Sequence[str], patches: int, *, recipe: str, **fields: Any
@@ -115,7 +123,7 @@ class TrainingRun:
 
         Raises:
             MaclError: the processes cannot share the batches, the disk is full, or the folder
-                holds something else or a run with other settings.
+                holds something else, a run with other settings or one that is being trained.
         """
         settings, training, store = self.settings, self.settings.training, self.store
         patients = runs.patients_of(store, cases)
@@ -143,10 +151,14 @@ class TrainingRun:
         gathers = settings.stage == "finetune" or gather_negatives
         require_even_shards(training.batch_size, patches, world_size, gathers)
         require_disk_space(self.folder, STATE_SIZE * 4 * _parameters(task), "The run")
-        self.record = on_rank_zero(lambda: runs.open_run(self.folder, record, self.options.resume))
+        self.record = on_rank_zero(lambda: self._open_folder(record))
         if self.record.finished:
             say(f"{self.folder} is finished already.")
         return self.record
+
+    def _open_folder(self, record: RunRecord) -> RunRecord:
+        self._lock.enter_context(runs.lock_run(self.folder))
+        return runs.open_run(self.folder, record, self.options.resume)
 
     def train(
         self,
@@ -170,7 +182,12 @@ class TrainingRun:
     def finish(
         self, weights: Mapping[str, Tensor], about: Mapping[str, Any], trained: Trained
     ) -> RunRecord:
-        """Write the weights and the final record."""
+        """Write the weights and the final record.
+
+        Raises:
+            MaclError: the weights are not finite.
+        """
+        checkpoint.require_finite(self.folder / runs.WEIGHTS, weights)
         return runs.finish_run(
             self.folder,
             self.record,

@@ -26,7 +26,14 @@ from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.models.conversion.macl_release import read_authors
 from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
-from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
+from macl.records.runs import (
+    PREDICTIONS,
+    TRANSFER,
+    WEIGHTS,
+    RunRecord,
+    read_record,
+    read_weights,
+)
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network, finetune_settings
 from macl.tasks.segmentation import (
     SegmentationTask,
@@ -104,33 +111,33 @@ def finetune(
     settings = finetune_settings(
         recipe, chosen.overrides, store=opened, init=weights.name, init_network=weights.network
     )
-    run = TrainingRun(opened, out, settings, split, chosen)
-    assert run.resolved is not None
-    cases = run.resolved.labelled_cases(labels)
-    _check_overlap(init, weights, run.resolved, chosen.allow_overlap)
-    plane = opened.case(cases[0]).orientation.plane
-    axes = mirror_axes(settings, opened.index.classes, plane)
-    task = SegmentationTask(_segmenter(opened, settings, chosen.seed), settings, axes)
-    transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
-    if weights.tensors:
-        require_transfer(transfer, encoder_only, weights.trained_with)
-    record = run.open(
-        task,
-        cases,
-        select_volumes(opened, cases).samples_per_epoch(settings.patch),
-        recipe=recipe,
-        labels=labels,
-        validation_cases=run.resolved.validation_cases,
-        init=weights.name,
-        init_patients=weights.patients,
-        mirror_axes=axes,
-    )
-    if record.finished:
-        return record
-    if run.fabric.is_global_zero:
-        write_json(out / TRANSFER, transfer.about())
-    say(transfer.table())
-    return _train(run, settings, task)
+    with TrainingRun(opened, out, settings, split, chosen) as run:
+        assert run.resolved is not None
+        cases = run.resolved.labelled_cases(labels)
+        _check_overlap(init, weights, run.resolved, chosen.allow_overlap)
+        plane = opened.case(cases[0]).orientation.plane
+        axes = mirror_axes(settings, opened.index.classes, plane)
+        task = SegmentationTask(_segmenter(opened, settings, chosen.seed), settings, axes)
+        transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
+        if weights.tensors:
+            require_transfer(transfer, encoder_only, weights.trained_with)
+        record = run.open(
+            task,
+            cases,
+            select_volumes(opened, cases).samples_per_epoch(settings.patch),
+            recipe=recipe,
+            labels=labels,
+            validation_cases=run.resolved.validation_cases,
+            init=weights.name,
+            init_patients=weights.patients,
+            mirror_axes=axes,
+        )
+        if record.finished:
+            return record
+        if run.fabric.is_global_zero:
+            write_json(out / TRANSFER, transfer.about())
+        say(transfer.table())
+        return _train(run, settings, task)
 
 
 def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask) -> RunRecord:
@@ -161,7 +168,7 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
     """Read the weights that `init` names; see `finetune`.
 
     Raises:
-        MaclError: they do not exist, cannot be read, or are of an unfinished run.
+        MaclError: they do not exist, cannot be read, are not finite, or are of an unfinished run.
     """
     if init == SCRATCH:
         return InitialWeights(SCRATCH)
@@ -178,11 +185,12 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
                 f"The run in {init} is not finished: finish it with --resume, then fine-tune."
             )
         file, patients = path / WEIGHTS, sorted({*earlier.patients, *earlier.init_patients})
-        source = checkpoint.read(file)
+        source = read_weights(path, earlier)
     else:
         file, patients = path, []
         is_ours = path.suffix == ".safetensors"
         source = checkpoint.read(path) if is_ours else read_authors(path, decoder_blocks)
+        checkpoint.require_finite(path, source.tensors)
         say(
             f"{init} does not say whose scans it was trained on; it is assumed that no test people "
             "are among them."

@@ -54,19 +54,19 @@ def pretrain(
     recipe = chosen.recipe or method or DEFAULT_METHOD
     opened = Store.open(store)
     settings, plugin = pretrain_settings(recipe, chosen.overrides, method=method, store=opened)
-    run = TrainingRun(opened, out, settings, split, chosen)
-    cases = tuple(case.name for case in opened.index.cases)
-    if run.resolved and not chosen.allow_overlap:
-        cases = run.resolved.pretraining_cases
-    volumes = select_volumes(opened, cases, settings.minimum_content)
-    _check_groups(settings, volumes)
-    network = find("models", settings.backbone)
-    task = build_method(settings, plugin, network, len(opened.index.channels), chosen.seed)
-    patches = volumes.samples_per_epoch(settings.patch)
-    if run.open(task, cases, patches, recipe=chosen.recipe or settings.method).finished:
-        return run.record
-    _report_left_out_slices(opened, cases, volumes, settings)
-    return _train(run, settings, task)
+    with TrainingRun(opened, out, settings, split, chosen) as run:
+        cases = tuple(case.name for case in opened.index.cases)
+        if run.resolved and not chosen.allow_overlap:
+            cases = run.resolved.pretraining_cases
+        volumes = select_volumes(opened, cases, settings.minimum_content)
+        _check_groups(settings, volumes)
+        network = find("models", settings.backbone)
+        task = build_method(settings, plugin, network, len(opened.index.channels), chosen.seed)
+        patches = volumes.samples_per_epoch(settings.patch)
+        if run.open(task, cases, patches, recipe=chosen.recipe or settings.method).finished:
+            return run.record
+        _report_left_out_slices(opened, cases, volumes, settings)
+        return _train(run, settings, task)
 
 
 def _train(run: TrainingRun, settings: PretrainSettings, task: Method) -> RunRecord:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from macl.utils.errors import MaclError
+from macl.utils.errors import MaclError, listed
 from macl.utils.files import atomic_path
 
 
@@ -29,27 +31,56 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     ready = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
+    described = json.dumps(about, allow_nan=False)
+    metadata = {"macl": described, "sha256": _digest(ready, described)}
     with atomic_path(path) as aside:
-        aside.write_bytes(save(ready, metadata={"macl": json.dumps(about, allow_nan=False)}))
+        aside.write_bytes(save(ready, metadata=metadata))
 
 
 def read(path: Path) -> Checkpoint:
     """Read a file that `write` wrote.
 
     Raises:
-        MaclError: it is missing, broken, or was not written by macl.
+        MaclError: it is missing, broken, changed since, or was not written by macl.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("macl", "null"))
+            metadata = file.metadata() or {}
+            about = json.loads(metadata.get("macl", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise MaclError(f"There is no {path}: check the path, or train first.") from None
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise MaclError(f"{path} cannot be read as weights ({error}): train again.") from None
-    if about is None:
+    if not isinstance(about, dict):
         raise MaclError(
             f"{path} was not written by macl: name a run, a weights file of macl, or the MACL "
             "authors' .pth file."
         )
+    if "sha256" in metadata and metadata["sha256"] != _digest(tensors, metadata["macl"]):
+        raise MaclError(f"{path} has changed since it was written: restore it, or train again.")
     return Checkpoint(tensors, about)
+
+
+def _digest(tensors: Mapping[str, Tensor], described: str) -> str:
+    """SHA-256 over a description, and every tensor's name, type, shape and values."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights with values that are not numbers.
+
+    Raises:
+        MaclError: `path` names the file in the message.
+    """
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise MaclError(
+            f"The weights of {path} hold NaN or infinity ({listed(broken)}), so that nothing can "
+            "be computed with them: train again, with a lower training.learning_rate or with "
+            "training.precision=fp32."
+        )
