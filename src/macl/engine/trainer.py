@@ -38,11 +38,10 @@ from macl.engine.optimisation import (
 from macl.engine.stepper import Stepper
 from macl.engine.task import StepOutput, Task
 from macl.engine.training_log import TimeEstimate, TrainingLog
-from macl.records.runs import LOG, RECORD, STATE
+from macl.records.runs import LOG, STATE, identity
 from macl.utils import checkpoint
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError
-from macl.utils.files import sha256
 from macl.utils.interruption import interruption_noted
 from macl.utils.memory import is_out_of_memory, largest_that_fits
 from macl.utils.progress import progress, say
@@ -252,7 +251,7 @@ class _TrainingState:
         }
         scaler = self.stepper.scaler
         about = {
-            "run": _identity(path.parent),
+            "run": identity(path.parent),
             "step": self.step,
             "seconds": self.seconds,
             "scaler": scaler.state_dict() if scaler else {},
@@ -265,7 +264,7 @@ class _TrainingState:
         if not path.is_file():
             return
         saved = checkpoint.read(path)
-        if saved.about.get("run", _identity(path.parent)) != _identity(path.parent):
+        if saved.about.get("run", identity(path.parent)) != identity(path.parent):
             raise _foreign(path)
         try:
             self._load(saved)
@@ -295,11 +294,6 @@ class _TrainingState:
         if self.stepper.scaler and saved.about["scaler"]:
             self.stepper.scaler.load_state_dict(saved.about["scaler"])
         self.step, self.seconds = saved.about["step"], saved.about["seconds"]
-
-
-def _identity(run: Path) -> str:
-    """A hash of the record, which stays the same until the run is finished."""
-    return sha256(run / RECORD) if (run / RECORD).is_file() else ""
 
 
 def _foreign(path: Path) -> MaclError:

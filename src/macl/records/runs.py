@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -47,6 +48,9 @@ TRANSFER = "transfer.json"
 PREDICTIONS = "predictions"
 SCORES = "cases.csv"
 LOCK = ".lock"
+
+WEIGHTS_DIGEST = re.compile(r" \([0-9a-f]{12}\)$")
+"""The digest that fine-tuning adds to the path of its initial weights."""
 
 RunKind = Literal["pretrain", "finetune"]
 
@@ -277,6 +281,11 @@ def read_weights(run: Path, record: RunRecord) -> Checkpoint:
         )
     checkpoint.require_finite(path, saved.tensors)
     return saved
+
+
+def identity(run: Path) -> str:
+    """A hash of a run's record, which stays the same until the run is finished; empty: none."""
+    return sha256(run / RECORD) if (run / RECORD).is_file() else ""
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:

@@ -16,20 +16,22 @@ from macl.config import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.resolved_split import ResolvedSplit, find_test_people
+from macl.data.splits import Split
 from macl.data.store import Store
 from macl.data.windows import select_volumes
 from macl.distributed.collectives import all_reduce_sum
 from macl.distributed.launch import process_group
-from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
+from macl.engine.run import TrainingKeywords, TrainingRun, inherited, split_of
 from macl.engine.trainer import Validation
 from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.models.conversion.macl_release import read_authors
-from macl.models.transfer import require_transfer, transplant
+from macl.models.transfer import Transfer, require_transfer, transplant
 from macl.plugins import find
 from macl.records.runs import (
     PREDICTIONS,
     TRANSFER,
     WEIGHTS,
+    WEIGHTS_DIGEST,
     RunRecord,
     read_record,
     read_weights,
@@ -44,7 +46,7 @@ from macl.tasks.segmentation import (
 )
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError, listed
-from macl.utils.files import sha256, write_json
+from macl.utils.files import read_json, sha256, write_json
 from macl.utils.progress import say
 
 SCRATCH = "scratch"
@@ -75,12 +77,12 @@ class InitialWeights:
 
 @process_group()
 def finetune(
-    store: Path,
+    store: Path | None,
     out: Path,
     *,
-    init: str,
-    split: str,
-    labels: str,
+    init: str | None,
+    split: str | None,
+    labels: str | None,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
     **options: Unpack[TrainingKeywords],
@@ -90,28 +92,40 @@ def finetune(
     The network and its dimensions are those of `init`, unless recipe or overrides name others.
 
     Args:
-        store: folder made by `prepare`.
+        store: folder made by `prepare`; None, here as for init, split and labels: that of the run
+            to resume.
         out: the run's folder.
         init: "scratch", a training run, or a weights file (of macl, or the MACL authors' `.pth`).
         split: split file or name.
         labels: name of a label budget of the split.
         encoder_only: accept an init without decoder blocks.
         init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
-        options: `recipe` (None: strong), `overrides`, `device`, `seed`, `resume` and
+        options: `recipe` (None: strong), `overrides`, `device`, `seed`, `resume`, `inherit` and
             `allow_overlap` (accept weights that were pre-trained on test people); see
             `TrainingOptions`.
 
     Raises:
         MaclError: a setting, the store, the split, the init or the folder does not fit.
     """
-    chosen = TrainingOptions(**options)
+    resumed, store, chosen = inherited(out, "finetune", store, options)
+    chosen_split: str | Split | None = split
+    if resumed:
+        init = init or WEIGHTS_DIGEST.sub("", resumed.init or SCRATCH)
+        chosen_split, labels = split or split_of(resumed), labels or resumed.labels
+    if init is None or chosen_split is None or labels is None:
+        raise MaclError(f"There is no run in {out} to resume: name --init, --split and --labels.")
     recipe = chosen.recipe or DEFAULT_RECIPE
-    opened = Store.open(store)
+    opened = Store.open(store, chosen.verify)
     weights = read_init(init, init_decoder_blocks)
     settings = finetune_settings(
-        recipe, chosen.overrides, store=opened, init=weights.name, init_network=weights.network
+        recipe,
+        chosen.overrides,
+        store=opened,
+        init=weights.name,
+        init_network=weights.network,
+        resumed=resumed.settings if resumed else None,
     )
-    with TrainingRun(opened, out, settings, split, chosen) as run:
+    with TrainingRun(opened, out, settings, chosen_split, chosen) as run:
         assert run.resolved is not None
         cases = run.resolved.labelled_cases(labels)
         _check_overlap(init, weights, run.resolved, chosen.allow_overlap)
@@ -120,7 +134,7 @@ def finetune(
         task = SegmentationTask(_segmenter(opened, settings, chosen.seed), settings, axes)
         transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
         if weights.tensors:
-            require_transfer(transfer, encoder_only, weights.trained_with)
+            require_transfer(transfer, encoder_only or resumed is not None, weights.trained_with)
         record = run.open(
             task,
             cases,
@@ -134,6 +148,8 @@ def finetune(
         )
         if record.finished:
             return record
+        if resumed:
+            _check_transfer(out, transfer)
         if run.fabric.is_global_zero:
             write_json(out / TRANSFER, transfer.about())
         say(transfer.table())
@@ -199,6 +215,15 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
     network = {name: about[name] for name in NETWORK_SETTINGS if name in about}
     name = f"{init} ({sha256(file)[:12]})"
     return InitialWeights(name, source.tensors, network, tuple(patients))
+
+
+def _check_transfer(out: Path, transfer: Transfer) -> None:
+    """MaclError if the weights were taken over in another way when the run was started."""
+    if (out / TRANSFER).is_file() and read_json(out / TRANSFER, "a transfer") != transfer.about():
+        raise MaclError(
+            f"The run in {out} took over other tensors of its initial weights: repeat "
+            "--init-decoder-blocks as it was given."
+        )
 
 
 def _check_overlap(

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from macl.config import FinetuneSettings, PretrainSettings, read_recipe, resolve_recipe
+from macl.config import (
+    FinetuneSettings,
+    PretrainSettings,
+    read_recipe,
+    resolve,
+    resolve_recipe,
+)
 from macl.data.store import Store
 from macl.models.network import total_stride
 from macl.plugins import find
@@ -26,7 +32,12 @@ NETWORK_SETTINGS = ("dims", "backbone", "backbone_settings")
 
 
 def pretrain_settings(
-    recipe: str, overrides: Iterable[str], *, method: str | None, store: Store | None
+    recipe: str,
+    overrides: Iterable[str],
+    *,
+    method: str | None,
+    store: Store | None,
+    resumed: Mapping[str, Any] | None = None,
 ) -> tuple[PretrainSettings, type[Method]]:
     """Complete settings of a pre-training run, and its method.
 
@@ -35,13 +46,18 @@ def pretrain_settings(
         overrides: `key=value` settings over the recipe's.
         method: name of the method, over the recipe's; None: the recipe's.
         store: what to train on, for sizes and spacing; None: unknown.
+        resumed: settings of the run to resume, in place of the recipe's; None: a new run.
 
     Raises:
         MaclError: a setting does not fit.
     """
     if method:
         find("methods", method)
-    settings = resolve_recipe(PretrainSettings, recipe, overrides, method=method)
+    if resumed is None:
+        settings = resolve_recipe(PretrainSettings, recipe, overrides, method=method)
+    else:
+        chosen = {**resumed, "method": method} if method else resumed
+        settings = resolve(PretrainSettings, chosen, overrides)
     plugin: type[Method] = find("methods", settings.method)
     network = find("models", settings.backbone)
     own = plugin_settings(plugin, settings.method_settings, "method_settings")
@@ -61,6 +77,7 @@ def finetune_settings(
     store: Store,
     init: str,
     init_network: Mapping[str, Any],
+    resumed: Mapping[str, Any] | None = None,
 ) -> FinetuneSettings:
     """Complete settings of a fine-tuning run.
 
@@ -71,13 +88,18 @@ def finetune_settings(
         init: name of the weights to start from.
         init_network: their `NETWORK_SETTINGS`, which apply unless recipe or overrides name others;
             empty from scratch.
+        resumed: settings of the run to resume, in place of the recipe's; None: a new run.
 
     Raises:
         MaclError: a setting does not fit, or the weights are of other dimensions.
     """
     overrides = tuple(overrides)
-    inherited = _inherited(init_network, recipe, overrides)
-    settings = resolve_recipe(FinetuneSettings, recipe, overrides, inherited=inherited)
+    inherited: Mapping[str, Any] = {}
+    if resumed is None:
+        inherited = _inherited(init_network, recipe, overrides)
+        settings = resolve_recipe(FinetuneSettings, recipe, overrides, inherited=inherited)
+    else:
+        settings = resolve(FinetuneSettings, resumed, overrides)
     dims, own = settings.dims, init_network.get("dims", settings.dims)
     if dims != own:
         raise MaclError(

@@ -22,7 +22,7 @@ from macl.stages.predict import predict
 from macl.stages.pretrain import pretrain
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
-from macl.utils.files import atomic_path, read_json, write_text
+from macl.utils.files import atomic_path, read_json, refuse_links, write_text
 from macl.utils.progress import say
 from macl.workflows.grid import BenchmarkCell, BenchmarkGrid, read_grid, specify
 from macl.workflows.results import CELL, CellRecord, read_cell, write_results, write_summary
@@ -81,6 +81,8 @@ def _open_folder(out: Path, grid: Path) -> None:
         raise MaclError(
             f"--out {out} already holds something that is not a benchmark: choose another folder."
         )
+    for folder in (out, out / "cells", out / "pretrained"):
+        refuse_links(folder)
     with atomic_path(out / GRID) as aside:
         shutil.copyfile(grid, aside)
 
