@@ -6,7 +6,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,9 +15,6 @@ from macl.utils.errors import MaclError
 from macl.utils.interruption import end_on_sigterm, exit_code
 from macl.utils.progress import say
 from macl.utils.ranks import exit_rank, require_single_process
-
-if TYPE_CHECKING:
-    from macl.engine.run import TrainingKeywords
 
 app = typer.Typer(
     name="macl",
@@ -285,7 +282,7 @@ def pretrain(
         inherit=resume,
         allow_overlap=allow_overlap,
         verify=verify,
-        **_given_seed(seed),
+        **_seed_if_given(seed),
     )
 
 
@@ -343,7 +340,7 @@ def finetune(
         inherit=resume,
         allow_overlap=allow_overlap,
         verify=verify,
-        **_given_seed(seed),
+        **_seed_if_given(seed),
     )
 
 
@@ -354,7 +351,7 @@ def _require(resume: bool, **arguments: object) -> None:
         raise typer.BadParameter(f"missing {', '.join(missing)} (which --resume needs not)")
 
 
-def _given_seed(seed: int | None) -> TrainingKeywords:
+def _seed_if_given(seed: int | None) -> dict[str, int]:
     return {} if seed is None else {"seed": seed}
 
 

@@ -43,7 +43,7 @@ from macl.utils import checkpoint
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError
 from macl.utils.interruption import interruption_noted
-from macl.utils.memory import is_out_of_memory, largest_that_fits
+from macl.utils.memory import is_out_of_memory, largest_that_fits, within_free_memory
 from macl.utils.progress import progress, say
 from macl.utils.ranks import this_rank
 from macl.utils.text import format_size
@@ -150,8 +150,12 @@ def fit(
     first, seconds_before = state.step, state.seconds
     log, estimate = TrainingLog(run / LOG, first), TimeEstimate(steps, fabric.device)
     start = saved = time.perf_counter()
-    with progress(run.name, steps, first) as advance, interruption_noted() as interrupted:
-        for batch in loader.between(first, steps):
+    with (
+        progress(run.name, steps, first) as advance,
+        interruption_noted() as interrupted,
+        within_free_memory() if fabric.device.type == "cpu" else contextlib.nullcontext(),
+    ):
+        for batch in _batches(loader, first, steps):
             rate = learning_rate(settings, state.step, steps, loader.steps_per_epoch)
             with _memory_advice(state, batch):
                 output = state.train_step(batch, rate)
@@ -269,7 +273,7 @@ class _TrainingState:
         try:
             self._load(saved)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise _foreign(path) from None
         say(f"Resuming after step {self.step}.")
@@ -303,13 +307,27 @@ def _foreign(path: Path) -> MaclError:
     )
 
 
+def _batches(loader: Loader, first: int, steps: int) -> Iterator[Batch]:
+    """The loader's batches; a MaclError if one cannot even be held."""
+    try:
+        yield from loader.between(first, steps)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MaclError(
+            f"A batch of {loader.batch_size} patches of {format_size(loader.patch)} does not fit "
+            "into memory, even before the network sees it: add --set training.batch_size=… or "
+            "training.size=… with less."
+        ) from None
+
+
 @contextlib.contextmanager
 def _memory_advice(state: _TrainingState, batch: Batch) -> Iterator[None]:
     """If the block runs out of memory, name the batch size that would fit, found by trying."""
     try:
         yield
         return
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     # Outside the handler, where the error no longer keeps the tensors alive that did not fit.

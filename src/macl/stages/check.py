@@ -52,6 +52,7 @@ def check(path: Path) -> None:
 def _check_store(path: Path) -> tuple[list[str], str]:
     store = Store.open(path)
     problems: list[str] = []
+    arrays: list[tuple[str, ArrayKind]]
     arrays = [(case.name, kind) for case in store.index.cases for kind in case.arrays]
     with progress("check", len(arrays)) as advance:
         for case, kind in arrays:
