@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -25,8 +26,13 @@ def _command(words: Sequence[str], stderr: str) -> None:
         main()
 
 
-def run(words: Sequence[str], stderr: Path, kill_when: Callable[[], bool] | None = None) -> int:
-    """Run `macl` with `words` and kill it as soon as `kill_when` holds; its exit code."""
+def run(
+    words: Sequence[str],
+    stderr: Path,
+    kill_when: Callable[[], bool] | None = None,
+    number: int = signal.SIGKILL,
+) -> int:
+    """Run `macl` with `words`, sent a signal as soon as `kill_when` holds; its exit code."""
     process = _processes.Process(target=_command, args=(list(words), str(stderr)))
     process.start()
     until = time.monotonic() + PATIENCE_SECONDS
@@ -34,7 +40,7 @@ def run(words: Sequence[str], stderr: Path, kill_when: Callable[[], bool] | None
         if kill_when is None:
             process.join(0.05)
         elif kill_when():
-            process.kill()
+            os.kill(process.pid or 0, number)
             break
         else:
             time.sleep(0.0005)

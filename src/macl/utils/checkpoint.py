@@ -18,6 +18,10 @@ from macl.utils.errors import MaclError, listed
 from macl.utils.files import atomic_path
 
 
+DIGEST = "sha256"
+"""The entry of the description that holds the checksum of all else."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Named tensors and the description that was saved with them."""
@@ -31,8 +35,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     ready = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    described = json.dumps(about, allow_nan=False)
-    metadata = {"macl": described, "sha256": _digest(ready, described)}
+    described = {**about, DIGEST: _digest(ready, about)}
+    # One entry, since safetensors writes several in any order.
+    metadata = {"macl": json.dumps(described, allow_nan=False)}
     with atomic_path(path) as aside:
         aside.write_bytes(save(ready, metadata=metadata))
 
@@ -45,8 +50,7 @@ def read(path: Path) -> Checkpoint:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            about = json.loads(metadata.get("macl", "null"))
+            about = json.loads((file.metadata() or {}).get("macl", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise MaclError(f"There is no {path}: check the path, or train first.") from None
@@ -57,14 +61,15 @@ def read(path: Path) -> Checkpoint:
             f"{path} was not written by macl: name a run, a weights file of macl, or the MACL "
             "authors' .pth file."
         )
-    if "sha256" in metadata and metadata["sha256"] != _digest(tensors, metadata["macl"]):
+    digest = about.pop(DIGEST, None)
+    if digest is not None and digest != _digest(tensors, about):
         raise MaclError(f"{path} has changed since it was written: restore it, or train again.")
     return Checkpoint(tensors, about)
 
 
-def _digest(tensors: Mapping[str, Tensor], described: str) -> str:
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     """SHA-256 over a description, and every tensor's name, type, shape and values."""
-    digest = hashlib.sha256(described.encode())
+    digest = hashlib.sha256(json.dumps(about).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
