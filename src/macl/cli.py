@@ -503,9 +503,11 @@ def main() -> None:
         print(f"macl: {error}", file=sys.stderr, flush=True)
         exit_rank(1)
     except (KeyboardInterrupt, SystemExit) as end:
-        # Typer turns Ctrl-C into this exit code without a message.
-        if isinstance(end, SystemExit) and end.code != 130:
+        # Typer turns Ctrl-C into 130 without a message; a launcher of processes ends with either.
+        code = end.code if isinstance(end, SystemExit) else 130
+        if code not in (130, 143):
             raise
-        how = "terminated" if exit_code() == 143 else "interrupted"
+        code = 143 if code == 143 else exit_code()
+        how = "terminated" if code == 143 else "interrupted"
         say(f"macl: {how}. Run the same command again to continue (training: with --resume).")
-        sys.exit(exit_code())
+        sys.exit(code)

@@ -495,7 +495,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         message = f"There is no {path}, which should be {what}: check the path."
         raise MaclError(message) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
 
 

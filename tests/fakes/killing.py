@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(

@@ -17,7 +17,6 @@ from torch import Tensor
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import atomic_path
 
-
 DIGEST = "sha256"
 """The entry of the description that holds the checksum of all else."""
 

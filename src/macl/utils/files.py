@@ -136,7 +136,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MaclError(f"There is no {path}, which should be {what}: check the path.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MaclError(f"{path} should be {what}, but cannot be read ({error}).") from None
     if not isinstance(value, dict):
         raise MaclError(
