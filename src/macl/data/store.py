@@ -246,12 +246,14 @@ class Store:
             raise MaclError(f"The case {case!r} in {self.path} has no {kind}.")
         entry = stored.arrays[kind]
         path = inside(self.path, entry.file)
-        parts = tuple(slice(None) if part is None else part for part in window or (None,) * 3)
+        lead = (None,) * (len(entry.shape) - 3)
+        parts = (*lead, *(window or (None,) * 3))
+        chosen = tuple(slice(None) if part is None else part for part in parts)
         try:
             if self.verify and entry.file not in self._verified:
                 _verify(path, entry)
                 self._verified.add(entry.file)
-            return np.asarray(_open(path, entry)[(..., *parts)])
+            return np.asarray(_open(path, entry)[chosen])
         except (OSError, RuntimeError, ValueError) as error:
             raise MaclError(
                 f"{path} of the case {case!r} cannot be read ({error}): prepare the store again."
@@ -271,7 +273,7 @@ def _verify(path: Path, entry: StoredArray) -> None:
     if entry.file_sha256:
         right = sha256(path) == entry.file_sha256
     else:
-        right = content_sha256(np.asarray(_open(path, entry)[...])) == entry.sha256
+        right = content_sha256(np.asarray(_open(path, entry)[:])) == entry.sha256
     if not right:
         raise ValueError("it has changed since it was written")
 

@@ -110,5 +110,7 @@ def _check_tensors(path: Path, record: RunRecord) -> Iterator[str]:
 
 def _check_log(path: Path, record: RunRecord) -> Iterator[str]:
     steps = [line["step"] for line in read_log(path)]
+    if (path / LOG).is_file() and len(steps) < (path / LOG).read_bytes().count(b"\n"):
+        yield f"{path / LOG} holds broken lines."
     if steps != list(range(1, len(steps) + 1)) or (record.finished and len(steps) != record.steps):
         yield f"{path / LOG} lacks steps, or has some twice."
