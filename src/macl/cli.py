@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 import macl
 from macl.utils.errors import MaclError
 from macl.utils.failures import describe
+from macl.utils.interruption import end_on_sigterm, exit_code
 from macl.utils.progress import say
 from macl.utils.ranks import exit_rank, require_single_process
 from macl.utils.text import without_control, write_plain_where_needed
@@ -87,7 +88,28 @@ SetOption = Annotated[
 RecipeOption = Annotated[
     str | None, typer.Option(help="Recipe, by name or path (.toml). Default: the method's own.")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume the unfinished run in --out.")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Resume the unfinished run in --out; nothing else need be repeated."
+    ),
+]
+TrainedStore = Annotated[
+    Path | None,
+    typer.Argument(help="Folder made by `macl prepare`. Left out with --resume: the run's."),
+]
+TrainingSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, help="Seed of all random draws; saved with the result. Default: 0."
+    ),
+]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Compare the store's arrays with their checksums first."
+    ),
+]
 OverlapOption = Annotated[
     bool,
     typer.Option("--allow-overlap", help="Allow test people in the training data; recorded."),
@@ -304,8 +326,8 @@ def split(
 
 @app.command(cls=_CommandWithSettings)
 def pretrain(
-    store: StoreArgument,
     out: Out,
+    store: TrainedStore = None,
     method: Annotated[
         str | None, typer.Option(help="How to pre-train. Default: the recipe's, or macl.")
     ] = None,
@@ -316,14 +338,16 @@ def pretrain(
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
     devices: DevicesOption = 1,
-    seed: SeedOption = 0,
+    seed: TrainingSeed = None,
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
+    verify: VerifyOption = True,
 ) -> None:
     """Pre-train a network on unlabelled scans, in 2D or 3D."""
     from macl.distributed.launch import launch_processes
     from macl.stages.pretrain import pretrain as run
 
+    _require(resume, STORE=store)
     launch_processes(devices, sys.argv[1:])
     run(
         store,
@@ -333,21 +357,28 @@ def pretrain(
         recipe=recipe,
         overrides=overrides,
         device=device.value,
-        seed=seed,
         resume=resume,
+        inherit=resume,
         allow_overlap=allow_overlap,
+        verify=verify,
+        **_seed_if_given(seed),
     )
 
 
 @app.command(cls=_CommandWithSettings)
 def finetune(
-    store: StoreArgument,
     out: Out,
+    store: TrainedStore = None,
     init: Annotated[
-        str, typer.Option(help="Where to start: a pre-training run, a weights file, or scratch.")
-    ],
-    split: Annotated[str, typer.Option(help="Split file, or the name of a split in the package.")],
-    labels: Annotated[str, typer.Option(help="Label budget of the split, such as 8 or 10%.")],
+        str | None,
+        typer.Option(help="Where to start: a pre-training run, a weights file, or scratch."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split file, or the name of a split in the package.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Label budget of the split, such as 8 or 10%.")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="strong, strong-3d, paper, or a path (.toml). Default: strong."),
@@ -355,9 +386,10 @@ def finetune(
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
     devices: DevicesOption = 1,
-    seed: SeedOption = 0,
+    seed: TrainingSeed = None,
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
+    verify: VerifyOption = True,
     encoder_only: Annotated[
         bool, typer.Option("--encoder-only", help="Accept an init without decoder blocks.")
     ] = False,
@@ -370,6 +402,7 @@ def finetune(
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
 
+    _require(resume, STORE=store, **{"--init": init, "--split": split, "--labels": labels})
     launch_processes(devices, sys.argv[1:])
     run(
         store,
@@ -382,10 +415,23 @@ def finetune(
         recipe=recipe,
         overrides=overrides,
         device=device.value,
-        seed=seed,
         resume=resume,
+        inherit=resume,
         allow_overlap=allow_overlap,
+        verify=verify,
+        **_seed_if_given(seed),
     )
+
+
+def _require(resume: bool, **arguments: object) -> None:
+    """Refuse a training that lacks arguments, unless it resumes a run that has them."""
+    missing = [name for name, value in arguments.items() if value is None]
+    if missing and not resume:
+        raise typer.BadParameter(f"missing {', '.join(missing)} (which --resume needs not)")
+
+
+def _seed_if_given(seed: int | None) -> dict[str, int]:
+    return {} if seed is None else {"seed": seed}
 
 
 @app.command()
@@ -509,6 +555,16 @@ def evaluate(
     run(predictions, truth, out, convention=convention)
 
 
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A store or a run.", show_default=False)],
+) -> None:
+    """Compare a store or a run with its checksums, and read everything in it."""
+    from macl.stages.check import check as run
+
+    run(path)
+
+
 @app.command(cls=_CommandWithSettings)
 def profile(
     method: Annotated[str, typer.Option(help="How to pre-train.")] = "macl",
@@ -605,6 +661,7 @@ def main() -> None:
     # long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     write_plain_where_needed()
+    end_on_sigterm()
     try:
         app(prog_name="macl")
     except Exception as error:
@@ -612,8 +669,11 @@ def main() -> None:
         print(without_control(f"macl: {describe(error)}"), file=sys.stderr, flush=True)
         exit_rank(1)
     except (KeyboardInterrupt, SystemExit) as end:
-        # Typer turns Ctrl-C into this exit code without a message.
-        if isinstance(end, SystemExit) and end.code != 130:
+        # Typer turns Ctrl-C into 130 without a message; a launcher of processes ends with either.
+        code = end.code if isinstance(end, SystemExit) else 130
+        if code not in (130, 143):
             raise
-        say("macl: interrupted. Run the same command again to continue (training: with --resume).")
-        sys.exit(130)
+        code = 143 if code == 143 else exit_code()
+        how = "terminated" if code == 143 else "interrupted"
+        say(f"macl: {how}. Run the same command again to continue (training: with --resume).")
+        sys.exit(code)

@@ -17,9 +17,11 @@ from macl.config import TrainingSettings
 from macl.data.batch import Batch
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.engine import trainer
 from macl.engine.optimisation import learning_rate
 from macl.engine.task import StepOutput, Task
 from macl.engine.trainer import Validation, fit, make_fabric
+from macl.utils import checkpoint
 from macl.utils.errors import MaclError
 
 
@@ -264,6 +266,26 @@ def test_stopped_and_resumed_is_the_same(bank: PatchCache, tmp_path: Path) -> No
         for run in ("whole", "run")
     ]
     assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0.0, 5), (600.0, None)])
+def test_a_checkpoint_is_also_written_as_time_passes(
+    seconds: float, saved: int | None, bank: PatchCache, tmp_path: Path, monkeypatch
+) -> None:
+    class Stopping(Line):
+        def step(self, batch: Batch) -> StepOutput:
+            if batch.rng.step == 5:
+                raise KeyboardInterrupt
+            return super().step(batch)
+
+    monkeypatch.setattr(trainer, "SECONDS_BETWEEN_CHECKPOINTS", seconds)
+    with pytest.raises(KeyboardInterrupt):
+        train(bank, tmp_path, Stopping())
+    state = tmp_path / "state.safetensors"
+    assert state.exists() == (saved is not None)
+    if saved:
+        assert checkpoint.read(state).about["step"] == saved
+        assert len(logged(tmp_path)) == saved
 
 
 def test_a_finished_state_is_not_trained_further(bank: PatchCache, tmp_path: Path) -> None:

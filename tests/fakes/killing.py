@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -31,8 +32,13 @@ def _command(words: Sequence[str], stderr: str) -> None:
         main()
 
 
-def run(words: Sequence[str], stderr: Path, kill_when: Callable[[], bool] | None = None) -> int:
-    """Run `macl` with `words` and kill it as soon as `kill_when` holds; its exit code."""
+def run(
+    words: Sequence[str],
+    stderr: Path,
+    kill_when: Callable[[], bool] | None = None,
+    number: int = signal.SIGKILL,
+) -> int:
+    """Run `macl` with `words`, sent a signal as soon as `kill_when` holds; its exit code."""
     process = _processes.Process(target=_command, args=(list(words), str(stderr)))
     process.start()
     until = time.monotonic() + PATIENCE_SECONDS
@@ -40,7 +46,7 @@ def run(words: Sequence[str], stderr: Path, kill_when: Callable[[], bool] | None
         if kill_when is None:
             process.join(0.05)
         elif kill_when():
-            process.kill()
+            os.kill(process.pid or 0, number)
             break
         else:
             time.sleep(0.0005)

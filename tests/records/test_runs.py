@@ -10,6 +10,7 @@ from macl.config import PrepareSettings
 from macl.records import runs
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
+from macl.utils.files import sha256
 from macl.utils.ranks import Rank
 
 
@@ -113,7 +114,8 @@ def test_a_finished_run_has_weights_and_no_state(tmp_path: Path) -> None:
     weights = {"encoder.weight": torch.ones(2, 3)}
     about = {"kind": "pretrain"}
     done = runs.finish_run(tmp_path / "a", opened, weights, about, steps=40, seconds=1.23456)
-    assert done == record(finished=True, steps=40, seconds=1.235)
+    digest = sha256(tmp_path / "a" / runs.WEIGHTS)
+    assert done == record(finished=True, steps=40, seconds=1.235, weights_sha256=digest)
     assert runs.read_record(tmp_path / "a") == done
     assert not (tmp_path / "a" / runs.STATE).exists()
     saved = checkpoint.read(tmp_path / "a" / runs.WEIGHTS)

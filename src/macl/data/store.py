@@ -4,11 +4,6 @@
 integers, `cases/<name>.label.b2nd` its label (Z, Y, X) as uint8. Where a scan was resampled,
 `cases/<name>.truth.b2nd` keeps the label at the scan's own resolution, so that evaluation happens
 there.
-
-A chunk is 16 slices and a block, the least that is decompressed, 128 rows of one slice. Measured
-on ACDC, Hippocampus, a 4-channel and a synthetic 512 × 512 × 200 volume: as large as one chunk per
-slice (±0.3 %), written faster, and a slice is read as fast (0.3–0.8 ms); a 64³ patch of the large
-volume takes 9 ms, against 10–26 ms with one chunk per slice.
 """
 
 from __future__ import annotations
@@ -25,9 +20,11 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from macl.config import PrepareSettings, Settings, validate
+from macl.data import arrays
+from macl.data.consistency import contradiction
 from macl.io.geometry import Geometry
 from macl.utils.errors import MaclError
-from macl.utils.files import atomic_path, inside, read_json, write_text
+from macl.utils.files import inside, read_json, sha256, write_text
 
 FORMAT = "macl-store"
 VERSION = 2
@@ -38,8 +35,6 @@ ArrayKind = Literal["image", "label", "truth"]
 Window = tuple[slice | None, slice | None, slice | None]
 """A part of a volume along Z, Y and X, in steps of 1; None: all of that axis."""
 
-SLICES_PER_CHUNK = 16
-ROWS_PER_BLOCK = 128
 READING_THREADS = 8
 """Threads that read arrays at the same time."""
 
@@ -83,6 +78,7 @@ class StoredArray(Settings):
     shape: tuple[int, ...]
     dtype: str
     sha256: str
+    file_sha256: str = Field(default="", description="of the compressed file; empty: unknown")
 
 
 class StoredCase(Settings):
@@ -150,18 +146,29 @@ class StoreIndex(Settings):
 
 
 class Store:
-    """A store opened for reading: the index in memory, voxels read on demand."""
+    """A store opened for reading: the index in memory, voxels read on demand.
 
-    def __init__(self, path: Path, index: StoreIndex) -> None:
+    Every array is compared with its checksum before it is first read.
+
+    Args:
+        path: its folder.
+        index: what it holds.
+        verify: False: trust the files.
+    """
+
+    def __init__(self, path: Path, index: StoreIndex, verify: bool = True) -> None:
         self.path = path
         self.index = index
+        self.verify = verify
+        self._verified: set[str] = set()
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Open the store in a folder.
+    def open(cls, path: Path, verify: bool = True) -> Store:
+        """Open the store in a folder; see `Store`.
 
         Raises:
-            MaclError: there is no store there, or it was written by another version.
+            MaclError: there is no store there, it was written by another version, or its index
+                contradicts itself.
         """
         if not (path / INDEX).is_file():
             what = "is not a store" if path.exists() else "does not exist"
@@ -170,9 +177,15 @@ class Store:
             )
         try:
             with _collector_paused():
-                return cls(path, StoreIndex.model_validate_json((path / INDEX).read_bytes()))
+                index = StoreIndex.model_validate_json((path / INDEX).read_bytes())
         except (OSError, ValidationError):
-            return cls(path, _read_index(path))
+            index = _read_index(path)
+        if problem := contradiction(index):
+            raise MaclError(
+                f"{path / INDEX} cannot be right: {problem}. Restore the file, or prepare the "
+                "scans again."
+            )
+        return cls(path, index, verify)
 
     @cached_property
     def cases(self) -> Mapping[str, StoredCase]:
@@ -225,28 +238,52 @@ class Store:
             (C, z, y, x) as stored for the image, (z, y, x) for a label or truth.
 
         Raises:
-            MaclError: the case has no such array, or its file is missing, broken, or not what the
-                index says.
+            MaclError: the case has no such array, or its file is missing, broken, changed, or not
+                what the index says.
         """
-        import blosc2
-
         stored = self.case(case)
         if kind not in stored.arrays:
             raise MaclError(f"The case {case!r} in {self.path} has no {kind}.")
         entry = stored.arrays[kind]
         path = inside(self.path, entry.file)
-        parts = tuple(slice(None) if part is None else part for part in window or (None,) * 3)
+        lead = (None,) * (len(entry.shape) - 3)
+        parts = (*lead, *(window or (None,) * 3))
+        chosen = tuple(slice(None) if part is None else part for part in parts)
         try:
-            array: Any = blosc2.open(str(path), mode="r")
-            if tuple(array.shape) != entry.shape or str(array.dtype) != entry.dtype:
-                raise ValueError(
-                    f"holds {array.shape} {array.dtype}, not {entry.shape} {entry.dtype}"
-                )
-            return np.asarray(array[(..., *parts)])
+            if self.verify and entry.file not in self._verified:
+                _verify(path, entry)
+                self._verified.add(entry.file)
+            return np.asarray(_open(path, entry)[chosen])
         except (OSError, RuntimeError, ValueError) as error:
             raise MaclError(
                 f"{path} of the case {case!r} cannot be read ({error}): prepare the store again."
             ) from None
+
+
+def _open(path: Path, entry: StoredArray) -> Any:
+    """The array of an entry; ValueError if the file holds another."""
+    array = arrays.open_plain(path)
+    if tuple(array.shape) != entry.shape or str(array.dtype) != entry.dtype:
+        raise ValueError(f"holds {array.shape} {array.dtype}, not {entry.shape} {entry.dtype}")
+    return array
+
+
+def _verify(path: Path, entry: StoredArray) -> None:
+    """ValueError unless an array's file is as it was written."""
+    if entry.file_sha256:
+        right = sha256(path) == entry.file_sha256
+    else:
+        right = content_sha256(np.asarray(_open(path, entry)[:])) == entry.sha256
+    if not right:
+        raise ValueError("it has changed since it was written")
+
+
+def content_sha256(array: np.ndarray) -> str:
+    """SHA-256 of a contiguous array's own bytes, in C order."""
+    return hashlib.sha256(array.data).hexdigest()
+
+
+# ---------------------------------------------------------------- the index
 
 
 @contextmanager
@@ -272,6 +309,9 @@ def _read_index(path: Path) -> StoreIndex:
     return validate(StoreIndex, raw, where=INDEX)
 
 
+# ---------------------------------------------------------------- writing
+
+
 def write_array(store: Path, name: str, kind: ArrayKind, array: np.ndarray) -> StoredArray:
     """Write one array of a case atomically; the same array always gives the same file.
 
@@ -281,24 +321,16 @@ def write_array(store: Path, name: str, kind: ArrayKind, array: np.ndarray) -> S
         kind: what the array is.
         array: (C, Z, Y, X) image, or (Z, Y, X) label or truth.
     """
-    import blosc2
-
     relative = f"{CASES}/{name}.{kind}.b2nd"
     array = np.ascontiguousarray(array)
-    *lead, slices, rows, columns = array.shape
-    values: Any = array
-    with atomic_path(store / relative) as aside:
-        blosc2.asarray(
-            values,
-            urlpath=str(aside),
-            mode="w",
-            contiguous=True,
-            chunks=(*lead, min(SLICES_PER_CHUNK, slices), rows, columns),
-            blocks=(*(1 for _ in lead), 1, min(ROWS_PER_BLOCK, rows), columns),
-            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
-        )
-    digest = hashlib.sha256(array.data).hexdigest()
-    return StoredArray(file=relative, shape=array.shape, dtype=str(array.dtype), sha256=digest)
+    arrays.write(store / relative, array)
+    return StoredArray(
+        file=relative,
+        shape=array.shape,
+        dtype=str(array.dtype),
+        sha256=content_sha256(array),
+        file_sha256=sha256(store / relative),
+    )
 
 
 def write_index(store: Path, index: StoreIndex) -> None:

@@ -23,7 +23,11 @@ from torch import Tensor
 from macl.config import TrainingSettings
 from macl.data.batch import Batch
 from macl.data.loader import Loader
-from macl.distributed.collectives import is_distributed, require_equal_across_ranks
+from macl.distributed.collectives import (
+    all_reduce_sum,
+    is_distributed,
+    require_equal_across_ranks,
+)
 from macl.distributed.launch import make_distributed_fabric
 from macl.engine.optimisation import (
     MovingAverage,
@@ -34,15 +38,19 @@ from macl.engine.optimisation import (
 from macl.engine.stepper import Stepper
 from macl.engine.task import StepOutput, Task
 from macl.engine.training_log import TimeEstimate, TrainingLog
-from macl.records.runs import LOG, STATE
+from macl.records.runs import LOG, STATE, identity
 from macl.utils import checkpoint
+from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError
-from macl.utils.memory import is_out_of_memory, largest_that_fits
+from macl.utils.interruption import interruption_noted
+from macl.utils.memory import is_out_of_memory, largest_that_fits, within_free_memory
 from macl.utils.progress import progress, say
 from macl.utils.ranks import this_rank
 from macl.utils.text import format_size
 
 VALIDATIONS_PER_RUN = 50
+SECONDS_BETWEEN_CHECKPOINTS = 600.0
+"""The state is saved this often, even if `checkpoint_every_steps` are not done yet."""
 
 LogCallback = Callable[[int, Mapping[str, float]], None]
 """Called with the step and its logged values after each log entry."""
@@ -131,7 +139,9 @@ def fit(
         validation: chooses the weights to keep; None: the last are kept.
 
     Raises:
-        MaclError: the loss is not finite, or the device's memory is too small.
+        MaclError: the loss is not finite, the memory is too small, or the saved state is not the
+            run's.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the state of that step is saved.
     """
     steps = settings.total_steps(loader.steps_per_epoch)
     state = _TrainingState(task, settings, fabric, validation)
@@ -139,9 +149,13 @@ def fit(
     state.resume(run / STATE)
     first, seconds_before = state.step, state.seconds
     log, estimate = TrainingLog(run / LOG, first), TimeEstimate(steps, fabric.device)
-    start = time.perf_counter()
-    with progress(run.name, steps, first) as advance:
-        for batch in loader.between(first, steps):
+    start = saved = time.perf_counter()
+    with (
+        progress(run.name, steps, first) as advance,
+        interruption_noted() as interrupted,
+        within_free_memory() if fabric.device.type == "cpu" else contextlib.nullcontext(),
+    ):
+        for batch in _batches(loader, first, steps):
             rate = learning_rate(settings, state.step, steps)
             with _memory_advice(state, batch):
                 output = state.train_step(batch, rate)
@@ -150,8 +164,12 @@ def fit(
             is_last = state.step == steps
             if validation and (is_last or state.step % max(1, steps // VALIDATIONS_PER_RUN) == 0):
                 log.add_validation_score(state.validate(validation))
-            saves = is_last or state.step % settings.checkpoint_every_steps == 0
-            if saves or state.step % settings.log_every_steps == 0:
+            logs = state.step % settings.log_every_steps == 0
+            ends = interrupted()
+            saves = is_last or ends or state.step % settings.checkpoint_every_steps == 0
+            if not saves and (logs or not is_distributed()):
+                saves = _is_due(saved)
+            if saves or logs:
                 seconds = time.perf_counter() - start
                 count, values = log.flush((state.step - first) * loader.batch_size / seconds)
                 advance(count, f"loss {values['loss']:.3f}")
@@ -159,9 +177,20 @@ def fit(
                 if on_log:
                     on_log(state.step, values)
             if saves:
+                log.sync()
                 state.seconds = seconds_before + time.perf_counter() - start
                 state.save(run / STATE)
+                saved = time.perf_counter()
+            if ends:
+                say(f"The state after step {state.step} of {steps} is saved.")
+                raise KeyboardInterrupt
     return Trained(state.tensors_to_keep(), steps, state.seconds)
+
+
+def _is_due(saved: float) -> bool:
+    """Whether it is time for a checkpoint in any process, after the last at this time."""
+    late = time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS
+    return bool(all_reduce_sum(torch.tensor(float(late))).item())
 
 
 class _TrainingState:
@@ -226,6 +255,7 @@ class _TrainingState:
         }
         scaler = self.stepper.scaler
         about = {
+            "run": identity(path.parent),
             "step": self.step,
             "seconds": self.seconds,
             "scaler": scaler.state_dict() if scaler else {},
@@ -238,6 +268,18 @@ class _TrainingState:
         if not path.is_file():
             return
         saved = checkpoint.read(path)
+        if saved.about.get("run", identity(path.parent)) != identity(path.parent):
+            raise _foreign(path)
+        try:
+            self._load(saved)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise _foreign(path) from None
+        say(f"Resuming after step {self.step}.")
+
+    def _load(self, saved: Checkpoint) -> None:
+        """Take over a saved state; an error of any kind if it is not of this task and optimiser."""
         groups: dict[str, dict[str, Tensor]] = {
             name: {} for name in ("task", "optimiser", "average", "best")
         }
@@ -256,7 +298,27 @@ class _TrainingState:
         if self.stepper.scaler and saved.about["scaler"]:
             self.stepper.scaler.load_state_dict(saved.about["scaler"])
         self.step, self.seconds = saved.about["step"], saved.about["seconds"]
-        say(f"Resuming after step {self.step}.")
+
+
+def _foreign(path: Path) -> MaclError:
+    return MaclError(
+        f"{path} is the state of another run: restore this run's own, or delete the file to train "
+        "from the first step."
+    )
+
+
+def _batches(loader: Loader, first: int, steps: int) -> Iterator[Batch]:
+    """The loader's batches; a MaclError if one cannot even be held."""
+    try:
+        yield from loader.between(first, steps)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MaclError(
+            f"A batch of {loader.batch_size} patches of {format_size(loader.patch)} does not fit "
+            "into memory, even before the network sees it: add --set training.batch_size=… or "
+            "training.size=… with less."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -265,7 +327,7 @@ def _memory_advice(state: _TrainingState, batch: Batch) -> Iterator[None]:
     try:
         yield
         return
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     # Outside the handler, where the error no longer keeps the tensors alive that did not fit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,12 @@ class TrainingLog:
     def add_validation_score(self, score: float) -> None:
         """Add a score to the line of the last step."""
         self.pending[-1][0]["validation_score"] = score
+
+    def sync(self) -> None:
+        """Bring the written lines to the disk, so that no saved state is ahead of them."""
+        if this_rank().is_zero:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def flush(self, patches_per_second: float) -> tuple[int, dict[str, float]]:
         """Write the pending lines, with the throughput in the last one.

@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from pydantic import ValidationError
 
 import macl
 from macl.config import PrepareSettings, Settings
+from macl.data.arrays import SUFFIX
 from macl.data.store import CASES, ArrayKind, StoredArray, StoredCase, write_array
 from macl.io.geometry import Volume
 from macl.io.source import Case
@@ -22,7 +24,7 @@ from macl.preprocessing.labels import as_classes, label_on_grid, mask_note, requ
 from macl.preprocessing.normalisation import StoredScan, as_stored, content_of
 from macl.preprocessing.resampling import OnStoreGrid, label_to_store_grid, to_store_grid
 from macl.utils.errors import RefusedCaseError
-from macl.utils.files import write_text
+from macl.utils.files import ASIDE, write_text
 
 MARKERS = ".preparing"
 """Folder of an unfinished store: a file per finished case, and the lock of the run."""
@@ -122,9 +124,10 @@ def prepare_image(volume: Volume, settings: PrepareSettings) -> tuple[OnStoreGri
 
 
 def unreferenced_arrays(store: Path, kept: set[str]) -> list[Path]:
-    """Files among the store's arrays that are not in `kept`, such as those of a killed run."""
-    files = sorted((store / CASES).glob("*"))
-    return [file for file in files if f"{CASES}/{file.name}" not in kept]
+    """Files that `prepare` wrote among the arrays but not in `kept`, such as of a killed run."""
+    ours = (f"{ASIDE}*", *(f"*.{kind}{SUFFIX}" for kind in get_args(ArrayKind)))
+    files = {file for pattern in ours for file in (store / CASES).glob(pattern) if file.is_file()}
+    return [file for file in sorted(files) if f"{CASES}/{file.name}" not in kept]
 
 
 def _prepare(job: CaseJob) -> tuple[StoredCase, tuple[str, ...]]:

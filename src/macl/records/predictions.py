@@ -13,7 +13,7 @@ from pydantic import Field
 from macl.config import Settings, validate
 from macl.io.volume import stem_of, suffix_of
 from macl.utils.errors import MaclError
-from macl.utils.files import ASIDE, clear_unfinished, read_json, write_text
+from macl.utils.files import ASIDE, clear_unfinished, read_json, refuse_links, write_text
 
 PREDICTIONS_RECORD = "predictions.json"
 PROBABILITIES = ".probabilities.nii.gz"
@@ -99,5 +99,6 @@ def open_predictions(folder: Path, record: PredictionsRecord) -> None:
             f"--out {folder} already holds something that is not predictions: choose another "
             "folder."
         )
+    refuse_links(folder)
     clear_unfinished(folder)
     write_text(folder / PREDICTIONS_RECORD, record.model_dump_json(indent=1) + "\n")

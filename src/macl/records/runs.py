@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,12 +24,23 @@ from macl.config import PrepareSettings, Settings, validate
 from macl.data.store import Store
 from macl.records.training_range import TrainingRange
 from macl.utils.errors import MaclError, listed
-from macl.utils.files import ASIDE, clear_unfinished, read_json, write_text
+from macl.utils.files import (
+    ASIDE,
+    clear_unfinished,
+    file_lock,
+    read_json,
+    refuse_links,
+    sha256,
+    write_text,
+)
+from macl.utils.progress import say
 from macl.utils.ranks import this_rank
 from macl.utils.text import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from macl.utils.checkpoint import Checkpoint
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -36,6 +49,10 @@ STATE = "state.safetensors"
 TRANSFER = "transfer.json"
 PREDICTIONS = "predictions"
 SCORES = "cases.csv"
+LOCK = ".lock"
+
+WEIGHTS_DIGEST = re.compile(r" \([0-9a-f]{12}\)$")
+"""The digest that fine-tuning adds to the path of its initial weights."""
 
 RunKind = Literal["pretrain", "finetune", "selftrain"]
 
@@ -114,6 +131,9 @@ class RunRecord(Settings):
     trained_on: TrainingRange | None = Field(
         default=None, description="modality, spacings and intensities of the cases"
     )
+    weights_sha256: str = Field(
+        default="", description="of the weights' file; empty until the run is finished"
+    )
     steps: int = Field(default=0, description="of the whole run; 0 until it is finished")
     seconds: float = Field(default=0.0, description="training time, over all resumptions")
 
@@ -130,8 +150,7 @@ class RunRecord(Settings):
 
 NOT_COMPARED = {
     "finished", "device", "versions", "store", "quantities", "uniform_losses", "at_uniform",
-    "trained_on",
-    "steps", "seconds",
+    "trained_on", "weights_sha256", "steps", "seconds",
 }  # fmt: skip
 """Fields that may differ when a run is resumed."""
 
@@ -183,6 +202,31 @@ def write_record(run: Path, record: RunRecord) -> None:
     write_text(run / RECORD, record.model_dump_json(indent=1) + "\n")
 
 
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Keep other commands from training the run in a folder; nothing where that holds no run.
+
+    Raises:
+        MaclError: another command is training it, or a part of the folder is a link.
+    """
+    if run.exists() and not (run / RECORD).is_file() and not _is_new(run):
+        yield
+        return
+    refuse_links(run)
+    busy = f"Another command is training the run in {run}: wait until it ends."
+    with file_lock(run / LOCK, busy):
+        yield
+        if not (run / RECORD).is_file() or read_record(run).finished:
+            (run / LOCK).unlink(missing_ok=True)
+
+
+def _is_new(run: Path) -> bool:
+    """Whether a folder holds nothing, or what a start that was killed has left."""
+    return run.is_dir() and all(
+        item.name.startswith(ASIDE) or item.name == LOCK for item in run.iterdir()
+    )
+
+
 def open_run(run: Path, record: RunRecord, resume: bool) -> RunRecord:
     """Start a run in a folder, or resume the one that is there.
 
@@ -193,9 +237,7 @@ def open_run(run: Path, record: RunRecord, resume: bool) -> RunRecord:
         MaclError: the folder holds something else, a run but `resume` is False, or a run with other
             settings.
     """
-    if not run.exists() or (
-        run.is_dir() and all(item.name.startswith(ASIDE) for item in run.iterdir())
-    ):
+    if not run.exists() or _is_new(run):
         run.mkdir(parents=True, exist_ok=True)
         clear_unfinished(run)
         write_record(run, record)
@@ -255,9 +297,33 @@ def finish_run(
     )
     if this_rank().is_zero:
         checkpoint.write(run / WEIGHTS, weights, about)
+        finished = finished.model_copy(update={"weights_sha256": sha256(run / WEIGHTS)})
         write_record(run, finished)
         (run / STATE).unlink(missing_ok=True)
     return finished
+
+
+def read_weights(run: Path, record: RunRecord) -> Checkpoint:
+    """Read the weights of a finished run.
+
+    Raises:
+        MaclError: they are missing, broken, not those that the run has written, or not finite.
+    """
+    from macl.utils import checkpoint
+
+    path = run / WEIGHTS
+    saved = checkpoint.read(path)
+    if record.weights_sha256 and sha256(path) != record.weights_sha256:
+        raise MaclError(
+            f"{path} is not the file that this run has written: restore it, or train again."
+        )
+    checkpoint.require_finite(path, saved.tensors)
+    return saved
+
+
+def identity(run: Path) -> str:
+    """A hash of a run's record, which stays the same until the run is finished; empty: none."""
+    return sha256(run / RECORD) if (run / RECORD).is_file() else ""
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
@@ -268,10 +334,33 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def read_log(run: Path) -> Iterator[dict[str, Any]]:
-    """The log's lines in order, without a last line that a kill cut off."""
+    """The log's lines in order, without a last line that a kill cut off.
+
+    Broken lines are left out, and said.
+    """
     if not (run / LOG).is_file():
         return
-    with (run / LOG).open(encoding="utf-8") as lines:
+    broken = 0
+    with (run / LOG).open("rb") as lines:
         for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            if not line.endswith(b"\n"):
+                break
+            values = _parse_log_line(line)
+            if values is None:
+                broken += 1
+            else:
+                yield values
+    if broken:
+        lines_are = "1 line is" if broken == 1 else f"{broken} lines are"
+        say(f"{run / LOG}: {lines_are} broken and left out.")
+
+
+def _parse_log_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        return None
+    numbers = all(isinstance(value, int | float) for value in values.values())
+    return values if numbers else None

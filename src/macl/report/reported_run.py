@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,16 +12,21 @@ from typing import Any, TypeVar
 
 from macl.data.store import Store
 from macl.metrics import Convention, MaskOutcome
-from macl.records.runs import PREDICTIONS, SCORES, TRANSFER, RunRecord, read_log, read_record
+from macl.records.runs import (
+    PREDICTIONS,
+    SCORES,
+    TRANSFER,
+    WEIGHTS_DIGEST,
+    RunRecord,
+    read_log,
+    read_record,
+)
 from macl.records.scores import ScoreRow, not_a_table, read_rows, summarise
 from macl.utils.errors import MaclError
 from macl.utils.files import read_json
 from macl.utils.text import format_size
 
 T = TypeVar("T")
-
-WEIGHTS_DIGEST = re.compile(r" \([0-9a-f]{12}\)$")
-"""The digest that fine-tuning adds to the path of its initial weights."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from macl.preprocessing.source import (
 from macl.records.predictions import PREDICTIONS_RECORD, list_masks, read_predictions
 from macl.records.scores import ScoreRow, render, summarise, write_rows
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.files import write_json
+from macl.utils.files import clear_unfinished_copies, write_json
 from macl.utils.parallel import available_cores
 from macl.utils.progress import progress, say
 
@@ -111,8 +111,11 @@ def evaluate(
             "The spacing of some cases is unknown: the table has distances in mm and in voxels, "
             "and no mean of them."
         )
+    means = out.with_name(f"{out.stem}.summary.json")
+    for path in (out, means):
+        clear_unfinished_copies(path)
     write_rows(out, rows)
-    write_json(out.with_name(f"{out.stem}.summary.json"), summary)
+    write_json(means, summary)
     print(render(summary))
     say(f"Wrote {out} ({len(cases)} cases) and {out.stem}.summary.json beside it.")
     return rows

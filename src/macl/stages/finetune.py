@@ -14,17 +14,18 @@ from torch import Tensor
 from macl.config import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.data.splits import Split
 from macl.data.store import Store
 from macl.data.windows import select_volumes
 from macl.distributed.collectives import all_reduce_sum
 from macl.distributed.launch import process_group
-from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
+from macl.engine.run import TrainingKeywords, TrainingRun, inherited, split_of
 from macl.engine.trainer import Validation
 from macl.inference.sliding_window import SegmenterMember, predict_slices
-from macl.models.transfer import require_transfer, transplant
+from macl.models.transfer import Transfer, require_transfer, transplant
 from macl.plugins import find
-from macl.records.runs import PREDICTIONS, TRANSFER, RunRecord
-from macl.tasks.initial_weights import read_init, require_apart
+from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS_DIGEST, RunRecord
+from macl.tasks.initial_weights import SCRATCH, read_init, require_apart
 from macl.tasks.networks import require_values_to_normalise
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings
 from macl.tasks.segmentation import (
@@ -35,7 +36,8 @@ from macl.tasks.segmentation import (
     segmenter_weights,
 )
 from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
-from macl.utils.files import write_json
+from macl.utils.errors import MaclError
+from macl.utils.files import read_json, write_json
 from macl.utils.progress import say
 from macl.utils.text import printable
 
@@ -44,12 +46,12 @@ DEFAULT_RECIPE = "strong"
 
 @process_group()
 def finetune(
-    store: Path,
+    store: Path | None,
     out: Path,
     *,
-    init: str,
-    split: str,
-    labels: str,
+    init: str | None,
+    split: str | None,
+    labels: str | None,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
     **options: Unpack[TrainingKeywords],
@@ -59,62 +61,76 @@ def finetune(
     The network and its dimensions are those of `init`, unless recipe or overrides name others.
 
     Args:
-        store: folder made by `prepare`.
+        store: folder made by `prepare`; None, here as for init, split and labels: that of the run
+            to resume.
         out: the run's folder.
         init: "scratch", a training run, or a weights file (of macl, or the MACL authors' `.pth`).
         split: split file or name.
         labels: name of a label budget of the split.
         encoder_only: accept an init without decoder blocks.
         init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
-        options: `recipe` (None: strong), `overrides`, `device`, `seed`, `resume` and
+        options: `recipe` (None: strong), `overrides`, `device`, `seed`, `resume`, `inherit` and
             `allow_overlap` (accept weights that were pre-trained on test people); see
             `TrainingOptions`.
 
     Raises:
         MaclError: a setting, the store, the split, the init or the folder does not fit.
     """
-    chosen = TrainingOptions(**options)
+    resumed, store, chosen = inherited(out, "finetune", store, options)
+    chosen_split: str | Split | None = split
+    if resumed:
+        init = init or WEIGHTS_DIGEST.sub("", resumed.init or SCRATCH)
+        chosen_split, labels = split or split_of(resumed), labels or resumed.labels
+    if init is None or chosen_split is None or labels is None:
+        raise MaclError(f"There is no run in {out} to resume: name --init, --split and --labels.")
     recipe = chosen.recipe or DEFAULT_RECIPE
-    opened = Store.open(store)
+    opened = Store.open(store, chosen.verify)
     weights = read_init(init, init_decoder_blocks)
     settings = finetune_settings(
-        recipe, chosen.overrides, store=opened, init=weights.name, init_network=weights.network
+        recipe,
+        chosen.overrides,
+        store=opened,
+        init=weights.name,
+        init_network=weights.network,
+        resumed=resumed.settings if resumed else None,
     )
-    run = TrainingRun(opened, out, settings, split, chosen)
-    assert run.resolved is not None
-    cases = run.resolved.labelled_cases(labels)
-    require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
-    warn_of_unseen_classes(opened, cases, labels)
-    warn_of_other_scans(opened, cases, weights)
-    plane = opened.case(cases[0]).orientation.plane
-    axes = mirror_axes(settings, opened.index.classes, plane)
-    network = find("models", settings.backbone)
-    segmenter = fresh_segmenter(opened, settings, network, chosen.seed)
-    task = SegmentationTask(segmenter, settings, axes)
-    transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
-    task.pretrained = transfer.names
-    if weights.tensors:
-        require_transfer(transfer, encoder_only, weights.trained_with)
-    patches = select_volumes(opened, cases).samples_per_epoch(settings.patch)
-    batch_size = min(settings.training.batch_size, patches)
-    require_values_to_normalise(batch_size, settings.patch, task.segmenter.network.strides)
-    record = run.open(
-        task,
-        cases,
-        patches,
-        recipe=recipe,
-        labels=labels,
-        validation_cases=run.resolved.validation_cases,
-        init=printable(weights.name),
-        init_patients=weights.patients,
-        mirror_axes=axes,
-    )
-    if record.finished:
-        return record
-    if run.fabric.is_global_zero:
-        write_json(out / TRANSFER, transfer.about())
-    say(transfer.table())
-    return _train(run, settings, task)
+    with TrainingRun(opened, out, settings, chosen_split, chosen) as run:
+        assert run.resolved is not None
+        cases = run.resolved.labelled_cases(labels)
+        require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
+        warn_of_unseen_classes(opened, cases, labels)
+        warn_of_other_scans(opened, cases, weights)
+        plane = opened.case(cases[0]).orientation.plane
+        axes = mirror_axes(settings, opened.index.classes, plane)
+        network = find("models", settings.backbone)
+        segmenter = fresh_segmenter(opened, settings, network, chosen.seed)
+        task = SegmentationTask(segmenter, settings, axes)
+        transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
+        task.pretrained = transfer.names
+        if weights.tensors:
+            require_transfer(transfer, encoder_only or resumed is not None, weights.trained_with)
+        patches = select_volumes(opened, cases).samples_per_epoch(settings.patch)
+        batch_size = min(settings.training.batch_size, patches)
+        require_values_to_normalise(batch_size, settings.patch, task.segmenter.network.strides)
+        record = run.open(
+            task,
+            cases,
+            patches,
+            recipe=recipe,
+            labels=labels,
+            validation_cases=run.resolved.validation_cases,
+            init=printable(weights.name),
+            init_patients=weights.patients,
+            mirror_axes=axes,
+        )
+        if record.finished:
+            return record
+        if resumed:
+            _check_transfer(out, transfer)
+        if run.fabric.is_global_zero:
+            write_json(out / TRANSFER, transfer.about())
+        say(transfer.table())
+        return _train(run, settings, task)
 
 
 def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask) -> RunRecord:
@@ -139,6 +155,15 @@ def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask)
     masks = run.folder / PREDICTIONS
     say(f"The segmenter is in {run.folder}; next: macl predict {run.folder} SCANS --out {masks}")
     return finished
+
+
+def _check_transfer(out: Path, transfer: Transfer) -> None:
+    """MaclError if the weights were taken over in another way when the run was started."""
+    if (out / TRANSFER).is_file() and read_json(out / TRANSFER, "a transfer") != transfer.about():
+        raise MaclError(
+            f"The run in {out} took over other tensors of its initial weights: repeat "
+            "--init-decoder-blocks as it was given."
+        )
 
 
 class ValidationScore:

@@ -34,7 +34,7 @@ from macl.preprocessing.resampling import prepared_size
 from macl.preprocessing.source import SourceScan, recognise, scan_source
 from macl.preprocessing.statements import with_statements
 from macl.utils.errors import MaclError, listed
-from macl.utils.files import file_lock, require_disk_space
+from macl.utils.files import file_lock, refuse_links, require_disk_space
 from macl.utils.parallel import available_cores, workers_for
 from macl.utils.progress import progress, say
 
@@ -171,6 +171,7 @@ def _finished(store: Path, checksum: str) -> StoreIndex | None:
         return None
     if not store.is_dir():
         raise MaclError(f"{store} is a file: name a folder for the store.")
+    refuse_links(store, (MARKERS, CASES, INDEX))
     if (store / INDEX).exists():
         shutil.rmtree(store / MARKERS, ignore_errors=True)
         index = Store.open(store).index
@@ -307,10 +308,12 @@ def _finish(store: Path, index: StoreIndex) -> None:
 
 def _remove(store: Path) -> None:
     """Remove what this stage wrote."""
-    for name in (MARKERS, CASES):
-        shutil.rmtree(store / name, ignore_errors=True)
-    if store.is_dir() and not any(store.iterdir()):
-        store.rmdir()
+    for path in unreferenced_arrays(store, set()):
+        path.unlink()
+    shutil.rmtree(store / MARKERS, ignore_errors=True)
+    for folder in (store / CASES, store):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _none_kept(source: Path, refused: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from macl.data.sampling import GroupedSampler
 from macl.data.store import Store
 from macl.data.windows import Volumes, select_volumes
 from macl.distributed.launch import process_group
-from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
+from macl.engine.run import TrainingKeywords, TrainingRun, inherited, split_of
 from macl.plugins import find
 from macl.records.runs import WEIGHTS, RunRecord, read_log
 from macl.tasks.networks import require_values_to_normalise
@@ -33,7 +33,7 @@ DEFAULT_METHOD = "macl"
 
 @process_group()
 def pretrain(
-    store: Path,
+    store: Path | None,
     out: Path,
     *,
     method: str | None = None,
@@ -43,36 +43,43 @@ def pretrain(
     """Pre-train a network on the scans of a store, without those of the split's test people.
 
     Args:
-        store: folder made by `prepare`.
+        store: folder made by `prepare`; None: that of the run to resume.
         out: the run's folder.
         method: how to pre-train; None: as the recipe says, or MACL.
         split: split file or name; None: all cases are used.
-        options: `recipe` (None: the method's own), `overrides`, `device`, `seed`, `resume` and
-            `allow_overlap`; see `TrainingOptions`.
+        options: `recipe` (None: the method's own), `overrides`, `device`, `seed`, `resume`,
+            `inherit` and `allow_overlap`; see `TrainingOptions`.
 
     Raises:
         MaclError: a setting, the store, the split or the folder does not fit.
     """
-    chosen = TrainingOptions(**options)
+    resumed, store, chosen = inherited(out, "pretrain", store, options)
     recipe = chosen.recipe or method or DEFAULT_METHOD
-    opened = Store.open(store)
-    settings, plugin = pretrain_settings(recipe, chosen.overrides, method=method, store=opened)
-    run = TrainingRun(opened, out, settings, split, chosen)
-    cases = tuple(case.name for case in opened.index.cases)
-    if run.resolved and not chosen.allow_overlap:
-        cases = run.resolved.pretraining_cases
-    volumes = select_volumes(opened, cases, settings.minimum_content)
-    _check_groups(settings, volumes)
-    network = find("models", settings.backbone)
-    task = build_method(settings, plugin, network, len(opened.index.channels), chosen.seed)
-    patches = volumes.samples_per_epoch(settings.patch)
-    require_enough_patches(settings, plugin, patches, run.fabric.world_size)
-    batch_size = min(settings.training.batch_size, patches)
-    require_values_to_normalise(batch_size, settings.patch, task.network.strides)
-    if run.open(task, cases, patches, recipe=chosen.recipe or settings.method).finished:
-        return run.record
-    _report_left_out_slices(opened, cases, volumes, settings)
-    return _train(run, settings, task)
+    opened = Store.open(store, chosen.verify)
+    settings, plugin = pretrain_settings(
+        recipe,
+        chosen.overrides,
+        method=method,
+        store=opened,
+        resumed=resumed.settings if resumed else None,
+    )
+    chosen_split = split or (split_of(resumed) if resumed else None)
+    with TrainingRun(opened, out, settings, chosen_split, chosen) as run:
+        cases = tuple(case.name for case in opened.index.cases)
+        if run.resolved and not chosen.allow_overlap:
+            cases = run.resolved.pretraining_cases
+        volumes = select_volumes(opened, cases, settings.minimum_content)
+        _check_groups(settings, volumes)
+        network = find("models", settings.backbone)
+        task = build_method(settings, plugin, network, len(opened.index.channels), chosen.seed)
+        patches = volumes.samples_per_epoch(settings.patch)
+        require_enough_patches(settings, plugin, patches, run.fabric.world_size)
+        batch_size = min(settings.training.batch_size, patches)
+        require_values_to_normalise(batch_size, settings.patch, task.network.strides)
+        if run.open(task, cases, patches, recipe=chosen.recipe or settings.method).finished:
+            return run.record
+        _report_left_out_slices(opened, cases, volumes, settings)
+        return _train(run, settings, task)
 
 
 def _train(run: TrainingRun, settings: PretrainSettings, task: Method) -> RunRecord:

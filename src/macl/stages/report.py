@@ -25,7 +25,7 @@ from macl.report.reported_run import Spread, read_run
 from macl.report.sections import Section, section_of, side_by_side, store_facts
 from macl.tasks.pretraining import WAY_OUT
 from macl.utils.errors import MaclError
-from macl.utils.files import atomic_path, write_json, write_text
+from macl.utils.files import atomic_path, clear_unfinished_copies, write_json, write_text
 from macl.utils.progress import progress, say
 
 
@@ -65,6 +65,8 @@ def report(
         _write_overlays(overlays, sections)
     warnings = caveats(reported, comparison)
     numbers = out.with_suffix(".json")
+    for path in (out, numbers):
+        clear_unfinished_copies(path)
     write_json(numbers, _numbers(sections, comparison, [*notes, *warnings]))
     write_text(out, _render(sections, comparison, warnings, notes, numbers.name))
     say(f"Report of {_count(len(reported), 'run')}: {out}")

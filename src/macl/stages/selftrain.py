@@ -90,52 +90,59 @@ def selftrain(
         init_network=weights.network,
         kind=SelftrainSettings,
     )
-    run = TrainingRun(opened, out, settings, split, chosen)
-    assert run.resolved is not None
-    cases, unlabelled = run.resolved.labelled_cases(labels), run.resolved.unlabelled_cases(labels)
-    require_even_parts(*settings.patches_per_step, run.fabric.world_size)
-    require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
-    warn_of_unseen_classes(opened, cases, labels)
-    warn_of_other_scans(opened, cases, weights)
-    require_apart(str(teacher), teaching.patients, run.resolved, chosen.allow_overlap)
-    plane = opened.case(cases[0]).orientation.plane
-    axes = mirror_axes(settings, opened.index.classes, plane)
-    segmenter = fresh_segmenter(opened, settings, find("models", settings.backbone), chosen.seed)
-    transfer = transplant(weights.name, weights.tensors, segmenter.named_state())
-    if weights.tensors:
-        require_transfer(transfer, encoder_only, weights.trained_with)
-    task = SelfTrainingTask(
-        segmenter,
-        settings,
-        axes,
-        opened.index.classes,
-        follows_fast="head.weight" not in transfer.names,
-        pseudo_labels=teacher is not None,
-    )
-    task.pretrained = transfer.names
-    record = run.open(
-        task,
-        cases,
-        settings.training.batch_size,
-        recipe=recipe,
-        labels=labels,
-        unlabelled_cases=unlabelled,
-        unlabelled_patients=runs.patients_of(opened, unlabelled),
-        init=weights.name,
-        init_patients=tuple(sorted({*weights.patients, *teaching.patients})),
-        teacher=teaching.name,
-        mirror_axes=axes,
-    )
-    if record.finished:
-        return record
-    if run.fabric.is_global_zero:
-        write_json(out / TRANSFER, transfer.about())
-    say(transfer.table())
-    say(
-        f"Labelled: {len(cases)} cases of {len(record.patients)} patients; unlabelled: "
-        f"{len(unlabelled)} cases of {len(record.unlabelled_patients)} patients."
-    )
-    return _train(run, settings, task, _pseudo_labels(run, settings, teacher) if teacher else {})
+    with TrainingRun(opened, out, settings, split, chosen) as run:
+        assert run.resolved is not None
+        cases, unlabelled = (
+            run.resolved.labelled_cases(labels),
+            run.resolved.unlabelled_cases(labels),
+        )
+        require_even_parts(*settings.patches_per_step, run.fabric.world_size)
+        require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
+        warn_of_unseen_classes(opened, cases, labels)
+        warn_of_other_scans(opened, cases, weights)
+        require_apart(str(teacher), teaching.patients, run.resolved, chosen.allow_overlap)
+        plane = opened.case(cases[0]).orientation.plane
+        axes = mirror_axes(settings, opened.index.classes, plane)
+        segmenter = fresh_segmenter(
+            opened, settings, find("models", settings.backbone), chosen.seed
+        )
+        transfer = transplant(weights.name, weights.tensors, segmenter.named_state())
+        if weights.tensors:
+            require_transfer(transfer, encoder_only, weights.trained_with)
+        task = SelfTrainingTask(
+            segmenter,
+            settings,
+            axes,
+            opened.index.classes,
+            follows_fast="head.weight" not in transfer.names,
+            pseudo_labels=teacher is not None,
+        )
+        task.pretrained = transfer.names
+        record = run.open(
+            task,
+            cases,
+            settings.training.batch_size,
+            recipe=recipe,
+            labels=labels,
+            unlabelled_cases=unlabelled,
+            unlabelled_patients=runs.patients_of(opened, unlabelled),
+            init=weights.name,
+            init_patients=tuple(sorted({*weights.patients, *teaching.patients})),
+            teacher=teaching.name,
+            mirror_axes=axes,
+        )
+        if record.finished:
+            return record
+        if run.fabric.is_global_zero:
+            write_json(out / TRANSFER, transfer.about())
+        say(transfer.table())
+        say(
+            f"Labelled: {len(cases)} cases of {len(record.patients)} patients; unlabelled: "
+            f"{len(unlabelled)} cases of {len(record.unlabelled_patients)} patients."
+        )
+        return _train(
+            run, settings, task, _pseudo_labels(run, settings, teacher) if teacher else {}
+        )
 
 
 def _train(

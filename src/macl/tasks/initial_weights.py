@@ -11,7 +11,7 @@ from torch import Tensor
 
 from macl.data.resolved_split import ResolvedSplit, find_test_people
 from macl.models.conversion.macl_release import read_authors
-from macl.records.runs import WEIGHTS, read_record
+from macl.records.runs import WEIGHTS, read_record, read_weights
 from macl.records.training_range import TrainingRange
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
 from macl.utils import checkpoint
@@ -54,7 +54,7 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
         decoder_blocks: trained decoder blocks in an authors' file, which does not say.
 
     Raises:
-        MaclError: they do not exist, cannot be read, or are of an unfinished run.
+        MaclError: they do not exist, cannot be read, are not finite, or are of an unfinished run.
     """
     if init == SCRATCH:
         return InitialWeights(SCRATCH)
@@ -70,11 +70,12 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
                 f"The run in {init} is not finished: finish it with --resume, then go on."
             )
         file, patients, trained_on = path / WEIGHTS, earlier.seen_patients, earlier.trained_on
-        source = checkpoint.read(file)
+        source = read_weights(path, earlier)
     else:
         file, patients, trained_on = path, (), None
         is_ours = path.suffix == ".safetensors"
         source = checkpoint.read(path) if is_ours else read_authors(path, decoder_blocks)
+        checkpoint.require_finite(path, source.tensors)
         say(
             f"{init} does not say whose scans it was trained on; it is assumed that no test people "
             "are among them."

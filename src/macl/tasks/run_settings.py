@@ -15,6 +15,7 @@ from macl.config import (
     SpatialSettings,
     Stage,
     read_recipe,
+    resolve,
     resolve_recipe,
 )
 from macl.data.store import Store
@@ -38,7 +39,12 @@ NETWORK_SETTINGS = ("dims", "backbone", "backbone_settings")
 
 
 def pretrain_settings(
-    recipe: str, overrides: Iterable[str], *, method: str | None, store: Store | None
+    recipe: str,
+    overrides: Iterable[str],
+    *,
+    method: str | None,
+    store: Store | None,
+    resumed: Mapping[str, Any] | None = None,
 ) -> tuple[PretrainSettings, type[Method]]:
     """Complete settings of a pre-training run, and its method.
 
@@ -47,13 +53,18 @@ def pretrain_settings(
         overrides: `key=value` settings over the recipe's.
         method: name of the method, over the recipe's; None: the recipe's.
         store: what to train on, for sizes and spacing; None: unknown.
+        resumed: settings of the run to resume, in place of the recipe's; None: a new run.
 
     Raises:
         MaclError: a setting does not fit.
     """
     if method:
         find("methods", method)
-    settings = resolve_recipe(PretrainSettings, recipe, overrides, method=method)
+    if resumed is None:
+        settings = resolve_recipe(PretrainSettings, recipe, overrides, method=method)
+    else:
+        chosen = {**resumed, "method": method} if method else resumed
+        settings = resolve(PretrainSettings, chosen, overrides)
     settings = _resolve_anatomy(settings, store)
     plugin: type[Method] = find("methods", settings.method)
     network = find("models", settings.backbone)
@@ -78,6 +89,7 @@ def finetune_settings(
     init: str,
     init_network: Mapping[str, Any],
     kind: type[F] = FinetuneSettings,
+    resumed: Mapping[str, Any] | None = None,
 ) -> F:
     """Complete settings of a fine-tuning or self-training run.
 
@@ -89,13 +101,18 @@ def finetune_settings(
         init_network: their `NETWORK_SETTINGS`, which apply unless recipe or overrides name others;
             empty from scratch.
         kind: FinetuneSettings or SelftrainSettings.
+        resumed: settings of the run to resume, in place of the recipe's; None: a new run.
 
     Raises:
         MaclError: a setting does not fit, or the weights are of other dimensions.
     """
     overrides = tuple(overrides)
-    inherited = _inherited(init_network, kind.stage, recipe, overrides)
-    settings = resolve_recipe(kind, recipe, overrides, inherited=inherited)
+    inherited: Mapping[str, Any] = {}
+    if resumed is None:
+        inherited = _inherited(init_network, kind.stage, recipe, overrides)
+        settings = resolve_recipe(kind, recipe, overrides, inherited=inherited)
+    else:
+        settings = resolve(kind, resumed, overrides)
     settings = _resolve_anatomy(settings, store)
     if settings.anatomy == "oriented":
         views = settings.augmentation

@@ -28,9 +28,8 @@ from macl.io.geometry import Plane, array_axis
 from macl.losses import soft_dice
 from macl.models.layers import conv, initialise_convolutions
 from macl.models.network import Network, total_stride
-from macl.records.runs import WEIGHTS, RunRecord, read_record
+from macl.records.runs import WEIGHTS, RunRecord, read_record, read_weights
 from macl.tasks.networks import fitted_patch, plugin_settings, resolve_network
-from macl.utils import checkpoint
 from macl.utils.errors import MaclError
 
 Chosen = TypeVar("Chosen", bound=FinetuneSettings)
@@ -231,7 +230,7 @@ def load_segmenter(run: Path, network: type[Network], device: torch.device) -> S
     require_segmenter(run, record)
     settings = segmenter_settings(record)
     segmenter = build_segmenter(settings, network, len(record.channels), len(record.classes))
-    saved = checkpoint.read(run / WEIGHTS)
+    saved = read_weights(run, record)
     own = segmenter.named_state()
     if set(saved.tensors) != set(own) or any(
         saved.tensors[name].shape != own[name].shape for name in own

@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ _WRITERS_FAILURES = ("NDArray", "ITK ERROR", "itk::")
 """Signs of the errors that blosc2 and SimpleITK raise where the disk is full, among others."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to, which replaces `path` if the block succeeds.
 
@@ -57,13 +56,65 @@ def atomic_path(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+def _flush_folder(folder: Path) -> None:
+    """Bring a folder's list of files to the disk, where the system can."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            # Some network file systems cannot.
+            with contextlib.suppress(OSError):
+                os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
 def clear_unfinished(folder: Path) -> None:
     """Delete the half-written files that killed processes left in `folder`."""
     for aside in folder.glob(f"{ASIDE}*"):
-        aside.unlink(missing_ok=True)
+        if not aside.is_dir():
+            aside.unlink(missing_ok=True)
 
 
-@contextmanager
+def clear_unfinished_copies(path: Path) -> None:
+    """Delete what processes that are gone left half-written of one file, in a folder of others'."""
+    for aside in path.parent.glob(f"{ASIDE}*-{path.name}"):
+        process = aside.name.removeprefix(ASIDE).removesuffix(f"-{path.name}")
+        if process.isdecimal() and not _is_running(int(process)) and not aside.is_dir():
+            aside.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def refuse_links(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Refuse links in a folder that macl writes: through them it would change what lies elsewhere.
+
+    Args:
+        folder: may be missing.
+        names: of its parts; None: all.
+
+    Raises:
+        MaclError: names a part that is a link.
+    """
+    if not folder.is_dir():
+        return
+    parts = folder.iterdir() if names is None else (folder / name for name in names)
+    for part in sorted(parts):
+        if part.is_symlink():
+            raise MaclError(
+                f"{part} is a link to another place, in which nothing may be changed: put the "
+                "files themselves there, or choose another folder."
+            )
+
+
+@contextlib.contextmanager
 def file_lock(path: Path, message: str) -> Iterator[None]:
     """Hold a lock file while the block runs; the lock of a killed process is free again.
 
@@ -80,12 +131,13 @@ def file_lock(path: Path, message: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock_if_free(path: Path) -> Iterator[bool]:
     """Hold a lock file while the block runs, unless another process does; yield whether we do."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_links(path.parent, (path.name,))
     try:
         lock = FileLock(path).acquire(blocking=False)
     except Timeout:

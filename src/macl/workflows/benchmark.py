@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from macl.utils.errors import MaclError
-from macl.utils.files import atomic_path
+from macl.utils.files import atomic_path, refuse_links
 from macl.utils.progress import say
 from macl.workflows.cells import BenchmarkFolder
 from macl.workflows.executors import Cluster, run_workers, submit_jobs
@@ -106,5 +106,7 @@ def _open_folder(out: Path, grid: Path) -> None:
         raise MaclError(
             f"--out {out} already holds something that is not a benchmark: choose another folder."
         )
+    for folder in (out, out / "cells", out / "pretrained"):
+        refuse_links(folder)
     with atomic_path(out / GRID) as aside:
         shutil.copyfile(grid, aside)
