@@ -30,14 +30,14 @@ TINY = DemoSize(
     test=2,
     budgets=(1,),
     grid=SMALL,
-    pretraining=Schedule("macl", (64, 64), batch_size=16, epochs=1),
-    finetuning=Schedule("strong", (64, 64), batch_size=8, epochs=2),
+    pretraining=Schedule("macl-plus", (64, 64), batch_size=16, steps=4),
+    finetuning=Schedule("strong", (64, 64), batch_size=8, steps=4),
 )
 TINY_VOLUMES = replace(
     TINY,
     grid=VoxelGrid(size=(40, 48, 32), spacing_mm=(5.0, 5.0, 6.0)),
-    pretraining=Schedule("macl-3d", (16, 16, 16), batch_size=16, epochs=1),
-    finetuning=Schedule("strong-3d", (32, 32, 32), batch_size=2, epochs=2),
+    pretraining=Schedule("macl-plus", (16, 16, 16), batch_size=16, steps=3),
+    finetuning=Schedule("strong-3d", (32, 32, 32), batch_size=2, steps=3),
 )
 
 

@@ -13,6 +13,7 @@ from macl.metrics import DEFINITIONS, Convention
 from macl.records.runs import RunRecord
 from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.report.comparison import Comparison, caveats, compare, titles_of
+from macl.report.label_efficiency import label_efficiency
 from macl.report.overlays import (
     OVERLAY_KINDS,
     CaseSlice,
@@ -86,6 +87,13 @@ def _write_overlays(folder: Path, sections: Sequence[Section]) -> None:
                 aside.write_bytes(picture)
 
 
+def _markup(svg: str | None) -> Any:
+    """A figure of ours, which the template does not escape."""
+    from markupsafe import Markup
+
+    return Markup(svg) if svg else None
+
+
 def _render(
     sections: Sequence[Section],
     comparison: Comparison,
@@ -115,6 +123,7 @@ def _render(
         comparison=comparison,
         has_differences=any(row.against_scratch is not None for row in comparison.rows),
         side_by_side=side_by_side(comparison),
+        label_efficiency=_markup(label_efficiency(comparison.rows)),
         caveats=warnings,
         way_out=WAY_OUT,
         notes=notes,

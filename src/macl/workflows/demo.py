@@ -54,15 +54,16 @@ class Schedule:
     recipe: str
     patch: tuple[int, ...]
     batch_size: int
-    epochs: int
+    steps: int
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """The settings that differ from the recipe's."""
         return (
+            f"dims={len(self.patch)}",
             f"backbone_settings.width={WIDTH}",
             f"training.size={list(self.patch)}",
-            f"training.epochs={self.epochs}",
+            f"training.steps={self.steps}",
             f"training.batch_size={self.batch_size}",
         )
 
@@ -73,17 +74,18 @@ class DemoSize:
 
     subjects: int = 12
     test: int = 4
-    budgets: tuple[int, ...] = (1, 2)
+    budgets: tuple[int, ...] = (1, 2, 4)
     grid: VoxelGrid = field(default_factory=VoxelGrid)
-    pretraining: Schedule = Schedule("macl", (128, 128), batch_size=16, epochs=12)
-    finetuning: Schedule = Schedule("strong", (112, 112), batch_size=8, epochs=60)
+    pretraining: Schedule = Schedule("macl-plus", (128, 128), batch_size=16, steps=100)
+    finetuning: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=200)
 
 
 SLICES = DemoSize()
 VOLUMES = DemoSize(
     grid=VoxelGrid(size=(64, 72, 48), spacing_mm=(3.0, 3.0, 3.0)),
-    pretraining=Schedule("macl-3d", (32, 32, 32), batch_size=16, epochs=40),
-    finetuning=Schedule("strong-3d", (32, 48, 48), batch_size=2, epochs=150),
+    budgets=(1, 2),
+    pretraining=Schedule("macl-plus", (32, 32, 32), batch_size=16, steps=80),
+    finetuning=Schedule("strong-3d", (32, 48, 48), batch_size=2, steps=300),
 )
 
 
