@@ -11,7 +11,7 @@ import torch
 
 from macl.config import NetworkRunSettings, PluginSettings, Stage, validate
 from macl.data.store import Store
-from macl.models.network import Network, Strides
+from macl.models.network import Network, Strides, total_stride
 from macl.utils.errors import MaclError
 from macl.utils.progress import say
 from macl.utils.text import format_size
@@ -78,6 +78,28 @@ def fitted_patch(patch: Sequence[int], multiple: Sequence[int], why: str) -> tup
             f"multiples of {format_size(multiple)}."
         )
     return fitted
+
+
+def require_bottleneck(network: type[Network], images: Sequence[int], strides: Strides) -> None:
+    """Check that the bottleneck of the smallest images is as large as the network needs.
+
+    Args:
+        network: the plug-in.
+        images: sides of the smallest images that it is shown, in voxels.
+        strides: the network's.
+
+    Raises:
+        MaclError: it is smaller.
+    """
+    span = total_stride(strides)
+    sides = [side // of for side, of in zip(images, span, strict=True)]
+    if math.prod(sides) < network.smallest_bottleneck:
+        raise MaclError(
+            f"{network.__name__} would see images of {format_size(images)}, of which its "
+            f"bottleneck keeps {math.prod(sides)} voxel, but it needs "
+            f"{network.smallest_bottleneck} or more to normalise: double training.size, or, in "
+            "pre-training, lower method_settings.decoder_blocks."
+        )
 
 
 # ---------------------------------------------------------------- from the store
