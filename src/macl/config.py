@@ -257,6 +257,11 @@ class FinetuneSettings(NetworkRunSettings):
     stage = "finetune"
 
     loss: Literal["cross_entropy", "cross_entropy_dice"] = "cross_entropy_dice"
+    deep_supervision: bool | None = Field(
+        default=None,
+        description="compare the decoder's coarser maps too, with the weights 1, 1/2, 1/4, … from "
+        "the finest on, divided by their sum; none: as the backbone says, on for nnunet",
+    )
     augmentation: AugmentationSettings = AugmentationSettings()
     mirror_axes: Literal["auto"] | tuple[ArrayAxis | AnatomicalAxis, ...] = Field(
         default="auto",
