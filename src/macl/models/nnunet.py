@@ -13,7 +13,8 @@ encoder (ResEnc). Both have strided convolutions, InstanceNorm and LeakyReLU:
 Tensors bear nnU-Net's names, so that weights can go both ways (`macl.models.conversion.nnunet`).
 Weights start as nnU-Net's do: Kaiming-normal, and the last norm of every residual block at zero.
 The deepest stages repeat their width, which nnU-Net caps at 320 in 3D and 512 in 2D. InstanceNorm
-cannot normalise a map of one voxel, so the bottleneck must have two or more.
+cannot normalise a map of one voxel and makes any two the same, −1 and 1, so the bottleneck must
+have four or more.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ class NnUNet(Network):
 
     Settings = Settings
     supported_dims = (2, 3)
-    smallest_bottleneck = 2
+    smallest_bottleneck = 4
 
     def __init__(
         self,

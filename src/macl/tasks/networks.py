@@ -95,10 +95,10 @@ def require_bottleneck(network: type[Network], images: Sequence[int], strides: S
     sides = [side // of for side, of in zip(images, span, strict=True)]
     if math.prod(sides) < network.smallest_bottleneck:
         raise MaclError(
-            f"{network.__name__} would see images of {format_size(images)}, of which its "
-            f"bottleneck keeps {math.prod(sides)} voxel, but it needs "
-            f"{network.smallest_bottleneck} or more to normalise: double training.size, or, in "
-            "pre-training, lower method_settings.decoder_blocks."
+            f"{network.__name__} would see images of {format_size(images)} voxels, of which its "
+            f"bottleneck keeps {format_size(sides)}, but it needs {network.smallest_bottleneck} "
+            "voxels to normalise: double training.size, or, for macl, lower "
+            "method_settings.decoder_blocks."
         )
 
 
