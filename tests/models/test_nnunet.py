@@ -114,9 +114,7 @@ def test_other_mistakes_are_one_sentence(tmp_path: Path) -> None:
     path = write_plans(tmp_path / "nnUNetPlans.json", [4, 6, 6])
     with pytest.raises(MaclError, match=r"add --set backbone_settings\.plans="):
         NnUNet.complete(Settings(), (32, 32), None)
-    with pytest.raises(
-        MaclError, match=r"There is no .*missing\.json.* nnU-Net plan"
-    ):
+    with pytest.raises(MaclError, match=r"There is no .*missing\.json.* nnU-Net plan"):
         complete(tmp_path / "missing.json")
     with pytest.raises(MaclError, match="no configuration '3d'; it has 2d, 3d_cascade_fullres"):
         complete(path, configuration="3d")

@@ -137,7 +137,8 @@ class _BenchmarkRun:
         init, pretraining_seconds = self._start(cell)
         record = finetune(
             self.grid.store, folder, init=init, split=self.grid.split, labels=cell.labels,
-            recipe=cell.recipe, overrides=self.grid.finetune.set, device=self.device,
+            recipe=cell.recipe, overrides=(*self.grid.finetune.set, *cell.start.network),
+            device=self.device,
             seed=cell.seed, resume=True,
             encoder_only=cell.start.method is not None and not _has_decoder(Path(init)),
         )  # fmt: skip
@@ -173,7 +174,8 @@ class _BenchmarkRun:
         try:
             record = pretrain(
                 self.grid.store, folder, method=cell.start.method, split=self.grid.split,
-                recipe=cell.start.recipe, overrides=cell.start.set, device=self.device,
+                recipe=cell.start.recipe, overrides=(*cell.start.network, *cell.start.set),
+                device=self.device,
                 seed=cell.seed, resume=True,
             )  # fmt: skip
         except Exception as error:
