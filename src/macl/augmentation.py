@@ -58,6 +58,14 @@ def two_views(
     return view(images, rng.within("v1"), settings), view(images, rng.within("v2"), settings)
 
 
+def small_window(patch: Sequence[int], share: float, multiple: Sequence[int]) -> tuple[int, ...]:
+    """Sides of the window of `small_view`: a share of the patch's, rounded down to a multiple per
+    axis, but not to 0."""
+    return tuple(
+        max(m, int(side * share) // m * m) for side, m in zip(patch, multiple, strict=True)
+    )
+
+
 def small_view(
     images: Tensor,
     rng: SampleRng,
@@ -72,13 +80,13 @@ def small_view(
         rng: the random numbers of this view.
         settings: of geometry and intensity.
         share: each side of the window as a share of the patch's.
-        multiple: per axis; the window's side is rounded down to a multiple of it, but not to 0.
+        multiple: per axis, of the window's sides.
 
     Returns:
         (B, C, *window).
     """
     device, patch = images.device, images.shape[2:]
-    window = [max(m, int(side * share) // m * m) for side, m in zip(patch, multiple, strict=True)]
+    window = small_window(patch, share, multiple)
     shares = [small / side for small, side in zip(window, patch, strict=True)][::-1]
     grid = sampling_grid(rng, "geometry", settings.spatial, window) * _filled(shares, device)
     room = _filled([max(0.0, 1.0 - part) for part in shares], device)

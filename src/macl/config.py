@@ -282,6 +282,11 @@ class FinetuneSettings(NetworkRunSettings):
     stage = "finetune"
 
     loss: Literal["cross_entropy", "cross_entropy_dice"] = "cross_entropy_dice"
+    deep_supervision: bool | None = Field(
+        default=None,
+        description="compare the decoder's coarser maps too, with the weights 1, 1/2, 1/4, … from "
+        "the finest on, divided by their sum; none: as the backbone says, on for nnunet",
+    )
     augmentation: AugmentationSettings = AugmentationSettings()
     mirror_axes: Literal["auto"] | tuple[ArrayAxis | AnatomicalAxis, ...] = Field(
         default="auto",
@@ -291,12 +296,6 @@ class FinetuneSettings(NetworkRunSettings):
     )
     mirror_averaging: bool = Field(
         default=True, description="average the prediction over the mirror axes"
-    )
-    pretrained_rate_share: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="share of the learning rate that pre-trained tensors take",
     )
     foreground_share: float = Field(
         default=0.0,

@@ -41,3 +41,60 @@ def write(
     }
     (folder / "dataset.json").write_text(json.dumps(described))
     return folder
+
+
+# ---------------------------------------------------------------- plans
+
+
+def architecture(
+    dims: int, features: list[int], *, residual: bool = False, strides: Any = None
+) -> dict[str, Any]:
+    """The `architecture` block of a plan; every stage but the first halves all axes, unless strides
+    say otherwise."""
+    count = len(features)
+    kind = ("ResidualEncoderUNet", "n_blocks_per_stage") if residual else ("PlainConvUNet", "")
+    torch_nn = "torch.nn.modules"
+    return {
+        "network_class_name": f"dynamic_network_architectures.architectures.unet.{kind[0]}",
+        "arch_kwargs": {
+            "n_stages": count,
+            "features_per_stage": features,
+            "conv_op": f"{torch_nn}.conv.Conv{dims}d",
+            "kernel_sizes": [[3] * dims for _ in features],
+            "strides": strides or [[1] * dims, *([2] * dims for _ in features[1:])],
+            kind[1] or "n_conv_per_stage": [1, 3, 4, 6, 6, 6][:count] if residual else [2] * count,
+            "n_conv_per_stage_decoder": [1 if residual else 2] * (count - 1),
+            "conv_bias": True,
+            "norm_op": f"{torch_nn}.instancenorm.InstanceNorm{dims}d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def plans(features: list[int], *, residual: bool = False) -> dict[str, Any]:
+    """A plan of four configurations; the volumes' first stride leaves the first axis."""
+    strides = [[1, 1, 1], [1, 2, 2], *([2, 2, 2] for _ in features[2:])]
+    slices = architecture(2, features, residual=residual)
+    volumes = architecture(3, features, residual=residual, strides=strides)
+    return {
+        "dataset_name": "Dataset004_Toy",
+        "plans_name": "nnUNetPlans",
+        "configurations": {
+            "2d": {"patch_size": [32, 32], "architecture": slices},
+            "3d_lowres": {"patch_size": [16, 32, 32], "architecture": volumes},
+            "3d_fullres": {"inherits_from": "3d_lowres", "patch_size": [16, 32, 32]},
+            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        },
+    }
+
+
+def write_plans(path: Path, features: list[int], **options: Any) -> Path:
+    """Write a plan."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plans(features, **options)))
+    return path

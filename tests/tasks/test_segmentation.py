@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fakes.networks import SMALL as SMALL_NETWORKS
 from macl.augmentation import AXES
 from macl.config import (
     ArrayAxis,
@@ -16,18 +17,22 @@ from macl.config import (
     FinetuneSettings,
     IntensitySettings,
     SpatialSettings,
+    TrainingSettings,
 )
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.io.geometry import ANATOMICAL_AXES, Plane
 from macl.losses import soft_dice
 from macl.models import unet
+from macl.plugins import find
 from macl.records import runs
 from macl.tasks.segmentation import (
     SegmentationTask,
+    at_size,
     build_segmenter,
     load_segmenter,
     mirror_axes,
+    resolve_finetuning,
     segmenter_weights,
 )
 from macl.utils import checkpoint
@@ -231,6 +236,71 @@ def test_the_loss_is_what_the_settings_say(loss: str) -> None:
     assert ("loss_dice" in step.logged) == (loss == "cross_entropy_dice")
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy_dice"])
+def test_deep_supervision_compares_every_scale(loss: str) -> None:
+    """Weights 1, 1/2, 1/4, 1/8 of four scales, divided by their sum; labels from the middle of
+    every block."""
+    one = task(loss=loss, augmentation=STILL, deep_supervision=True)
+    step = one.step(batch())
+    scales = one.segmenter.logits_by_scale(one.augment(batch())[0])
+    torch.testing.assert_close(scales[0], one.segmenter(one.augment(batch())[0]))
+    expected, deep = torch.zeros(()), torch.zeros(())
+    for number, logits in enumerate(scales):
+        block = 2**number
+        labels = batch().labels[:, block // 2 :: block, block // 2 :: block]
+        assert logits.shape == (2, 3, *labels.shape[1:])
+        part = F.cross_entropy(logits, labels)
+        if loss == "cross_entropy_dice":
+            part = part + soft_dice(logits, labels)
+        expected = expected + part / block / 1.875
+        deep = deep + part / block / 0.875 * (number > 0)
+    torch.testing.assert_close(step.loss, expected)
+    torch.testing.assert_close(step.logged["loss_deep"], deep.detach())
+    step.loss.backward()
+    assert all(parameter.grad is not None for parameter in one.parameters())
+
+
+def test_labels_of_coarser_maps_have_their_own_stride_along_every_axis() -> None:
+    labels = torch.arange(3 * 8 * 4).reshape(1, 3, 8, 4)
+    assert torch.equal(at_size(labels, (3, 2, 2)), labels[:, :, 2::4, 1::2])
+    assert torch.equal(at_size(labels, (3, 8, 4)), labels)
+
+
+def test_without_deep_supervision_nothing_changes() -> None:
+    """The same weights and the same loss, bit for bit, as if it did not exist."""
+    off, on = task(), task(deep_supervision=True)
+    assert not off.segmenter.has_deep_heads
+    own, more = off.segmenter.named_state(), on.segmenter.named_state()
+    assert {name for name in more if name not in own} == {
+        f"deep_heads.{number}.{kind}" for number in range(3) for kind in ("weight", "bias")
+    }
+    assert all(torch.equal(tensor, more[name]) for name, tensor in own.items())
+    images, labels = off.augment(batch())
+    logits = off.segmenter(images)
+    expected = F.cross_entropy(logits, labels) + soft_dice(logits, labels)
+    assert torch.equal(off.step(batch()).loss, expected)
+    assert set(off.step(batch()).logged) == {"loss_cross_entropy", "loss_dice"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "chosen", "expected"),
+    [("unet", None, False), ("unet", True, True), ("nnunet", None, True), ("nnunet", False, False)],
+)
+def test_deep_supervision_is_the_backbones_choice_unless_set(
+    backbone: str, chosen: bool | None, expected: bool
+) -> None:
+    network = find("models", backbone)
+    settings = FinetuneSettings(
+        backbone=backbone,
+        backbone_settings=SMALL_NETWORKS[backbone, 2],
+        deep_supervision=chosen,
+        training=TrainingSettings(size=32),
+    )
+    resolved = resolve_finetuning(settings, network)
+    assert resolved.deep_supervision is expected
+    assert build_segmenter(resolved, network, 1, 3).has_deep_heads is expected
+
+
 def test_a_tiny_batch_is_learned_by_heart() -> None:
     one = task(augmentation=STILL, backbone_settings={"width": 8})
     optimiser = torch.optim.AdamW(one.parameters(), lr=1e-2)
@@ -279,6 +349,14 @@ def test_a_segmenter_comes_back_from_disk(tmp_path: Path) -> None:
         for name, own in one.segmenter.named_state().items()
     )
     torch.testing.assert_close(loaded(images), one.segmenter.eval()(images))
+
+
+def test_a_segmenter_with_deep_supervision_comes_back_from_disk(tmp_path: Path) -> None:
+    one = task(deep_supervision=True)
+    loaded = load_segmenter(write_run(tmp_path, one), unet.PLUGIN, torch.device("cpu"))
+    images = batch().images
+    torch.testing.assert_close(loaded(images), one.segmenter.eval()(images))
+    assert loaded.has_deep_heads
 
 
 def test_runs_that_cannot_segment(tmp_path: Path) -> None:

@@ -457,6 +457,35 @@ def test_means_over_seeds() -> None:
     assert mean_and_deviation([None]) == "–"
 
 
+def test_backbones_are_compared_when_every_start_names_its_own(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ukan = 'network = ["backbone=ukan", "backbone_settings.width=1"]'
+    edit(grid, 'labels = [1, "2"]', "labels = [1]")
+    edit(grid, ', "backbone_settings.width=2"', "")
+    edit(
+        grid,
+        'name = "scratch"',
+        'name = "scratch"\nnetwork = ["backbone_settings.width=2"]\n\n'
+        f'[[start]]\nname = "scratch-ukan"\n{ukan}',
+    )
+    edit(grid, 'method = "macl"', f'method = "macl"\n{ukan}')
+    assert benchmark(grid, tmp_path / "bench", device="cpu")
+    assert "different networks" not in capsys.readouterr().err
+    for start, backbone in (("scratch", "unet"), ("scratch-ukan", "ukan"), ("macl", "ukan")):
+        record = read_record(tmp_path / "bench" / "cells" / f"{start}__1__paper__seed0")
+        assert record.settings["backbone"] == backbone
+    assert read_record(tmp_path / "bench" / "pretrained" / "macl__seed0").settings[
+        "backbone_settings"
+    ] == {"width": 1}
+
+
+def test_a_starts_network_names_the_backbone_alone(grid: Path) -> None:
+    edit(grid, 'name = "scratch"', 'name = "scratch"\nnetwork = ["training.epochs=3"]')
+    with pytest.raises(MaclError, match=r"training\.epochs=3 is no setting of the backbone"):
+        read_grid(grid)
+
+
 def test_rows_of_a_cell_agree_with_its_summary(grid: Path, tmp_path: Path) -> None:
     assert benchmark(grid, tmp_path / "bench", device="cpu")
     cell = read_cell(tmp_path / "bench" / "cells" / "scratch__1__paper__seed0")
@@ -481,6 +510,8 @@ def test_the_grids_of_the_project_name_what_is_there(path: Path) -> None:
     assert set(grid.labels) <= set(read_split(grid.split).budgets)
     for recipe in grid.recipes:
         resolve(FinetuneSettings, read_recipe("finetune", recipe), grid.finetune.set)
+    for start in grid.start:
+        resolve(FinetuneSettings, read_recipe("finetune", grid.recipes[0]), start.network)
     assert len(list(combinations(grid))) == len(grid.start) * len(grid.labels) * len(
         grid.recipes
     ) * len(grid.seeds)

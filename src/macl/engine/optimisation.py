@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -23,15 +22,8 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
     return floor + (settings.learning_rate - floor) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-RATE_SHARE = "rate_share"
-"""Key of a parameter group's share of the learning rate."""
-
-
 def make_optimiser(
-    settings: TrainingSettings,
-    module: nn.Module,
-    fused: bool = False,
-    rate_shares: Mapping[str, float] | None = None,
+    settings: TrainingSettings, module: nn.Module, fused: bool = False
 ) -> torch.optim.Optimizer:
     """The optimiser of the settings over the trainable parameters of `module`.
 
@@ -39,14 +31,8 @@ def make_optimiser(
         settings: choose the optimiser and its rates.
         module: what to train.
         fused: whether one kernel updates all parameters.
-        rate_shares: by name, parameters that take a share of the learning rate.
     """
-    shares = rate_shares or {}
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(shares.get(name, 1.0), []).append(parameter)
-    parameters = [{"params": group, RATE_SHARE: share} for share, group in groups.items()]
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimiser:
         case "sgd":
@@ -57,7 +43,7 @@ def make_optimiser(
             if fused and momentum > 0:
                 # The fused kernel needs a momentum even for parameters that get their first
                 # gradient later.
-                for parameter in itertools.chain(*groups.values()):
+                for parameter in parameters:
                     optimiser.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
             return optimiser
         case "adam":

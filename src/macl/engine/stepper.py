@@ -12,7 +12,7 @@ from macl.data.batch import Batch
 from macl.distributed.collectives import is_distributed
 from macl.distributed.launch import set_up_task
 from macl.engine.compiling import compile_mode, compiled, to_device_layout
-from macl.engine.optimisation import RATE_SHARE, make_optimiser
+from macl.engine.optimisation import make_optimiser
 from macl.engine.task import StepOutput, Task
 from macl.utils.progress import say
 
@@ -40,7 +40,7 @@ class Stepper:
         clips_scaled = self.scaler is not None and settings.gradient_clip is not None
         fused = device.type in ("cuda", "cpu") and not clips_scaled
         self.module, self.optimiser = set_up_task(
-            fabric, task, make_optimiser(settings, task, fused, task.rate_shares())
+            fabric, task, make_optimiser(settings, task, fused)
         )
         task.train()
 
@@ -60,7 +60,7 @@ class Stepper:
     def set_learning_rate(self, rate: float) -> None:
         """Use this rate from the next step on."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate * group[RATE_SHARE]
+            group["lr"] = rate
 
     def forward(self, batch: Batch) -> StepOutput:
         """Loss and logged values of a batch, in the run's precision."""

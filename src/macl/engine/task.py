@@ -49,10 +49,6 @@ class Task(nn.Module, ABC):
 
     quantities: Mapping[str, Quantity] = {}
 
-    def rate_shares(self) -> Mapping[str, float]:
-        """Parameters that take a share of the learning rate, by name; the others take it whole."""
-        return {}
-
     @abstractmethod
     def step(self, batch: Batch) -> StepOutput:
         """Loss and logged values of one batch."""

@@ -103,7 +103,7 @@ class Dira(Method):
             *global_average_pool(network.dims),
             *mlp_with_batch_norm((bottleneck, bottleneck, settings.projection)),
         )
-        self.to_pixels = conv(network.dims, network.channels[0], channels, 1)
+        self.to_pixels = conv(network.dims, network.decoder_channels[-1], channels, 1)
         self.discriminator = patch_discriminator(
             network.dims, channels, settings.discriminator_width
         )

@@ -110,7 +110,8 @@ class Settings(PluginSettings):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the branches yield; shapes for slice side S, width F and N decoder blocks, s = S/16.
+    """What the branches yield; shapes for the paper's U-Net of width F, slices of side S, s = S/16,
+    and N decoder blocks.
 
     The first four are None where I1 and I2 were not given, the last two where V1 and V2 were not.
     """
@@ -212,6 +213,14 @@ class Macl(Method):
         downsampling."""
         down = decoder_stride(strides, settings.decoder_blocks)
         return tuple(of * by for of, by in zip(total_stride(strides), down, strict=True))
+
+    @classmethod
+    def smallest_image(
+        cls, settings: Settings, patch: tuple[int, ...], strides: Strides
+    ) -> tuple[int, ...]:
+        """The dominant branch's."""
+        down = decoder_stride(strides, settings.decoder_blocks)
+        return tuple(side // by for side, by in zip(patch, down, strict=True))
 
     def _auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, *patch) → the branch's bottleneck and the maps it ends with, which are the same

@@ -48,7 +48,8 @@ class Masked(Method):
 
     def __init__(self, settings: Settings, network: Network) -> None:
         super().__init__(settings, network)
-        self.to_pixels = conv(network.dims, network.channels[0], image_channels(network.encoder), 1)
+        last, channels = network.decoder_channels[-1], image_channels(network.encoder)
+        self.to_pixels = conv(network.dims, last, channels, 1)
         self.transferable_prefixes = ("encoder.", "decoder.")
 
     @classmethod

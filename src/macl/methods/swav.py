@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl.augmentation import STRONG_VIEWS, small_view, two_views
+from macl.augmentation import STRONG_VIEWS, small_view, small_window, two_views
 from macl.config import AugmentationSettings, PluginSettings
 from macl.data.batch import Batch
 from macl.distributed import collectives
@@ -32,7 +32,7 @@ from macl.engine.task import Quantity, StepOutput
 from macl.losses import cross_entropy_with_codes, sinkhorn, spread
 from macl.models.heads import Prototypes, Queue, mlp_with_batch_norm
 from macl.models.layers import global_average_pool
-from macl.models.network import Network, total_stride
+from macl.models.network import Network, Strides, total_stride
 from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
@@ -82,6 +82,15 @@ class Swav(Method):
         self.queues = nn.ModuleList(
             Queue(settings.queue, settings.projection) for _ in range(count)
         )
+
+    @classmethod
+    def smallest_image(
+        cls, settings: Settings, patch: tuple[int, ...], strides: Strides
+    ) -> tuple[int, ...]:
+        """A small crop."""
+        if not settings.small_crops:
+            return patch
+        return small_window(patch, settings.small_share, total_stride(strides))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, *patch) → projections (B, D)."""

@@ -26,14 +26,18 @@ class Network(nn.Module, ABC):
     Attributes:
         Settings: its settings.
         supported_dims: the dimensions it exists in.
+        smallest_bottleneck: how many voxels its bottleneck must have.
         dims: 2 or 3.
-        channels: of every encoder level, finest first; the last is the bottleneck.
+        channels: of every encoder level, finest first; the last is the bottleneck. They need not
+            double from level to level.
         strides: of every encoder level against the level above it, per axis.
-        encoder, decoder: its two halves; their tensors are what transfer copies.
+        encoder, decoder: its two halves; their tensors are what transfer copies. The encoder is
+            called as `encode` is.
     """
 
     Settings: ClassVar[type[PluginSettings]]
     supported_dims: ClassVar[tuple[int, ...]] = (2,)
+    smallest_bottleneck: ClassVar[int] = 1
 
     dims: int
     channels: tuple[int, ...]
@@ -48,6 +52,11 @@ class Network(nn.Module, ABC):
         """Its settings with whatever they leave open chosen for a patch (voxels) and its spacing
         (None: unknown)."""
         return settings
+
+    @classmethod
+    def deep_supervision(cls, settings: Any) -> bool:
+        """Whether fine-tuning supervises the decoder's coarser maps too, unless set otherwise."""
+        return False
 
     @abstractmethod
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -64,7 +73,8 @@ class Network(nn.Module, ABC):
 
     @property
     def decoder_channels(self) -> tuple[int, ...]:
-        """Channels of the maps that `decode` returns with all blocks, bottleneck first."""
+        """Channels of the maps that `decode` returns with all blocks, bottleneck first; the last
+        map has the size of the image."""
         return self.channels[::-1]
 
     @property

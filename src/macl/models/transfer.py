@@ -70,12 +70,12 @@ class Transfer:
             return f"Weights from {self.init}: all {len(self.tensors)} tensors are fresh."
         counts = Counter((_part(each.name), each.outcome, each.why) for each in self.tensors)
         lines = [
-            f"  {part:<18} {outcome:<8} {count:>3} tensors  {why}"
+            f"  {part:<21} {outcome:<8} {count:>3} tensors  {why}"
             for (part, outcome, why), count in counts.items()
         ]
         if self.unused:
             count = len(self.unused)
-            lines.append(f"  not used           {count:>12} tensors  {listed(self.unused)}")
+            lines.append(f"  {'not used':<21} {count:>12} tensors  {listed(self.unused)}")
         return "\n".join((f"Weights from {self.init}:", *lines))
 
 

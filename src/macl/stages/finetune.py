@@ -106,7 +106,6 @@ def finetune(
         segmenter = fresh_segmenter(opened, settings, network, chosen.seed)
         task = SegmentationTask(segmenter, settings, axes)
         transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
-        task.pretrained = transfer.names
         if weights.tensors:
             require_transfer(transfer, encoder_only or resumed is not None, weights.trained_with)
         patches = select_volumes(opened, cases).samples_per_epoch(settings.patch)

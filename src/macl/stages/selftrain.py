@@ -117,7 +117,6 @@ def selftrain(
             follows_fast="head.weight" not in transfer.names,
             pseudo_labels=teacher is not None,
         )
-        task.pretrained = transfer.names
         record = run.open(
             task,
             cases,

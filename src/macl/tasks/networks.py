@@ -81,6 +81,28 @@ def fitted_patch(patch: Sequence[int], multiple: Sequence[int], why: str) -> tup
     return fitted
 
 
+def require_bottleneck(network: type[Network], images: Sequence[int], strides: Strides) -> None:
+    """Check that the bottleneck of the smallest images is as large as the network needs.
+
+    Args:
+        network: the plug-in.
+        images: sides of the smallest images that it is shown, in voxels.
+        strides: the network's.
+
+    Raises:
+        MaclError: it is smaller.
+    """
+    span = total_stride(strides)
+    sides = [side // of for side, of in zip(images, span, strict=True)]
+    if math.prod(sides) < network.smallest_bottleneck:
+        raise MaclError(
+            f"{network.__name__} would see images of {format_size(images)} voxels, of which its "
+            f"bottleneck keeps {format_size(sides)}, but it needs {network.smallest_bottleneck} "
+            "voxels to normalise: double training.size, or, for macl, lower "
+            "method_settings.decoder_blocks."
+        )
+
+
 # ---------------------------------------------------------------- from the store
 
 

@@ -14,7 +14,12 @@ from torch import Tensor
 from macl.config import PluginSettings, PretrainSettings
 from macl.engine.task import Quantity, Task
 from macl.models.network import Network, Strides, total_stride
-from macl.tasks.networks import fitted_patch, plugin_settings, resolve_network
+from macl.tasks.networks import (
+    fitted_patch,
+    plugin_settings,
+    require_bottleneck,
+    resolve_network,
+)
 from macl.utils.errors import MaclError
 from macl.utils.progress import say
 
@@ -73,6 +78,13 @@ class Method(Task):
         """What the sides of a patch must be multiples of, per axis."""
         return total_stride(strides)
 
+    @classmethod
+    def smallest_image(
+        cls, settings: Any, patch: tuple[int, ...], strides: Strides
+    ) -> tuple[int, ...]:
+        """Sides of the smallest image that the network sees of a patch."""
+        return patch
+
     @abstractmethod
     def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """Logged losses that show collapse, with their values where all features are equal, for
@@ -108,6 +120,7 @@ def resolve_pretraining(
             "it, or give the network more poolings (backbone_settings.strides)."
         )
     patch = fitted_patch(settings.patch, method.patch_multiple(own, strides), settings.method)
+    require_bottleneck(network, method.smallest_image(own, patch, strides), strides)
     return settings.with_patch(patch).model_copy(
         update={"method_settings": own, "backbone_settings": chosen}
     )

@@ -166,8 +166,13 @@ def _oriented(views: Views, mirror: float = 0.0) -> Views:
 
 def describe_network(settings: Mapping[str, Any]) -> str:
     """`NETWORK_SETTINGS` in words: "2D unet, width 32, …"."""
-    own = settings.get("backbone_settings", {}).items()
-    parts = (f"{name} {value}" for name, value in own)
+    own = settings.get("backbone_settings", {})
+    named = {**own, **(own.get("architecture") or {})}
+    parts = (
+        f"{name} {value}"
+        for name, value in named.items()
+        if value is not None and not isinstance(value, Mapping)
+    )
     return ", ".join((f"{settings['dims']}D {settings['backbone']}", *parts))
 
 

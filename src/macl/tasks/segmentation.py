@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +29,12 @@ from macl.losses import soft_dice
 from macl.models.layers import conv, initialise_convolutions
 from macl.models.network import Network, total_stride
 from macl.records.runs import WEIGHTS, RunRecord, read_record, read_weights
-from macl.tasks.networks import fitted_patch, plugin_settings, resolve_network
+from macl.tasks.networks import (
+    fitted_patch,
+    plugin_settings,
+    require_bottleneck,
+    resolve_network,
+)
 from macl.utils.errors import MaclError
 
 Chosen = TypeVar("Chosen", bound=FinetuneSettings)
@@ -37,18 +42,40 @@ Chosen = TypeVar("Chosen", bound=FinetuneSettings)
 
 class Segmenter(nn.Module):
     """A network with all its decoder blocks and a convolution of kernel 1; its tensors bear the
-    network's own names."""
+    network's own names.
 
-    def __init__(self, network: Network, classes: int) -> None:
+    Args:
+        network: with all its decoder blocks.
+        classes: number of classes, background included.
+        deep_supervision: whether the decoder's coarser maps have heads too, for training.
+    """
+
+    def __init__(self, network: Network, classes: int, deep_supervision: bool = False) -> None:
         super().__init__()
         self.network = network
-        self.head = conv(network.dims, network.channels[0], classes, 1).apply(
-            initialise_convolutions
-        )
+        *coarser, last = network.decoder_channels[1:]
+        self.head = conv(network.dims, last, classes, 1).apply(initialise_convolutions)
+        if deep_supervision:
+            self.deep_heads = nn.ModuleList(
+                conv(network.dims, channels, classes, 1) for channels in coarser
+            ).apply(initialise_convolutions)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, *patch), sides multiples of the total stride → logits (B, K, *patch)."""
         return self.head(self.network(images))
+
+    def logits_by_scale(self, images: Tensor) -> list[Tensor]:
+        """(B, C, *patch) → the logits of `forward` and, with deep supervision, those of the coarser
+        decoder maps, finest first: (B, K, *smaller)."""
+        _, *coarser, last = self.network.decode(self.network.encode(images))
+        heads = self.deep_heads if self.has_deep_heads else ()
+        deep = [head(maps) for head, maps in zip(heads, coarser, strict=False)]
+        return [self.head(last), *reversed(deep)]
+
+    @property
+    def has_deep_heads(self) -> bool:
+        """Whether the coarser decoder maps have heads."""
+        return hasattr(self, "deep_heads")
 
     def named_state(self) -> dict[str, Tensor]:
         """The live tensors, named as in a network: `encoder.…`, `decoder.…`, `head.…`."""
@@ -68,6 +95,10 @@ class SegmentationTask(Task):
             "Cross-entropy", "Of the predicted classes, per voxel.", "nats"
         ),
         "loss_dice": Quantity("Soft Dice loss", "1 − soft Dice of the batch."),
+        "loss_deep": Quantity(
+            "Deep supervision",
+            "The same losses at the decoder's coarser maps, averaged with their weights.",
+        ),
     }
 
     def __init__(
@@ -78,29 +109,25 @@ class SegmentationTask(Task):
     ) -> None:
         super().__init__()
         self.segmenter, self.settings, self.mirror_axes = segmenter, settings, mirror_axes
-        self.pretrained: frozenset[str] = frozenset()
-
-    def rate_shares(self) -> Mapping[str, float]:
-        """Pre-trained tensors take `pretrained_rate_share`."""
-        share = self.settings.pretrained_rate_share
-        return {
-            name: share
-            for name, _ in self.named_parameters()
-            if segmenter_name(name) in self.pretrained
-        }
 
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy, with soft Dice where the settings say so, on an augmented view of the
-        batch."""
-        assert batch.labels is not None
+        batch; with deep supervision at every scale of the decoder."""
         images, labels = self.augment(batch)
-        return self.compare(self.segmenter(images), labels)
+        finest, *coarser = self.segmenter.logits_by_scale(images)
+        output = self.compare(finest, labels)
+        if not coarser:
+            return output
+        deep = [self.compare(logits, at_size(labels, logits.shape[2:])).loss for logits in coarser]
+        weights = [0.5 ** (number + 1) for number in range(len(deep))]
+        total = torch.stack([by * each for by, each in zip(weights, deep, strict=True)]).sum()
+        logged = {**output.logged, "loss_deep": total.detach() / sum(weights)}
+        return StepOutput((output.loss + total) / (1 + sum(weights)), logged)
 
     def compare(self, logits: Tensor, labels: Tensor) -> StepOutput:
-        """The loss of logits (B, K, *patch) against labels (B, *patch)."""
-        cross_entropy = F.cross_entropy(logits.float(), labels)
-        parts = {"loss_cross_entropy": cross_entropy.detach()}
-        loss = cross_entropy
+        """The loss of logits (B, K, *size) against labels (B, *size)."""
+        loss = F.cross_entropy(logits.float(), labels)
+        parts = {"loss_cross_entropy": loss.detach()}
         if self.settings.loss == "cross_entropy_dice":
             dice = soft_dice(logits, labels)
             parts["loss_dice"] = dice.detach()
@@ -119,6 +146,15 @@ class SegmentationTask(Task):
         return change_intensity(images, batch.rng, settings.intensity), resample_labels(
             batch.labels, grid
         )
+
+
+def at_size(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, *patch) → (B, *size): the label in the middle of every block of voxels."""
+    for axis, side in enumerate(size, start=1):
+        block = labels.shape[axis] // side
+        middles = torch.arange(block // 2, labels.shape[axis], block, device=labels.device)
+        labels = labels.index_select(axis, middles)
+    return labels
 
 
 def mirror_axes(
@@ -187,7 +223,14 @@ def resolve_finetuning(
         network, settings.backbone_settings, settings.patch, spacing_mm
     )
     patch = fitted_patch(settings.patch, total_stride(strides), "the network")
-    return settings.with_patch(patch).model_copy(update={"backbone_settings": chosen})
+    require_bottleneck(network, patch, strides)
+    deep = False if settings.stage == "selftrain" else settings.deep_supervision
+    return settings.with_patch(patch).model_copy(
+        update={
+            "backbone_settings": chosen,
+            "deep_supervision": network.deep_supervision(chosen) if deep is None else deep,
+        }
+    )
 
 
 def build_segmenter(
@@ -195,7 +238,8 @@ def build_segmenter(
 ) -> Segmenter:
     """A segmenter with fresh weights."""
     chosen = plugin_settings(network, settings.backbone_settings, "backbone_settings")
-    return Segmenter(network(chosen, channels, dims=settings.dims), classes)
+    deep = bool(settings.deep_supervision)
+    return Segmenter(network(chosen, channels, dims=settings.dims), classes, deep)
 
 
 def fresh_segmenter(

@@ -156,7 +156,7 @@ class BenchmarkFolder:
         record = train(
             grid.store, folder, init=init, split=self.split(cell.draw), labels=cell.labels,
             recipe=cell.training.recipe or cell.recipe,
-            overrides=(*grid.finetune.set, *cell.training.set),
+            overrides=(*grid.finetune.set, *cell.training.set, *cell.start.network),
             device=self.device, seed=cell.seed, resume=True,
             encoder_only=cell.start.method is not None and not _has_decoder(Path(init)),
         )  # fmt: skip
@@ -207,7 +207,7 @@ class BenchmarkFolder:
                 record = pretrain(
                     self.plan.grid.store, folder, method=cell.start.method,
                     split=self.plan.grid.split, recipe=cell.start.recipe,
-                    overrides=cell.start.set, device=self.device, seed=cell.seed, resume=True,
+                    overrides=(*cell.start.network, *cell.start.set), device=self.device, seed=cell.seed, resume=True,
                 )  # fmt: skip
             except Exception as error:
                 reason = f"Its pre-training failed: {describe(error)}"

@@ -44,9 +44,21 @@ class Start(Settings):
     recipe: str | None = Field(
         default=None, description="recipe of the pre-training; none: the method's own"
     )
+    network: tuple[str, ...] = Field(
+        default=(),
+        description="settings of the backbone, for pre-training and fine-tuning alike, to compare "
+        "backbones",
+    )
     set: tuple[str, ...] = Field(
         default=(), description="settings of the pre-training, as --set takes them"
     )
+
+    @field_validator("network")
+    @classmethod
+    def _network_is_a_backbone(cls, network: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := [text for text in network if not text.startswith("backbone")]:
+            raise ValueError(f"{listed(strange)} is no setting of the backbone")
+        return network
 
     @model_validator(mode="after")
     def _scratch_has_no_settings(self) -> Start:
@@ -335,12 +347,12 @@ def plan(grid: BenchmarkGrid) -> BenchmarkPlan:
 def _warn_of_networks(
     finetuning: Mapping[tuple[Start, str, Training], FinetuneSettings],
 ) -> None:
-    """Say so where the starts of one recipe are not compared on the same network."""
-    networks: dict[str, set[str]] = {}
-    for (_, recipe, _), settings in finetuning.items():
+    """Say so where the starts of one recipe have different networks without naming them."""
+    networks: dict[tuple[str, tuple[str, ...]], set[str]] = {}
+    for (start, recipe, _), settings in finetuning.items():
         network = settings.model_dump_json(include={"backbone", "backbone_settings"})
-        networks.setdefault(recipe, set()).add(network)
-    for recipe, different in networks.items():
+        networks.setdefault((recipe, start.network), set()).add(network)
+    for (recipe, _), different in networks.items():
         if len(different) > 1:
             say(
                 "Warning: not like for like: the starts of the recipe "
@@ -358,7 +370,8 @@ def _pretraining(start: Start, store: Store) -> PretrainSettings | None:
     if start.method is None:
         return None
     recipe = start.recipe or start.method
-    settings, _ = pretrain_settings(recipe, start.set, method=start.method, store=store)
+    overrides = (*start.network, *start.set)
+    settings, _ = pretrain_settings(recipe, overrides, method=start.method, store=store)
     if settings.method != start.method:
         raise MaclError(
             f"The start {start.name!r} names the method {start.method!r}, but sets "
@@ -383,7 +396,7 @@ def _finetuning(
     """The settings of a training by a recipe from a start, whose network it takes over."""
     settings = _as_json(pretraining) or {}
     network = {name: settings[name] for name in NETWORK_SETTINGS if name in settings}
-    overrides = (*grid.finetune.set, *training.set)
+    overrides = (*grid.finetune.set, *training.set, *start.network)
     return finetune_settings(
         training.recipe or recipe,
         overrides,
