@@ -207,7 +207,8 @@ class BenchmarkFolder:
                 record = pretrain(
                     self.plan.grid.store, folder, method=cell.start.method,
                     split=self.plan.grid.split, recipe=cell.start.recipe,
-                    overrides=(*cell.start.network, *cell.start.set), device=self.device, seed=cell.seed, resume=True,
+                    overrides=(*cell.start.network, *cell.start.set),
+                    device=self.device, seed=cell.seed, resume=True,
                 )  # fmt: skip
             except Exception as error:
                 reason = f"Its pre-training failed: {describe(error)}"
