@@ -55,7 +55,7 @@ def test_people_with_a_copy_of_a_test_scan_are_not_drawn(
 ) -> None:
     tested, other = resolved.test[0], resolved.split.budgets["2"][0]
     cases = {case.name: case for case in store.index.cases}
-    copied = cases[other].model_copy(update={"arrays": cases[tested].arrays})
+    copied = cases[tested].model_copy(update={"name": other, "patient": other})
     index = store.index.model_copy(update={"cases": tuple((cases | {other: copied}).values())})
     (store.path / "store.json").write_text(index.model_dump_json())
     again = Store.open(store.path)

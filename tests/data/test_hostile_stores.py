@@ -33,7 +33,7 @@ from macl.data.splits import read_split
 from macl.data.store import ArrayKind, Store
 from macl.stages.split import split
 from macl.utils.errors import MaclError
-from macl.workflows.grid import read_grid, specify
+from macl.workflows.grid import plan, read_grid
 
 FLIPS = int(os.environ.get("MACL_FUZZ_FLIPS", "60"))
 MUTATIONS = int(os.environ.get("MACL_FUZZ_MUTATIONS", "60"))
@@ -366,7 +366,7 @@ def use_split(folder: Path) -> None:
 
 
 def use_grid(folder: Path) -> None:
-    specify(read_grid(folder / "grid.toml"))
+    plan(read_grid(folder / "grid.toml"))
 
 
 def use_recipe(folder: Path) -> None:

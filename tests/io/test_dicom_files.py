@@ -173,7 +173,7 @@ def test_good_series_are_kept_and_each_broken_one_is_refused_with_its_reason(
     cut.write_bytes(cut.read_bytes()[:-80])
     write_ct(data / "garbage", 7)
     sorted((data / "garbage").iterdir())[3].write_bytes(b"garbage" * 50)
-    answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
+    answer = macl("prepare", data, tmp_path / "store", "--workers", 1, "--keep-identity")
     assert answer.code == 0, answer.err
     store = Store.open(tmp_path / "store")
     for name, hounsfield in good.items():

@@ -110,7 +110,8 @@ def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(
     assert summary["refused"] == []
     assert summary["recognised_by"]
 
-    answer = macl("prepare", data, tmp_path / "store", "--workers", 1)
+    own_names = ("--keep-identity",) if name == "dicom" else ()
+    answer = macl("prepare", data, tmp_path / "store", "--workers", 1, *own_names)
     assert answer.code == 0, answer.err
     assert f"is read as {name}: {summary['recognised_by']}." in answer.err
     store = Store.open(tmp_path / "store")

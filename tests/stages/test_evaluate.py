@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import shutil
@@ -446,6 +447,8 @@ def _add_truth(store: Store, name: str, truth: np.ndarray, factors: tuple[int, i
     )
     values: Any = np.ascontiguousarray(truth)
     blosc2.asarray(values, urlpath=str(store.path / entry.file), mode="w")
+    digest = hashlib.sha256(values.tobytes()).hexdigest()
+    entry = entry.model_copy(update={"sha256": digest, "file_sha256": ""})
     size = truth.shape[::-1]
     geometry = case.geometry.model_copy(
         update={

@@ -100,7 +100,8 @@ def test_what_a_run_leaves(finetune, toy: Path, tmp_path: Path) -> None:
     assert said["init"].startswith(f"{toy / 'clean'} (")
     assert said["init_patients"] == pretrained["patients"]
     assert said["classes"] == ["background", "ring", "disc"]
-    assert said["mirror_axes"] == ["row", "column"]
+    assert said["settings"]["anatomy"] == "oriented"
+    assert said["mirror_axes"] == []
     assert said["steps"] == 4
     segmenter = load_segmenter(run, UNet, torch.device("cpu"))
     assert segmenter(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 32, 32)
@@ -371,7 +372,7 @@ def test_a_run_of_volumes_starts_one_of_volumes(volumes: Path, tmp_path: Path) -
     network = pretrained["settings"]["backbone_settings"]
     assert said["settings"]["backbone_settings"] == network
     assert said["settings"]["foreground_share"] == 0.33
-    assert said["mirror_axes"] == ["slice", "row", "column"]
+    assert said["mirror_axes"] == [], "the anatomy is oriented"
     became = outcomes(tmp_path / "run")
     assert {became[name] for name in became if name.startswith("encoder")} == {"loaded"}
     segmenter = load_segmenter(tmp_path / "run", UNet, torch.device("cpu"))

@@ -39,7 +39,7 @@ def prepared(source: Path, store: Path, *words: object) -> Store:
 
 def test_a_store_of_dicom_names_no_folder_and_no_id(tmp_path: Path) -> None:
     store = prepared(export(tmp_path / "data"), tmp_path / "store")
-    for file in (tmp_path / "store").rglob("*"):
+    for file in filter(Path.is_file, (tmp_path / "store").rglob("*")):
         text = str(file.relative_to(tmp_path)) + file.read_bytes().decode("latin-1") * (
             file.suffix == ".json"
         )

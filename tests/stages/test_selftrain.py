@@ -124,7 +124,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
     dims: int,
     words: tuple[str, ...],
 ) -> None:
-    class Stopped(Exception):  # noqa: N818
+    class Stopped(BaseException):
         pass
 
     save = trainer._TrainingState.save

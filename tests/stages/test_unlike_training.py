@@ -66,8 +66,8 @@ def test_a_class_that_no_training_label_shows_is_named(tmp_path: Path) -> None:
         write_nifti(tmp_path / f"data/labels/c{index}.nii.gz", label)
     assert macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1).code == 0
     (tmp_path / "split.json").write_text(
-        '{"format": "macl-split", "version": 1, "patients": {"test": ["c2"], "validation": [], '
-        '"training": ["c0", "c1", "c3"]}, "budgets": {"few": ["c0", "c1"], "all": ["c3"]}}'
+        '{"format": "macl-split", "version": 1, "name": "toy", "test": ["c2"], '
+        '"budgets": {"few": ["c0", "c1"], "all": ["c0", "c1", "c3"]}}'
     )
     for budget, named in (("few", True), ("all", False)):
         answer = macl(

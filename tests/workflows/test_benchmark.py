@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -503,15 +504,19 @@ def test_rows_of_a_cell_agree_with_its_summary(grid: Path, tmp_path: Path) -> No
     ids=lambda path: path.stem,
 )
 def test_the_grids_of_the_project_name_what_is_there(path: Path) -> None:
-    from macl.config import FinetuneSettings, read_recipe, resolve
+    from macl.config import FinetuneSettings, SelftrainSettings, read_recipe, resolve
     from macl.data.splits import read_split
 
     grid = read_grid(path)
     assert set(grid.labels) <= set(read_split(grid.split).budgets)
+    for training in grid.training:
+        kind = SelftrainSettings if training.stage == "selftrain" else FinetuneSettings
+        own = training.recipe or grid.recipes[0]
+        changes = (*grid.finetune.set, *training.set)
+        resolve(kind, read_recipe(kind.stage, own), changes)
     for recipe in grid.recipes:
         resolve(FinetuneSettings, read_recipe("finetune", recipe), grid.finetune.set)
     for start in grid.start:
         resolve(FinetuneSettings, read_recipe("finetune", grid.recipes[0]), start.network)
-    assert len(list(combinations(grid))) == len(grid.start) * len(grid.labels) * len(
-        grid.recipes
-    ) * len(grid.seeds)
+    axes = (grid.start, grid.labels, grid.recipes, grid.training, grid.seeds_and_draws)
+    assert len(list(combinations(grid))) == math.prod(map(len, axes))

@@ -215,7 +215,11 @@ class CollapseWatch:
         """Look at what was logged at a step."""
         if self.warned or step < self.from_step:
             return
-        stuck = at_uniform(values, self.uniform_losses)
+        stuck = [
+            name
+            for name in at_uniform(values, self.uniform_losses)
+            if values[name] < self.uniform_losses[name] / NEAR_UNIFORM
+        ]
         if stuck:
             self.warned = True
             spread = values.get("feature_spread", float("nan"))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from macl.stages.selftrain import selftrain
 from macl.tasks.initial_weights import SCRATCH
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
-from macl.utils.failures import describe
+from macl.utils.failures import explain
 from macl.utils.files import lock_if_free, read_json, write_text
 from macl.utils.progress import say
 from macl.workflows.grid import BenchmarkCell, BenchmarkPlan
@@ -127,7 +128,7 @@ class BenchmarkFolder:
             try:
                 return self._finish_alone(cell)
             except Exception as error:
-                write_text(self._failure(CELLS, cell.name), describe(error))
+                write_text(self._failure(CELLS, cell.name), _reason(error))
         return "done"
 
     def _finish_alone(self, cell: BenchmarkCell) -> Literal["done", "kept", "busy"]:
@@ -211,7 +212,7 @@ class BenchmarkFolder:
                     device=self.device, seed=cell.seed, resume=True,
                 )  # fmt: skip
             except Exception as error:
-                reason = f"Its pre-training failed: {describe(error)}"
+                reason = f"Its pre-training failed: {_reason(error)}"
                 write_text(failure, reason)
                 raise MaclError(reason) from None
         return str(folder), record.seconds
@@ -250,3 +251,11 @@ def _has_decoder(pretrained: Path) -> bool:
     """Whether the method trained decoder blocks; a method that trains none must be accepted."""
     tensors = checkpoint.read(pretrained / runs.WEIGHTS).tensors
     return any(name.startswith("decoder.") for name in tensors)
+
+
+def _reason(error: Exception) -> str:
+    """Why something failed; for a bug, the traceback is printed too."""
+    sentence = explain(error)
+    if sentence is None:
+        traceback.print_exception(error)
+    return sentence or f"{type(error).__name__}: {error}"
