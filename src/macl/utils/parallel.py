@@ -46,7 +46,7 @@ def workers_for(items: int, workers: int) -> Iterator[ParallelMap]:
         )
         return
     pool = ProcessPoolExecutor(
-        min(items, workers), mp_context=get_context("spawn"), initializer=end_with_parent
+        min(items, workers), mp_context=get_context("spawn"), initializer=_start_worker
     )
 
     def run(function: Callable[[Any], Any], things: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -80,6 +80,21 @@ def _main_script_has_no_guard() -> bool:
         return "__name__" not in Path(script).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+
+
+SINGLE_THREADED = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
+}
+"""Workers fill the cores already: threads of theirs would only wait for each other."""
+
+
+def _start_worker() -> None:
+    for name, value in SINGLE_THREADED.items():
+        os.environ.setdefault(name, value)
+    end_with_parent()
 
 
 def end_with_parent() -> None:
