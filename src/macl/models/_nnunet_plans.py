@@ -78,6 +78,18 @@ def architecture_of(plans: Mapping[str, Any], configuration: str, path: Path) ->
         ) from None
 
 
+def read_channels(path: Path, configuration: str) -> int | None:
+    """How many image channels a plan has; None: it does not say.
+
+    Raises:
+        MaclError: the file or the configuration is missing.
+    """
+    plans = read_json(path, "an nnU-Net plan")
+    stated = _configuration(plans.get("configurations"), path, configuration)
+    schemes = stated.get("normalization_schemes")
+    return len(schemes) if isinstance(schemes, list) and schemes else None
+
+
 def _configuration(configurations: Any, path: Path, name: str) -> dict[str, Any]:
     """A configuration with what it inherits from others."""
     stated: dict[str, Any] = {}

@@ -1,0 +1,175 @@
+"""Check against nnU-Net itself: its planner, its loader and its training take macl's pre-training.
+
+Run in an environment with macl and nnunetv2 (`make check-nnunet`). For a plain and a residual plan,
+in 2D and 3D: nnU-Net plans; macl pre-trains the planned network and exports it; nnU-Net's own
+`load_pretrained_weights` reads the file into the network that nnU-Net builds; every pre-trained
+tensor must be there, under every name. Then `nnUNetv2_train -pretrained_weights` takes two steps,
+and macl reads its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import torch
+
+from fakes.nnunet import write
+from fakes.scans import anatomy
+from macl.models.conversion.nnunet import nnunet_names
+from macl.utils import checkpoint
+
+DATASET = "Dataset999_Check"
+PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM"}
+CONFIGURATIONS = {"2d": (2, "[32,32]"), "3d_fullres": (3, "[32,32,32]")}
+TRAINER = """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+    class ShortTrainer(nnUNetTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.num_epochs, self.num_iterations_per_epoch = 1, 2
+            self.num_val_iterations_per_epoch = 1
+            self.configuration_manager.configuration["batch_size"] = 2
+
+        def perform_actual_validation(self, save_probabilities=False):
+            pass
+"""
+
+
+def call(*words: object) -> str:
+    """What a command printed; its failure ends the check."""
+    start = time.monotonic()
+    program = Path(sys.executable).with_name(str(words[0]))
+    done = subprocess.run(
+        [str(program), *map(str, words[1:])], capture_output=True, text=True, check=False
+    )
+    shown = " ".join(Path(str(word)).name for word in words)
+    print(f"[{time.monotonic() - start:5.1f} s] {shown}", flush=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def planned_network(plans: Path, configuration: str, dataset: Path) -> torch.nn.Module:
+    """The network that nnU-Net builds from its plan."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(str(plans))
+    stated = manager.get_configuration(configuration)
+    described = json.loads((dataset / "dataset.json").read_text())
+    return get_network_from_plans(
+        stated.network_arch_class_name,
+        stated.network_arch_init_kwargs,
+        stated.network_arch_init_kwargs_req_import,
+        determine_num_input_channels(manager, stated, described),
+        manager.get_label_manager(described).num_segmentation_heads,
+        deep_supervision=True,
+    )
+
+
+def check(folder: Path, raw: Path, name: str, configuration: str) -> None:
+    """Pre-train, export, load and train, for one configuration of one plan."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    dims, size = CONFIGURATIONS[configuration]
+    plans = folder / "preprocessed" / DATASET / f"{name}.json"
+    run = folder / f"{name}-{configuration}"
+    file = folder / f"{run.name}.pth"
+    call(
+        "macl", "pretrain", folder / "check.store", "--out", run, "--device", "cpu",
+        "--set", f"dims={dims}", "--set", "backbone=nnunet",
+        "--set", f"backbone_settings.plans={plans}",
+        "--set", f"backbone_settings.configuration={configuration}",
+        "--set", "method_settings.decoder_blocks=1", "--set", f"training.size={size}",
+        "--set", "training.batch_size=4", "--set", "training.steps=2",
+    )  # fmt: skip
+    call(
+        "macl", "export", run, "--to", "nnunet", "--plans", plans,
+        "--configuration", configuration, "--out", file,
+    )  # fmt: skip
+
+    network = planned_network(plans, configuration, raw)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    load_pretrained_weights(network, str(file))
+    after = network.state_dict()
+    trained = checkpoint.read(run / "weights.safetensors").tensors
+    stages = len({key.split(".")[2] for key in after if key.startswith("decoder.stages.")})
+    keys = 0
+    for own, tensor in trained.items():
+        for key in nnunet_names(own, stages):
+            assert torch.equal(after[key], tensor), key
+            keys += 1
+    heads = [key for key in after if ".seg_layers." in key]
+    assert all(torch.equal(after[key], before[key]) for key in heads)
+    halves = {half: sum(key.startswith(half) for key in trained) for half in ("encoder", "decoder")}
+    assert all(halves.values()), halves
+    print(
+        f"{name} {configuration}: {len(after)} keys in nnU-Net's network; {halves['encoder']} "
+        f"encoder and {halves['decoder']} decoder tensors pre-trained ({keys} keys), all equal "
+        f"after loading; {len(heads)} keys of heads as nnU-Net drew them",
+        flush=True,
+    )
+    words = ("-p", name, "-tr", "ShortTrainer", "-device", "cpu")
+    printed = call("nnUNetv2_train", 999, configuration, "all", *words, "-pretrained_weights", file)
+    print(*(line for line in printed.splitlines() if "loss" in line), sep="\n")
+
+    result = folder / "results" / DATASET / f"ShortTrainer__{name}__{configuration}" / "fold_all"
+    call(
+        "macl", "finetune", folder / "check.store", "--init", result / "checkpoint_final.pth",
+        "--split", folder / "check.json", "--labels", "1", "--out", folder / f"{run.name}-tuned",
+        "--device", "cpu", "--set", f"training.size={size}", "--set", "training.batch_size=2",
+        "--set", "training.steps=1",
+    )  # fmt: skip
+    transfer = json.loads((folder / f"{run.name}-tuned" / "transfer.json").read_text())
+    print(f"checkpoint_final.pth into macl: {transfer['counts']}, unused {transfer['unused']}")
+    assert transfer["counts"].keys() == {"loaded"}
+    assert not transfer["unused"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plans", nargs="*", default=list(PLANNERS), choices=list(PLANNERS))
+    parser.add_argument(
+        "--configurations", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS)
+    )
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        trainers = folder / "trainers"
+        trainers.mkdir()
+        (trainers / "short.py").write_text(textwrap.dedent(TRAINER))
+        os.environ |= {
+            **{f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")},
+            "nnUNet_extTrainer": str(trainers),
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_compile": "f",
+        }
+        raw = write(folder / "raw" / DATASET, cases=6, test=0, channels=("MR",))
+        print(f"Scans of {anatomy(0)[0].shape} voxels.")
+        for plans in chosen.plans:
+            call(
+                "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[plans], "-np", 1,
+                "-npfp", 1, "-c", *chosen.configurations,
+            )  # fmt: skip
+        call("macl", "prepare", raw, folder / "check.store", "--workers", 1)
+        call("macl", "split", folder / "check.store", "--out", folder / "check.json",
+             "--test", "1", "--budgets", "1")  # fmt: skip
+        for plans in chosen.plans:
+            for configuration in chosen.configurations:
+                check(folder, raw, plans, configuration)
+    print("nnU-Net takes what macl exports, and macl what nnU-Net has trained.")
+
+
+if __name__ == "__main__":
+    main()
