@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 
-from fakes.nnunet import write
-from fakes.scans import anatomy
+from fakes.nnunet import LABELS
+from fakes.scans import affine, anatomy, write_nifti
 from macl.models.conversion.nnunet import nnunet_names
 from macl.utils import checkpoint
 
-DATASET = "Dataset999_Check"
+DATASET, CASES = "Dataset999_Check", 6
 PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM"}
 CONFIGURATIONS = {"2d": (2, "[32,32]"), "3d_fullres": (3, "[32,32,32]")}
 TRAINER = """
@@ -48,15 +48,36 @@ TRAINER = """
 def call(*words: object) -> str:
     """What a command printed; its failure ends the check."""
     start = time.monotonic()
-    program = Path(sys.executable).with_name(str(words[0]))
+    macl = words[0] == "macl"
+    program = (
+        [sys.executable, "-m", "macl"]
+        if macl
+        else [str(Path(sys.executable).with_name(str(words[0])))]
+    )
     done = subprocess.run(
-        [str(program), *map(str, words[1:])], capture_output=True, text=True, check=False
+        [*program, *map(str, words[1:])], capture_output=True, text=True, check=False
     )
     shown = " ".join(Path(str(word)).name for word in words)
     print(f"[{time.monotonic() - start:5.1f} s] {shown}", flush=True)
     if done.returncode:
         sys.exit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done.stdout
+
+
+def write_scans(folder: Path) -> Path:
+    """A raw data set of nnU-Net's, large enough for a plan of several stages."""
+    for number in range(CASES):
+        image, label = anatomy(number, (40, 48, 48))
+        write_nifti(folder / "imagesTr" / f"{number:03d}_0000.nii.gz", image, affine((1, 1, 1)))
+        write_nifti(folder / "labelsTr" / f"{number:03d}.nii.gz", label, affine((1, 1, 1)))
+    described = {
+        "channel_names": {"0": "MR"},
+        "labels": LABELS,
+        "numTraining": CASES,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return folder
 
 
 def planned_network(plans: Path, configuration: str, dataset: Path) -> torch.nn.Module:
@@ -155,8 +176,7 @@ def main() -> None:
             "nnUNet_n_proc_DA": "0",
             "nnUNet_compile": "f",
         }
-        raw = write(folder / "raw" / DATASET, cases=6, test=0, channels=("MR",))
-        print(f"Scans of {anatomy(0)[0].shape} voxels.")
+        raw = write_scans(folder / "raw" / DATASET)
         for plans in chosen.plans:
             call(
                 "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[plans], "-np", 1,
