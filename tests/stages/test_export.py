@@ -232,8 +232,8 @@ def test_the_release_gets_all_its_names_and_gives_them_back(folder: Path, tmp_pa
 def test_the_card_counts_patients_and_names_none(folder: Path, tmp_path: Path) -> None:
     exported(folder / "plain" / "run", tmp_path / "pre.pth", "--to", "nnunet")
     card = (tmp_path / "pre.card.md").read_text()
-    assert "5 scans of 5 patients, without labels" in card
-    assert "1 test scans were set aside" in card
+    assert "Scans without labels: 5; patients: 5." in card
+    assert "Test scans set aside: 1, never trained on." in card
     assert "patient0" not in card
     assert str(folder) not in card
     for heading in ("## Data", "## Training", "## Scores", "## Intended use", "## Licence"):

@@ -96,7 +96,8 @@ def _configuration(configurations: Any, path: Path, name: str) -> dict[str, Any]
     following: Any = name
     seen: set[str] = set()
     while following is not None:
-        found = configurations.get(following) if isinstance(configurations, Mapping) else None
+        named = isinstance(configurations, Mapping) and isinstance(following, str)
+        found = configurations.get(following) if named else None
         if not isinstance(found, Mapping) or following in seen:
             known = listed(sorted(configurations)) if isinstance(configurations, Mapping) else ""
             raise MaclError(

@@ -84,23 +84,22 @@ def _data(record: RunRecord) -> Iterator[str]:
     yield "## Data"
     yield f"- Modality: {record.modality}; channels: {', '.join(record.channels)}."
     yield f"- Layout: {record.reader}."
-    labelled = " with labels" if record.is_segmenter else ", without labels"
-    yield f"- {len(record.cases)} scans of {len(record.patients)} patients{labelled}."
+    kind = "with" if record.is_segmenter else "without"
+    yield f"- Scans {kind} labels: {len(record.cases)}; patients: {len(record.patients)}."
     if record.unlabelled_cases:
-        yield (
-            f"- {len(record.unlabelled_cases)} scans of {len(record.unlabelled_patients)} patients "
-            "without labels."
-        )
+        count, patients = len(record.unlabelled_cases), len(record.unlabelled_patients)
+        yield f"- Scans without labels: {count}; patients: {patients}."
     if record.init_patients:
         count = len(record.init_patients)
-        yield f"- It started from weights that were trained on scans of {count} patients."
-    if record.classes:
+        yield f"- Patients in the training of the weights that it started from: {count}."
+    if record.classes and record.is_segmenter:
         yield f"- Classes: {', '.join(record.classes)}."
-    if record.test_cases:
-        withheld = "but overlap was allowed" if record.overlap_allowed else "and never trained on"
-        yield f"- {len(record.test_cases)} test scans were set aside, {withheld}."
-    else:
-        yield "- No test scans were set aside."
+    withheld = "overlap allowed" if record.overlap_allowed else "never trained on"
+    yield (
+        f"- Test scans set aside: {len(record.test_cases)}, {withheld}."
+        if record.test_cases
+        else "- Test scans set aside: none."
+    )
     trained = record.trained_on
     if trained and trained.finest_mm and trained.coarsest_mm:
         finest, coarsest = (
