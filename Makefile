@@ -1,16 +1,18 @@
 # Two commands set up everything they need in .venv: `make demo` and `make test`.
 #   TORCH_INDEX   where to take PyTorch from; on Linux without a GPU, https://download.pytorch.org/whl/cpu saves gigabytes
 #   PYTHON, VENV  which Python (3.11 or later) builds the environment, and where
+#   NNUNET_VENV   the environment of `make check-nnunet`, which tries exports in nnU-Net itself
 #   OUT           where the demo writes
 #   PYTEST_ARGS   what pytest is told, e.g. PYTEST_ARGS="tests/test_metrics.py -x"
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+NNUNET_VENV ?= .venv-nnunet
 OUT ?= demo
 TORCH_INDEX ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check check-nnunet clean
 .SECONDARY:
 
 demo: $(VENV)/.demo-ready
@@ -25,6 +27,15 @@ check: $(VENV)/.dev-ready
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+check-nnunet: $(NNUNET_VENV)/.ready
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py
+
+$(NNUNET_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(NNUNET_VENV)
+	$(NNUNET_VENV)/bin/python -m pip install torch torchvision $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(NNUNET_VENV)/bin/python -m pip install -e . nnunetv2==2.8.1
+	touch $@
+
 $(VENV)/.%-ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
@@ -32,4 +43,4 @@ $(VENV)/.%-ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NNUNET_VENV)

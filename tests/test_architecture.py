@@ -136,7 +136,9 @@ def test_nothing_is_unpickled_or_pickled() -> None:
         }, path
         assert not any(name.startswith("pickle.") for name in imported(module)), path
         for name, call in calls(module):
-            assert name != "torch.save", path
+            # For programs that read nothing else, in one place.
+            exported = path == SOURCE / "models" / "conversion" / "pickled.py"
+            assert name != "torch.save" or exported, path
             if name == "torch.load":
                 assert keywords(call).get("weights_only") == "True", path
             assert "allow_pickle" not in keywords(call), path

@@ -21,6 +21,7 @@ STAGES = [
     "selftrain",
     "predict",
     "evaluate",
+    "export",
     "profile",
     "benchmark",
     "report",

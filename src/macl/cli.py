@@ -556,6 +556,31 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run.", show_default=False)],
+    to: Annotated[
+        Literal["nnunet", "torch", "macl-release"],
+        typer.Option(
+            help="nnunet: for -pretrained_weights. torch: safetensors and JSON. macl-release: as "
+            "MACL's authors save weights."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write; a model card goes beside it.")],
+    plans: Annotated[
+        Path | None,
+        typer.Option(help="nnunet: the nnUNetPlans.json to train with. Default: the run's."),
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option(help="nnunet: of the plans. Default: the run's.")
+    ] = None,
+) -> None:
+    """Write a run's weights in the format of another program, with a model card."""
+    from macl.stages.export import export as run_export
+
+    run_export(run, out, to=to, plans=plans, configuration=configuration)
+
+
+@app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="A store or a run.", show_default=False)],
 ) -> None:

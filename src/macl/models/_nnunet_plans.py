@@ -78,13 +78,26 @@ def architecture_of(plans: Mapping[str, Any], configuration: str, path: Path) ->
         ) from None
 
 
+def read_channels(path: Path, configuration: str) -> int | None:
+    """How many image channels a plan has; None: it does not say.
+
+    Raises:
+        MaclError: the file or the configuration is missing.
+    """
+    plans = read_json(path, "an nnU-Net plan")
+    stated = _configuration(plans.get("configurations"), path, configuration)
+    schemes = stated.get("normalization_schemes")
+    return len(schemes) if isinstance(schemes, list) and schemes else None
+
+
 def _configuration(configurations: Any, path: Path, name: str) -> dict[str, Any]:
     """A configuration with what it inherits from others."""
     stated: dict[str, Any] = {}
     following: Any = name
     seen: set[str] = set()
     while following is not None:
-        found = configurations.get(following) if isinstance(configurations, Mapping) else None
+        named = isinstance(configurations, Mapping) and isinstance(following, str)
+        found = configurations.get(following) if named else None
         if not isinstance(found, Mapping) or following in seen:
             known = listed(sorted(configurations)) if isinstance(configurations, Mapping) else ""
             raise MaclError(

@@ -143,6 +143,12 @@ class RunRecord(Settings):
         return self.kind != "pretrain"
 
     @property
+    def patch(self) -> tuple[int, ...]:
+        """Sides of the patches that it was trained on, in voxels."""
+        size = self.settings["training"]["size"]
+        return (size,) * self.settings["dims"] if isinstance(size, int) else tuple(size)
+
+    @property
     def seen_patients(self) -> tuple[str, ...]:
         """Everyone whose scans had a part in its weights, sorted."""
         return tuple(sorted({*self.patients, *self.unlabelled_patients, *self.init_patients}))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from macl.data.resolved_split import ResolvedSplit, find_test_people
-from macl.models.conversion.macl_release import read_authors
+from macl.models.conversion.foreign import read_foreign
 from macl.records.runs import WEIGHTS, read_record, read_weights
 from macl.records.training_range import TrainingRange
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
@@ -74,7 +74,7 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
     else:
         file, patients, trained_on = path, (), None
         is_ours = path.suffix == ".safetensors"
-        source = checkpoint.read(path) if is_ours else read_authors(path, decoder_blocks)
+        source = checkpoint.read(path) if is_ours else read_foreign(path, decoder_blocks)
         checkpoint.require_finite(path, source.tensors)
         say(
             f"{init} does not say whose scans it was trained on; it is assumed that no test people "

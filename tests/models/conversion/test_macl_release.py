@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fakes.networks import unet
-from macl.models.conversion.macl_release import from_authors_names, read_authors
+from macl.models.conversion.foreign import read_foreign
+from macl.models.conversion.macl_release import from_authors_names
 from macl.utils.errors import MaclError
 
 
@@ -73,7 +74,7 @@ def our_names(blocks: int) -> dict[str, Tensor]:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(MaclError, match="There is no"):
-        read_authors(tmp_path / "w.pth", 2)
+        read_foreign(tmp_path / "w.pth", 2)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -83,7 +84,7 @@ def test_the_released_layouts(tmp_path: Path, prefix: str, key: str | None, bloc
     path = tmp_path / "best.pth"
     state = released_state(prefix)
     torch.save(state if key is None else {"epoch": 99, key: state, "loss": 1.5}, path)
-    read = read_authors(path, blocks)
+    read = read_foreign(path, blocks)
     expected = our_names(blocks)
     assert set(read.tensors) == set(expected)
     for name, tensor in expected.items():
@@ -125,7 +126,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, new_format: boo
     with pytest.raises(
         MaclError, match=r"cannot be read as plain weights.*save the network's state_dict\(\) alone"
     ):
-        read_authors(tmp_path / "best.pth", 2)
+        read_foreign(tmp_path / "best.pth", 2)
     assert not (tmp_path / "owned").exists()
     torch.load(tmp_path / "best.pth", weights_only=False)
     assert (tmp_path / "owned").exists(), "the test's pickle would have worked"
@@ -134,7 +135,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, new_format: boo
 def test_a_whole_network_in_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "best.pth")
     with pytest.raises(MaclError, match="cannot be read as plain weights"):
-        read_authors(tmp_path / "best.pth", 2)
+        read_foreign(tmp_path / "best.pth", 2)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_whole_network_in_a_pickle_is_refused(tmp_path: Path) -> None:
 def test_another_networks_weights(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "best.pth")
     with pytest.raises(MaclError, match="holds no tensor of the released MACL network"):
-        read_authors(tmp_path / "best.pth", 2)
+        read_foreign(tmp_path / "best.pth", 2)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -166,7 +167,7 @@ def test_broken_bytes_are_a_sentence(tmp_path: Path, new_format: bool) -> None:
     for data in broken:
         path.write_bytes(data)
         try:
-            read_authors(path, 2)
+            read_foreign(path, 2)
         except MaclError as error:
             answers.append(str(error))
     assert len(answers) > 60

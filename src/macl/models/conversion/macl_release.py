@@ -1,37 +1,41 @@
-"""The released MACL program's weight files, read safely and renamed to our U-Net."""
+"""The released MACL program's tensors and our U-Net's, renamed into each other."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError
 
-_NAMES = (
-    (
-        r"share_encoder\.contr_([1-4])_1\.([01])\.",
-        lambda match: f"encoder.levels.{int(match[1]) - 1}.{match[2]}.",
-    ),
-    (
-        r"share_encoder\.contr_([1-4])_2\.([01])\.",
-        lambda match: f"encoder.levels.{int(match[1]) - 1}.{int(match[2]) + 3}.",
-    ),
-    (r"share_encoder\.center\.([02])\.", lambda match: f"encoder.centre.{match[1]}."),
-    (r"online_decoder\.upscale([2-5])\.", lambda match: f"decoder.blocks.{5 - int(match[1])}.up."),
-    (
-        r"online_decoder\.expand_([1-4])_1\.([01])\.",
-        lambda match: f"decoder.blocks.{4 - int(match[1])}.convolutions.{match[2]}.",
-    ),
-    (
-        r"online_decoder\.expand_([1-4])_2\.([01])\.",
-        lambda match: f"decoder.blocks.{4 - int(match[1])}.convolutions.{int(match[2]) + 3}.",
-    ),
-)
+_LEVELS = 4
+
+
+def _names() -> Iterator[tuple[str, str]]:
+    """How names begin there, and here."""
+    for level in range(1, _LEVELS + 1):
+        block = _LEVELS - level
+        yield f"online_decoder.upscale{level + 1}.", f"decoder.blocks.{block}.up."
+        for number, first in ((1, 0), (2, 3)):
+            for part in (0, 1):
+                own = f"{first + part}."
+                yield (
+                    f"share_encoder.contr_{level}_{number}.{part}.",
+                    (f"encoder.levels.{level - 1}.{own}"),
+                )
+                yield (
+                    f"online_decoder.expand_{level}_{number}.{part}.",
+                    (f"decoder.blocks.{block}.convolutions.{own}"),
+                )
+    for part in (0, 2):
+        yield f"share_encoder.center.{part}.", f"encoder.centre.{part}."
+
+
+_OURS = dict(_names())
+_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 
 
 def from_authors_names(tensors: Mapping[str, Tensor], decoder_blocks: int) -> dict[str, Tensor]:
@@ -41,38 +45,40 @@ def from_authors_names(tensors: Mapping[str, Tensor], decoder_blocks: int) -> di
         tensors: the released network's state, with or without a leading `module.`.
         decoder_blocks: N; the release saves all four blocks, but trains the deepest N alone.
     """
+    bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {
+        name: tensor
+        for name, tensor in _renamed(bare, _OURS).items()
+        if not name.startswith("decoder.") or int(name.split(".")[2]) < decoder_blocks
+    }
+
+
+def to_authors_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of our U-Net in 2D with four poolings to the authors' network."""
+    return _renamed(tensors, _THEIRS)
+
+
+def _renamed(tensors: Mapping[str, Tensor], beginnings: Mapping[str, str]) -> dict[str, Tensor]:
+    """Those tensors whose names begin as stated, with the other beginning."""
     renamed = {}
     for name, tensor in tensors.items():
-        bare = name.removeprefix("module.")
-        for pattern, rename in _NAMES:
-            match = re.match(pattern, bare)
-            if match:
-                ours = rename(match) + bare[match.end() :]
-                if not ours.startswith("decoder.") or int(ours.split(".")[2]) < decoder_blocks:
-                    renamed[ours] = tensor
+        stem, _, kind = name.rpartition(".")
+        if f"{stem}." in beginnings:
+            renamed[beginnings[f"{stem}."] + kind] = tensor
     return renamed
 
 
-def read_authors(path: Path, decoder_blocks: int) -> Checkpoint:
-    """Read a weights file of the authors' program (`.pth`), tensors only.
+def authors_checkpoint(content: Any, path: Path, decoder_blocks: int) -> Checkpoint:
+    """What a weights file of the authors' program holds, under our names.
 
     Args:
-        path: the file.
+        content: of the file.
+        path: the file, for messages.
         decoder_blocks: N, which the file does not say.
 
     Raises:
-        MaclError: the file is missing, holds more than tensors, or none of the released network.
+        MaclError: it holds nothing of the released network.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise MaclError(f"There is no {path}: check the path given to --init.") from None
-    except Exception as error:  # broken bytes can raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MaclError(
-            f"{path} cannot be read as plain weights ({reason}): save the network's state_dict() "
-            "alone and try again."
-        ) from None
     for key in ("state_dict", "model", "net"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -82,7 +88,7 @@ def read_authors(path: Path, decoder_blocks: int) -> Checkpoint:
     if not tensors:
         raise MaclError(
             f"{path} holds no tensor of the released MACL network "
-            "(share_encoder.…, online_decoder.…)."
+            "(share_encoder.…, online_decoder.…), and no checkpoint of nnU-Net (network_weights)."
         )
     about = {"kind": "pretrain", "method": "macl", "dims": 2, "decoder_blocks": decoder_blocks}
     return Checkpoint(tensors, about)

@@ -1,0 +1,229 @@
+"""Check against nnU-Net itself: its planner, its loader and its training take macl's pre-training.
+
+Run in an environment with macl and nnunetv2 (`make check-nnunet`), for plain and residual networks
+in 2D and 3D. First with small plans: macl pre-trains the planned network and exports it; nnU-Net's
+own `load_pretrained_weights` reads the file into the network that nnU-Net builds; every pre-trained
+tensor must be there, under every name. Then, unless `--loader-only`, with plans of nnU-Net's own
+planners: the same, then `nnUNetv2_train -pretrained_weights` takes two steps, and macl reads its
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import torch
+
+from fakes.nnunet import LABELS, write_plans
+from fakes.scans import affine, anatomy, write_nifti
+from fakes.toy_store import write_toy_store
+from macl.models.conversion.nnunet import nnunet_names
+from macl.stages.export import export
+from macl.stages.pretrain import pretrain
+from macl.utils import checkpoint
+
+DATASET, CASES = "Dataset999_Check", 6
+PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM"}
+CONFIGURATIONS = {"2d": (2, "[32,32]"), "3d_fullres": (3, "[32,32,32]")}
+TRAINER = """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+    class ShortTrainer(nnUNetTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.num_epochs, self.num_iterations_per_epoch = 1, 2
+            self.num_val_iterations_per_epoch = 1
+            self.configuration_manager.configuration["batch_size"] = 2
+
+        def perform_actual_validation(self, save_probabilities=False):
+            pass
+"""
+
+
+def call(*words: object) -> str:
+    """What a command printed; its failure ends the check."""
+    start = time.monotonic()
+    macl = words[0] == "macl"
+    program = (
+        [sys.executable, "-m", "macl"]
+        if macl
+        else [str(Path(sys.executable).with_name(str(words[0])))]
+    )
+    done = subprocess.run(
+        [*program, *map(str, words[1:])], capture_output=True, text=True, check=False
+    )
+    shown = " ".join(Path(str(word)).name for word in words)
+    print(f"[{time.monotonic() - start:5.1f} s] {shown}", flush=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def write_scans(folder: Path) -> Path:
+    """A raw data set of nnU-Net's, large enough for a plan of several stages."""
+    for number in range(CASES):
+        image, label = anatomy(number, (40, 48, 48))
+        write_nifti(folder / "imagesTr" / f"{number:03d}_0000.nii.gz", image, affine((1, 1, 1)))
+        write_nifti(folder / "labelsTr" / f"{number:03d}.nii.gz", label, affine((1, 1, 1)))
+    described = {
+        "channel_names": {"0": "MR"},
+        "labels": LABELS,
+        "numTraining": CASES,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return folder
+
+
+def planned_network(plans: Path, configuration: str, classes: int) -> torch.nn.Module:
+    """The network that nnU-Net builds from its plan, for images of one channel."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    stated = PlansManager(str(plans)).get_configuration(configuration)
+    return get_network_from_plans(
+        stated.network_arch_class_name,
+        stated.network_arch_init_kwargs,
+        stated.network_arch_init_kwargs_req_import,
+        1,
+        classes,
+        deep_supervision=True,
+    )
+
+
+def load(plans: Path, configuration: str, run: Path, file: Path) -> None:
+    """Let nnU-Net load an export, and compare every tensor with the run's."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    network = planned_network(plans, configuration, 3)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    load_pretrained_weights(network, str(file))
+    after = network.state_dict()
+    trained = checkpoint.read(run / "weights.safetensors").tensors
+    stages = len({key.split(".")[2] for key in after if key.startswith("decoder.stages.")})
+    keys = [(key, own) for own in trained for key in nnunet_names(own, stages)]
+    assert all(torch.equal(after[key], trained[own]) for key, own in keys)
+    assert any(not torch.equal(after[key], before[key]) for key, _ in keys)
+    heads = [key for key in after if ".seg_layers." in key]
+    assert heads
+    assert all(torch.equal(after[key], before[key]) for key in heads)
+    halves = [sum(own.startswith(half) for own in trained) for half in ("encoder", "decoder")]
+    assert all(halves)
+    print(
+        f"{type(network).__name__} {configuration}: nnU-Net's network has {len(after)} keys; "
+        f"{halves[0]} encoder and {halves[1]} decoder tensors were pre-trained ({len(keys)} keys), "
+        f"all equal after loading; {len(heads)} keys of heads are as nnU-Net drew them.",
+        flush=True,
+    )
+
+
+def check_small(folder: Path) -> None:
+    """Small plans of both networks in 2D and 3D, through the loader."""
+    store = write_toy_store(folder / "toy.store", patients=4, slices=16, side=32)
+    for kind in ("plain", "residual"):
+        residual = kind == "residual"
+        plans = write_plans(folder / kind / "nnUNetPlans.json", [4, 6, 6], residual=residual)
+        for configuration, (dims, size) in CONFIGURATIONS.items():
+            run = folder / kind / configuration
+            settings = {
+                "dims": dims,
+                "backbone": "nnunet",
+                "backbone_settings.plans": plans,
+                "backbone_settings.configuration": configuration,
+                "method_settings.decoder_blocks": 1,
+                "training.size": size,
+                "training.batch_size": 4,
+                "training.steps": 2,
+            }
+            overrides = [f"{name}={value}" for name, value in settings.items()]
+            pretrain(store.path, run, overrides=overrides, device="cpu")
+            file = run.with_suffix(".pth")
+            export(run, file, to="nnunet", plans=plans, configuration=configuration)
+            load(plans, configuration, run, file)
+
+
+def check_planned(folder: Path, name: str, configuration: str) -> None:
+    """Pre-train, export, load and train, for one configuration of nnU-Net's own plan."""
+    dims, size = CONFIGURATIONS[configuration]
+    plans = folder / "preprocessed" / DATASET / f"{name}.json"
+    run = folder / f"{name}-{configuration}"
+    file = folder / f"{run.name}.pth"
+    call(
+        "macl", "pretrain", folder / "check.store", "--out", run, "--device", "cpu",
+        "--set", f"dims={dims}", "--set", "backbone=nnunet",
+        "--set", f"backbone_settings.plans={plans}",
+        "--set", f"backbone_settings.configuration={configuration}",
+        "--set", "method_settings.decoder_blocks=1", "--set", f"training.size={size}",
+        "--set", "training.batch_size=4", "--set", "training.steps=2",
+    )  # fmt: skip
+    call(
+        "macl", "export", run, "--to", "nnunet", "--plans", plans,
+        "--configuration", configuration, "--out", file,
+    )  # fmt: skip
+    load(plans, configuration, run, file)
+    words = ("-p", name, "-tr", "ShortTrainer", "-device", "cpu")
+    printed = call("nnUNetv2_train", 999, configuration, "all", *words, "-pretrained_weights", file)
+    print(*(line for line in printed.splitlines() if "loss" in line), sep="\n")
+
+    result = folder / "results" / DATASET / f"ShortTrainer__{name}__{configuration}" / "fold_all"
+    call(
+        "macl", "finetune", folder / "check.store", "--init", result / "checkpoint_final.pth",
+        "--split", folder / "check.json", "--labels", "1", "--out", folder / f"{run.name}-tuned",
+        "--device", "cpu", "--set", f"training.size={size}", "--set", "training.batch_size=2",
+        "--set", "training.steps=1",
+    )  # fmt: skip
+    transfer = json.loads((folder / f"{run.name}-tuned" / "transfer.json").read_text())
+    print(f"checkpoint_final.pth into macl: {transfer['counts']}, unused {transfer['unused']}")
+    assert transfer["counts"].keys() == {"loaded"}
+    assert not transfer["unused"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loader-only", action="store_true", help="small plans, no training")
+    parser.add_argument("--plans", nargs="*", default=list(PLANNERS), choices=list(PLANNERS))
+    parser.add_argument(
+        "--configurations", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS)
+    )
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        check_small(folder / "small")
+        if chosen.loader_only:
+            return
+        trainers = folder / "trainers"
+        trainers.mkdir()
+        (trainers / "short.py").write_text(textwrap.dedent(TRAINER))
+        os.environ |= {
+            **{f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")},
+            "nnUNet_extTrainer": str(trainers),
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_compile": "f",
+        }
+        raw = write_scans(folder / "raw" / DATASET)
+        for plans in chosen.plans:
+            call(
+                "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[plans], "-np", 1,
+                "-npfp", 1, "-c", *chosen.configurations,
+            )  # fmt: skip
+        os.environ |= {"nnUNet_n_proc_DA": "0"}  # The planner does not take it.
+        call("macl", "prepare", raw, folder / "check.store", "--workers", 1)
+        call("macl", "split", folder / "check.store", "--out", folder / "check.json",
+             "--test", "1", "--budgets", "1")  # fmt: skip
+        for plans in chosen.plans:
+            for configuration in chosen.configurations:
+                check_planned(folder, plans, configuration)
+    print("nnU-Net takes what macl exports, and macl what nnU-Net has trained.")
+
+
+if __name__ == "__main__":
+    main()
