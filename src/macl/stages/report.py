@@ -10,11 +10,9 @@ from typing import Any
 
 import macl
 from macl.metrics import DEFINITIONS, Convention
-from macl.records.runs import RunRecord
-from macl.records.scores import COUNTED_OUTCOMES, MEASURES
-from macl.report.comparison import Comparison, caveats, compare, titles_of
-from macl.report.label_efficiency import label_efficiency
-from macl.report.overlays import (
+from macl.pages.comparison import Comparison, caveats, compare, titles_of
+from macl.pages.label_efficiency import label_efficiency
+from macl.pages.overlays import (
     OVERLAY_KINDS,
     CaseSlice,
     OverlayKind,
@@ -22,8 +20,10 @@ from macl.report.overlays import (
     crop_around,
     draw,
 )
-from macl.report.reported_run import Spread, read_run
-from macl.report.sections import Section, section_of, side_by_side, store_facts
+from macl.pages.reported_run import Spread, read_run
+from macl.pages.sections import Section, section_of, side_by_side, store_facts
+from macl.records.runs import RunRecord
+from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.tasks.pretraining import WAY_OUT
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path, clear_unfinished_copies, write_json, write_text
@@ -104,7 +104,7 @@ def _render(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("macl", "report"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("macl", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
