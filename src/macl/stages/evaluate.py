@@ -26,7 +26,7 @@ from macl.preprocessing.source import (
 from macl.records.predictions import PREDICTIONS_RECORD, list_masks, read_predictions
 from macl.records.scores import ScoreRow, render, summarise, write_rows
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.files import clear_unfinished_copies, write_json
+from macl.utils.files import AnyPath, clear_unfinished_copies, write_json
 from macl.utils.parallel import available_cores
 from macl.utils.progress import progress, say
 
@@ -79,7 +79,7 @@ class CaseScores:
 
 
 def evaluate(
-    predictions: Path, truth: Path, out: Path, *, convention: Convention = "strict"
+    predictions: AnyPath, truth: AnyPath, out: AnyPath, *, convention: Convention = "strict"
 ) -> list[ScoreRow]:
     """Score a folder of masks against the truth, on the grid of each scan.
 
@@ -98,6 +98,7 @@ def evaluate(
         MaclError: nothing matches, a mask cannot be read, grids differ, or a label value is not
             among the classes.
     """
+    predictions, truth, out = Path(predictions), Path(truth), Path(out)
     if out.suffix != ".csv":
         raise MaclError(f"--out {out} should be a file that ends in .csv.")
     masks = list_masks(predictions)

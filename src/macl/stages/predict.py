@@ -29,13 +29,13 @@ from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_pred
 from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
 from macl.tasks.segmentation import load_segmenter, require_segmenter, segmenter_settings
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.files import inside, require_disk_space, sha256
+from macl.utils.files import AnyPath, inside, require_disk_space, sha256
 from macl.utils.progress import progress, say
 
 
 def predict(
-    paths: Sequence[Path],
-    out: Path,
+    paths: Sequence[AnyPath],
+    out: AnyPath,
     *,
     cases: Literal["test", "all"] = "test",
     probabilities: bool = False,
@@ -66,11 +66,12 @@ def predict(
         MaclError: the runs do not fit each other, there is nothing to segment, or, once all others
             are done, some scans could not be segmented.
     """
-    runs = list(takewhile(lambda path: (path / RECORD).is_file(), paths))
-    records = read_runs(runs, paths)
+    named, out = [*map(Path, paths)], Path(out)
+    runs = list(takewhile(lambda path: (path / RECORD).is_file(), named))
+    records = read_runs(runs, named)
     frames = frames or any(record.prepared.frames for record in records)
     pseudonyms = Pseudonyms(out)
-    scans, refused = find_scans(paths[len(runs) :], records, cases, readers(), frames, pseudonyms)
+    scans, refused = find_scans(named[len(runs) :], records, cases, readers(), frames, pseudonyms)
     if probabilities and any(len(scan.time_points) > 1 for scan in scans):
         raise MaclError(
             "--probabilities are written for scans, not for time series: leave it out, or split "
