@@ -15,7 +15,7 @@ import numpy as np
 from macl.config import PrepareSettings
 from macl.data.store import INDEX, Normalisation, Orientation, Store
 from macl.io.deidentification import Pseudonyms
-from macl.io.geometry import Geometry
+from macl.io.geometry import Geometry, Volume
 from macl.io.source import Case
 from macl.io.time_series import frames_of
 from macl.io.volume import is_one_scan, read_header, read_scan, safe_name, stem_of, suffix_of
@@ -235,11 +235,24 @@ def _from_files(
 
 
 def _prepare(case: Case, record: RunRecord, modality: str) -> PreparedScan:
-    """Read a scan and prepare it as the runs' store was prepared."""
     volume = read_scan(case.images, len(record.channels), case.frame)
-    grid, stored = prepare_image(volume, record.prepared)
     if modality == "unknown":
         modality = read_header(case.images[0]).modality
+    return prepare_volume(volume, record, modality)
+
+
+def prepare_volume(volume: Volume, record: RunRecord, modality: str = "unknown") -> PreparedScan:
+    """Prepare a scan as the store of a run was prepared.
+
+    Args:
+        volume: the scan, with as many channels as the run's.
+        record: the run's.
+        modality: "MR", "CT", "photograph" or "unknown".
+
+    Raises:
+        RefusedCaseError: a spacing is asked for, and the scan's own is unknown.
+    """
+    grid, stored = prepare_image(volume, record.prepared)
     facts = ScanFacts(modality, grid.spacing_mm, stored.normalisation, stored.rescale)
     return PreparedScan(
         stored.array,

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from macl.engine.trainer import make_fabric
 from macl.inference.masks import segment
+from macl.inference.members import load_member
 from macl.inference.scans import (
     PreparedScan,
     ScanToSegment,
@@ -27,7 +27,7 @@ from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
 from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
 from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
-from macl.tasks.segmentation import load_segmenter, require_segmenter, segmenter_settings
+from macl.tasks.segmentation import require_segmenter
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import AnyPath, inside, require_disk_space, sha256
 from macl.utils.progress import progress, say
@@ -77,7 +77,10 @@ def predict(
             "--probabilities are written for scans, not for time series: leave it out, or split "
             "the series."
         )
-    ensemble = [_load(run, record, device) for run, record in zip(runs, records, strict=True)]
+    ensemble = [
+        load_member(run, record, find("models", record.settings["backbone"]), device)
+        for run, record in zip(runs, records, strict=True)
+    ]
     record = PredictionsRecord(
         weights=tuple(sorted(sha256(run / WEIGHTS) for run in runs)),
         classes=records[0].classes,
@@ -161,15 +164,6 @@ def read_runs(runs: Sequence[Path], paths: Sequence[Path]) -> list[RunRecord]:
                     f"{ours}, {theirs}."
                 )
     return records
-
-
-def _load(run: Path, record: RunRecord, device: str) -> SegmenterMember:
-    settings = segmenter_settings(record)
-    network = load_segmenter(
-        run, find("models", settings.backbone), make_fabric(device, "fp32").device
-    )
-    mirror_axes = record.mirror_axes if settings.mirror_averaging else ()
-    return SegmenterMember(network, settings.patch, mirror_axes)
 
 
 # ---------------------------------------------------------------- the masks
