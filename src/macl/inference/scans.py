@@ -25,7 +25,7 @@ from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
 from macl.records.training_range import Difference, ScanFacts, differences
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -133,7 +133,7 @@ def find_scans(
                 source = replace(source, cases=grouped, refused={**source.refused, **incomplete})
             scanned = scan_source(path, source, frames=frames, pseudonyms=pseudonyms)
             for note in scanned.source.notes:
-                say(f"{path}: {note}")
+                warn(f"{path}: {note}")
             single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}
             for name, time_points in sorted({**single, **scanned.series}.items()):
                 modality = scanned.source.modality
@@ -290,7 +290,7 @@ def _from_store(
             )
     trained = {name for record in records for name in (*record.cases, *record.unlabelled_cases)}
     if known := sorted(trained & set(chosen)):
-        say(
+        warn(
             f"The runs were trained on {len(known)} of these cases of {store.path}, so scores on "
             f"them mean little: {listed(known)}."
         )

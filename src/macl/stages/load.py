@@ -22,7 +22,7 @@ from macl.records.runs import RunRecord, read_record
 from macl.tasks.segmentation import require_segmenter
 from macl.utils.errors import MaclError, RefusedCaseError
 from macl.utils.files import AnyPath
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -123,7 +123,7 @@ class SegmentationModel:
         )
         notes = (*prepared.notes, *unlike)
         for note in notes:
-            say(f"Note on {name}: {note}.")
+            warn(f"Note on {name}: {note}.")
         found = segment(
             [self._member],
             prepared,

@@ -30,7 +30,7 @@ from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
 from macl.tasks.segmentation import require_segmenter
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import AnyPath, inside, require_disk_space, sha256
-from macl.utils.progress import progress, say
+from macl.utils.progress import progress, say, warn
 
 
 def predict(
@@ -112,9 +112,9 @@ def predict(
             advance(note=scan.name)
     say(f"Wrote {sum(scan.name not in failures.reasons for scan in waiting)} masks to {out}.")
     for note, names in notes.items():
-        say(f"Note on {listed(names)}: {note}.")
+        warn(f"Note on {listed(names)}: {note}.")
     for trained_on, scans_unlike in unlike.items():
-        say(
+        warn(
             f"Warning: the model was {trained_on}, but these scans are unlike that: "
             f"{listed(scans_unlike)}. Check their masks."
         )
@@ -244,7 +244,7 @@ class _Failures:
         """Print the reasons that have been held back, unless they were printed before."""
         for reason, names in self._pending.items():
             if reason not in self._printed:
-                say(f"Not segmented: {listed(names)} ({reason.rstrip('.')}).")
+                warn(f"Not segmented: {listed(names)} ({reason.rstrip('.')}).")
         self._printed |= {*self._pending}
         self._pending.clear()
 

@@ -36,7 +36,7 @@ from macl.preprocessing.statements import with_statements
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import AnyPath, file_lock, refuse_links, require_disk_space
 from macl.utils.parallel import available_cores, workers_for
-from macl.utils.progress import progress, say
+from macl.utils.progress import progress, say, warn
 
 _REFUSALS_SHOWN = 20
 
@@ -325,12 +325,12 @@ def _none_kept(source: Path, refused: Mapping[str, str]) -> str:
 
 def _report(store: Path, index: StoreIndex) -> None:
     for note in index.notes:
-        say(f"note: {note}")
+        warn(f"note: {note}")
     for case in index.refused[:_REFUSALS_SHOWN]:
-        say(f"refused: {case.name}: {case.reason}")
+        warn(f"refused: {case.name}: {case.reason}")
     if len(index.refused) > _REFUSALS_SHOWN:
         more = len(index.refused) - _REFUSALS_SHOWN
-        say(f"refused: {more} more, all listed in {store / INDEX}")
+        warn(f"refused: {more} more, all listed in {store / INDEX}")
     patients = len({case.patient for case in index.cases})
     labelled = sum(case.labelled for case in index.cases)
     slices = sum(case.slices for case in index.cases)

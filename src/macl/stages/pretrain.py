@@ -27,7 +27,7 @@ from macl.tasks.pretraining import (
 )
 from macl.tasks.run_settings import pretrain_settings
 from macl.utils.files import AnyPath
-from macl.utils.progress import say
+from macl.utils.progress import say, warn
 
 DEFAULT_METHOD = "macl"
 
@@ -150,13 +150,13 @@ def _report_left_out_slices(
 def _warn_of_one_position(loader: Loader) -> None:
     """Say so if all patches lie at one position, which makes every pair of them positives."""
     if len(loader.patch) == 2 and int(loader.cache.volumes.extents[:, 0].max()) == 1:
-        say(
+        warn(
             "Every case has a single slice, so that positions tell nothing: to methods that "
             "contrast positions (macl, pcl, gcl), all slices are alike. --method masked, for one, "
             "needs no positions."
         )
     elif loader.all_patches_cover_their_volume:
-        say(
+        warn(
             "A patch covers every volume, so that all patches lie at one position and there is "
             "nothing to contrast: choose smaller sides with --set training.size=…, or a method "
             "without positions, such as --method masked."

@@ -14,7 +14,7 @@ from macl.data.splits import Rule, Split, group_of, in_drawn_order, read_split, 
 from macl.data.store import Store
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import AnyPath
-from macl.utils.progress import say
+from macl.utils.progress import say, warn
 
 
 class SplitKeywords(TypedDict, total=False):
@@ -153,7 +153,7 @@ def _open(store: Path, out: Path, options: SplitOptions) -> tuple[Store, dict[st
     if rule == "patient":
         people = suspicion({case.name: case.patient for case in opened.index.cases})
         if people:
-            say(f"Warning: {people}")
+            warn(f"Warning: {people}")
     shown, reserved = structures(opened, rule), options.reserved(opened)
     return opened, {person: classes for person, classes in shown.items() if person not in reserved}
 

@@ -36,7 +36,7 @@ from macl.engine.task import Quantity, StepOutput
 from macl.losses import soft_dice
 from macl.models.heads import kept_uncompiled, momentum_copy
 from macl.tasks.segmentation import SegmentationTask, Segmenter
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 UNSURE = 255
 """In pseudo-labels, a voxel of which their teacher was not sure."""
@@ -325,7 +325,7 @@ class ProportionWatch:
         if key in self.warned:
             return
         self.warned.add(key)
-        say(
+        warn(
             f"Warning: at step {step}, in what the teacher predicts, {what} ({of_teacher:.2%} of "
             f"the voxels, {of_labels:.2%} in the labels): the run may be collapsing. Start from a "
             "fine-tuned run, train longer, or lower unlabelled_weight."

@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 
 from macl.utils.errors import MaclError
 from macl.utils.files import AnyPath, atomic_path, refuse_links
-from macl.utils.progress import say
+from macl.utils.progress import say, warn
 from macl.workflows.cells import BenchmarkFolder
 from macl.workflows.executors import Cluster, run_workers, submit_jobs
 from macl.workflows.grid import plan, read_grid
@@ -91,7 +91,7 @@ def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords])
     print(write_tables(folder))
     failed, finished = folder.failed(), folder.finished()
     for name, reason in failed.items():
-        say(f"Failed: {name}: {reason}")
+        warn(f"Failed: {name}: {reason}")
     if chosen.append_to:
         append_runs(chosen.append_to, finished.values())
     cells = len(planned.specifications)
