@@ -25,6 +25,7 @@ STAGES = [
     "profile",
     "benchmark",
     "report",
+    "settings",
 ]
 
 

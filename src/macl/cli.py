@@ -35,6 +35,7 @@ EXAMPLES = {
     "profile": "macl profile --store my.store",
     "benchmark": "macl benchmark grid.toml --out bench",
     "report": "macl report runs/macl-8 runs/scratch-8 --out report.html",
+    "settings": "macl settings finetune",
 }
 """One call of every command, for its help and for the answer to a missing argument."""
 
@@ -710,6 +711,27 @@ def report(
     from macl.stages.report import report as run
 
     run(runs, out)
+
+
+@app.command()
+def settings(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="pretrain, finetune, selftrain, a method or a network."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Of a stage: show the values of this recipe.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the settings of a stage, a method or a network: names, values and meaning."""
+    from macl.stages import settings as stage
+
+    if name is None:
+        print(stage.overview())
+        return
+    catalogue = stage.settings(name, recipe)
+    print(stage.as_json(catalogue) if as_json else stage.render(catalogue))
 
 
 def main() -> None:
