@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ STAGES = [
     "profile",
     "benchmark",
     "report",
+    "settings",
 ]
 
 
@@ -66,14 +68,36 @@ def test_help_lists_the_path_in_order(macl) -> None:
 
 def test_the_version_is_printed(macl) -> None:
     answer = macl("--version")
-    assert (answer.code, answer.out) == (0, f"macl {__version__}\n")
+    assert answer.code == 0
+    assert re.fullmatch(
+        re.escape(f"macl {__version__}") + r"( \(commit [0-9a-f]+(-dirty)?\))?\n", answer.out
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_explains_itself(macl, stage: str) -> None:
-    answer = macl(stage, "--help")
+    answer = macl(stage, "-h")
     assert answer.code == 0
     assert f"Usage: macl {stage}" in answer.out
+    assert f"Example: {cli.EXAMPLES[stage]}" in answer.out
+    assert macl(stage, "--help").out == answer.out
+
+
+@pytest.mark.parametrize("words", [["split"], ["split", "a.store"], ["report"]])
+def test_a_missing_argument_is_answered_with_an_example(macl, words: list[str]) -> None:
+    assert cli.EXAMPLES[words[0]] in " ".join(macl(*words).err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("quiet", [["--quiet", "split"], ["split", "--quiet"]], ids=" ".join)
+def test_quiet_prints_results_and_warnings_alone(macl, tmp_path: Path, quiet: list[str]) -> None:
+    hearts(tmp_path / "acdc.store", patients=100)
+    words = ["acdc.store", "--out", "a.json", "--budgets", "8"]
+    assert "Wrote a.json" in macl("split", *words).err
+    (tmp_path / "a.json").unlink()
+    answer = macl(*quiet, *words)
+    assert (answer.code, answer.err) == (0, "")
+    assert (tmp_path / "a.json").is_file()
+    assert "does not exist" in macl(*quiet, "none.store", "--out", "b.json").err
 
 
 @pytest.mark.parametrize(
@@ -149,7 +173,7 @@ def test_a_mistake_exits_1_with_one_sentence_and_nothing_written(
 
 
 def test_an_interruption_says_how_to_continue(macl, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(**_: str) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "app", interrupt)

@@ -9,18 +9,61 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import macl
 from macl.utils.errors import MaclError
 from macl.utils.failures import describe
 from macl.utils.interruption import end_on_sigterm, exit_code
-from macl.utils.progress import say
+from macl.utils.progress import be_quiet, warn
 from macl.utils.ranks import exit_rank, require_single_process
 from macl.utils.text import without_control, write_plain_where_needed
 
+EXAMPLES = {
+    "demo": "macl demo --out demo",
+    "inspect": "macl inspect scans",
+    "prepare": "macl prepare scans my.store",
+    "split": "macl split my.store --out my.json --test 20% --budgets 8,25%",
+    "pretrain": "macl pretrain my.store --split my.json --out runs/macl",
+    "finetune": "macl finetune my.store --split my.json --labels 8 --init runs/macl "
+    "--out runs/macl-8",
+    "selftrain": "macl selftrain my.store --split my.json --labels 8 --init runs/macl-8 "
+    "--out runs/macl-8-self",
+    "predict": "macl predict runs/macl-8 scan.nii.gz --out masks",
+    "evaluate": "macl evaluate masks my.store --out cases.csv",
+    "check": "macl check my.store",
+    "profile": "macl profile --store my.store",
+    "benchmark": "macl benchmark grid.toml --out bench",
+    "report": "macl report runs/macl-8 runs/scratch-8 --out report.html",
+    "settings": "macl settings finetune",
+}
+"""One call of every command, for its help and for the answer to a missing argument."""
+
+
+class _Commands(TyperGroup):
+    """All commands: each has an example in its help, and in the answer to a missing argument."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, command in self.commands.items():
+            if name in EXAMPLES:
+                command.epilog = f"Example: {EXAMPLES[name]}"
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            context: Any = getattr(error, "ctx", None)
+            name = context.info_name if context else None
+            if type(error).__name__ == "MissingParameter" and name in EXAMPLES:
+                vars(error)["message"] = f"For example: {EXAMPLES[name]}"
+            raise
+
+
 app = typer.Typer(
     name="macl",
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="From unlabelled scans and a handful of labels to a segmentation model.",
     epilog="The path: inspect → prepare → split → pretrain → finetune → selftrain → predict → "
     "evaluate → report.",
@@ -144,7 +187,10 @@ StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepar
 
 def _print_version(requested: bool) -> None:
     if requested:
-        print(f"macl {macl.__version__}")
+        from macl.utils.commit import commit_of_macl
+
+        commit = commit_of_macl()
+        print(f"macl {macl.__version__}{f' (commit {commit})' if commit else ''}")
         raise typer.Exit
 
 
@@ -157,8 +203,16 @@ def check_launch(
             "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            help="Print no progress and no messages, only results and warnings; for any command.",
+        ),
+    ] = False,
 ) -> None:
     """Refuse several processes for commands that cannot share their work."""
+    be_quiet(quiet)
     if context.invoked_subcommand not in ("pretrain", "finetune", "selftrain"):
         require_single_process(f"macl {context.invoked_subcommand}")
 
@@ -347,7 +401,7 @@ def pretrain(
     from macl.distributed.launch import launch_processes
     from macl.stages.pretrain import pretrain as run
 
-    _require(resume, STORE=store)
+    _require("pretrain", resume, STORE=store)
     launch_processes(devices, sys.argv[1:])
     run(
         store,
@@ -402,7 +456,8 @@ def finetune(
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
 
-    _require(resume, STORE=store, **{"--init": init, "--split": split, "--labels": labels})
+    options = {"--init": init, "--split": split, "--labels": labels}
+    _require("finetune", resume, STORE=store, **options)
     launch_processes(devices, sys.argv[1:])
     run(
         store,
@@ -423,11 +478,14 @@ def finetune(
     )
 
 
-def _require(resume: bool, **arguments: object) -> None:
+def _require(command: str, resume: bool, **arguments: object) -> None:
     """Refuse a training that lacks arguments, unless it resumes a run that has them."""
     missing = [name for name, value in arguments.items() if value is None]
     if missing and not resume:
-        raise typer.BadParameter(f"missing {', '.join(missing)} (which --resume needs not)")
+        raise typer.BadParameter(
+            f"missing {', '.join(missing)} (which --resume needs not). For example: "
+            f"{EXAMPLES[command]}"
+        )
 
 
 def _seed_if_given(seed: int | None) -> dict[str, int]:
@@ -680,6 +738,27 @@ def report(
     run(runs, out)
 
 
+@app.command()
+def settings(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="pretrain, finetune, selftrain, a method or a network."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Of a stage: show the values of this recipe.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the settings of a stage, a method or a network: names, values and meaning."""
+    from macl.stages import settings as stage
+
+    if name is None:
+        print(stage.overview())
+        return
+    catalogue = stage.settings(name, recipe)
+    print(stage.as_json(catalogue) if as_json else stage.render(catalogue))
+
+
 def main() -> None:
     """Entry point: what a user can mend is one sentence, with exit code 1; a bug a traceback."""
     # Otherwise PyTorch's idle threads spin: beside another busy program a step takes ten times as
@@ -688,7 +767,10 @@ def main() -> None:
     write_plain_where_needed()
     end_on_sigterm()
     try:
-        app(prog_name="macl")
+        # Wherever it stands, --quiet is an option of macl, not of the command.
+        words = [word for word in sys.argv[1:] if word != "--quiet"]
+        quiet = ["--quiet"] if len(words) < len(sys.argv) - 1 else []
+        app([*quiet, *words], prog_name="macl")
     except Exception as error:
         # Not `say`, which is silent in all processes but the first: any of them may have failed.
         print(without_control(f"macl: {describe(error)}"), file=sys.stderr, flush=True)
@@ -700,5 +782,5 @@ def main() -> None:
             raise
         code = 143 if code == 143 else exit_code()
         how = "terminated" if code == 143 else "interrupted"
-        say(f"macl: {how}. Run the same command again to continue (training: with --resume).")
+        warn(f"macl: {how}. Run the same command again to continue (training: with --resume).")
         sys.exit(code)

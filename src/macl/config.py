@@ -109,19 +109,29 @@ class TrainingSettings(Settings):
         "number for all axes, one per axis (y, x in 2D; z, y, x in 3D), or auto: chosen from the "
         "sizes of the store's cases",
     )
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.1, gt=0)
+    optimiser: Literal["sgd", "adam", "adamw"] = Field(
+        default="sgd", description="what makes a step of a gradient"
+    )
+    learning_rate: float = Field(
+        default=0.1, gt=0, description="the highest, after the warm-up, from which a cosine falls"
+    )
     learning_rate_floor: float = Field(default=0.0, ge=0, description="where the cosine ends")
     warmup_share: float = Field(
         default=0.0, ge=0, lt=1, description="share of the run that rises before the cosine"
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
-    weight_decay: float = Field(default=1e-5, ge=0)
+    weight_decay: float = Field(
+        default=1e-5, ge=0, description="pull of the weights towards 0 at every step"
+    )
     gradient_clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="decay of the moving average of the weights"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="of most operations; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 "
+        "elsewhere",
+    )
     compile: Literal["auto", "off", "default", "reduce-overhead"] = Field(
         default="auto",
         description="mode of torch.compile for the step; auto: default for long runs on a GPU, "
@@ -131,8 +141,12 @@ class TrainingSettings(Settings):
         default=True,
         description="several processes: contrast patches over all processes, not within each",
     )
-    log_every_steps: int = Field(default=20, gt=0)
-    checkpoint_every_steps: int = Field(default=500, gt=0)
+    log_every_steps: int = Field(default=20, gt=0, description="how often the log gets a line")
+    checkpoint_every_steps: int = Field(
+        default=500,
+        gt=0,
+        description="how often the run's state is saved, besides every ten minutes",
+    )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Number of batches in the run."""
@@ -156,7 +170,9 @@ class SpatialSettings(Settings):
         description="3D: out of that plane, about both of its axes, either way; not for thin "
         "patches, whose longest side is more than three times their number of slices",
     )
-    scale: tuple[float, float] = (0.7, 1.3)
+    scale: tuple[float, float] = Field(
+        default=(0.7, 1.3), description="smallest and largest magnification"
+    )
     shear_degrees: float = Field(default=0.0, ge=0, lt=90, description="either way, of each axis")
     translation: float = Field(
         default=0.0, ge=0, le=1, description="either way, as a fraction of the side"
@@ -182,12 +198,23 @@ class SpatialSettings(Settings):
 class IntensitySettings(Settings):
     """Probabilities, per patch, of random changes of intensity."""
 
-    brightness: float = Field(default=0.0, ge=0, le=1)
-    contrast: float = Field(default=0.0, ge=0, le=1)
-    gamma: float = Field(default=0.0, ge=0, le=1)
-    noise: float = Field(default=0.0, ge=0, le=1)
-    blur: float = Field(default=0.0, ge=0, le=1)
-    low_resolution: float = Field(default=0.0, ge=0, le=1)
+    brightness: float = Field(
+        default=0.0, ge=0, le=1, description="probability of a factor, 0.75 to 1.25"
+    )
+    contrast: float = Field(
+        default=0.0, ge=0, le=1, description="probability of a factor about the mean, 0.75 to 1.25"
+    )
+    gamma: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability of a gamma curve, which lifts or lowers the middle",
+    )
+    noise: float = Field(default=0.0, ge=0, le=1, description="probability of Gaussian noise")
+    blur: float = Field(default=0.0, ge=0, le=1, description="probability of a Gaussian blur")
+    low_resolution: float = Field(
+        default=0.0, ge=0, le=1, description="probability of scaling down and up again"
+    )
 
 
 class NetworkRunSettings(Settings):
@@ -198,7 +225,7 @@ class NetworkRunSettings(Settings):
     dims: Literal[2, 3] = Field(
         default=2, description="2: patches are slices; 3: patches are parts of volumes"
     )
-    backbone: str = "unet"
+    backbone: str = Field(default="unet", description="the network's name")
     backbone_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(
         default_factory=dict, description="settings of the backbone"
     )
@@ -240,7 +267,7 @@ class PretrainSettings(NetworkRunSettings):
 
     stage = "pretrain"
 
-    method: str = "macl"
+    method: str = Field(default="macl", description="the method's name")
     method_settings: SerializeAsAny[PluginSettings] | dict[str, Any] = Field(
         default_factory=dict, description="settings of the method"
     )
@@ -281,7 +308,10 @@ class FinetuneSettings(NetworkRunSettings):
 
     stage = "finetune"
 
-    loss: Literal["cross_entropy", "cross_entropy_dice"] = "cross_entropy_dice"
+    loss: Literal["cross_entropy", "cross_entropy_dice"] = Field(
+        default="cross_entropy_dice",
+        description="what compares prediction and label; cross_entropy_dice: the sum of both",
+    )
     deep_supervision: bool | None = Field(
         default=None,
         description="compare the decoder's coarser maps too, with the weights 1, 1/2, 1/4, … from "

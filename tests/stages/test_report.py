@@ -23,8 +23,8 @@ from fakes.finished_runs import (
 from macl.cli import app
 from macl.config import FinetuneSettings, TrainingSettings
 from macl.data.store import Store
+from macl.pages.reported_run import WEIGHTS_DIGEST, read_run
 from macl.records import runs
-from macl.report.reported_run import WEIGHTS_DIGEST, read_run
 from macl.stages.evaluate import evaluate
 from macl.stages.report import report
 from macl.utils.errors import MaclError

@@ -15,7 +15,7 @@ from macl.data.rng import SampleRng
 from macl.data.sampling import EpochSampler, GroupedSampler, MixedSampler, find_class_voxels
 from macl.data.windows import Windows, full_shape
 from macl.distributed.collectives import require_even_parts, require_even_shards
-from macl.utils.progress import say
+from macl.utils.progress import say, warn
 from macl.utils.text import format_size
 
 
@@ -126,7 +126,7 @@ class Loader:
             say(f"An epoch takes {samples} patches of {format_size(self.patch)} voxels from them.")
         if self.batch_size < wanted_batch_size:
             held = f"all {samples}" if self.batch_size == samples else f"{self.batch_size}"
-            say(
+            warn(
                 f"There are fewer {'patches' if volumetric else 'slices'} than a batch of "
                 f"{wanted_batch_size}: every batch holds {held}."
             )

@@ -14,7 +14,7 @@ from itertools import pairwise
 from macl.data.splits import Split, group_of, last_number
 from macl.data.store import Store
 from macl.utils.errors import MaclError, listed
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _check_apart(resolved: ResolvedSplit, allow_overlap: bool) -> None:
         raise MaclError(
             f"{finding}: use a split made by person, or add --allow-overlap, which is recorded."
         )
-    say(f"{finding}, which --allow-overlap accepts: the scores will be too good.")
+    warn(f"{finding}, which --allow-overlap accepts: the scores will be too good.")
 
 
 def _without_copies(resolved: ResolvedSplit, store: Store) -> ResolvedSplit:
@@ -226,7 +226,7 @@ def _without_copies(resolved: ResolvedSplit, store: Store) -> ResolvedSplit:
     used = set(resolved.pretraining_cases).union(*resolved.budget_cases.values())
     if left_out := sorted(used.intersection(copies)):
         pairs = listed(f"{case} (of {copies[case]})" for case in left_out)
-        say(f"Left out of training, as copies of test scans under other names: {pairs}.")
+        warn(f"Left out of training, as copies of test scans under other names: {pairs}.")
 
     def without_copies(cases: Iterable[str]) -> tuple[str, ...]:
         return tuple(case for case in cases if case not in copies)
@@ -244,7 +244,7 @@ def _report_missing_people(split: Split) -> None:
     for (smaller, fewer), (larger, more) in pairwise(budgets):
         missing = set(fewer).difference(more)
         if missing:
-            say(
+            warn(
                 f"In the split {split.name!r} the budget {larger} lacks {len(missing)} people of "
                 f"the budget {smaller}."
             )

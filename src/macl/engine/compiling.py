@@ -15,7 +15,7 @@ from torch._functorch import config as functorch_config
 from macl.config import TrainingSettings
 from macl.data.batch import Batch
 from macl.engine.task import StepOutput
-from macl.utils.progress import say
+from macl.utils.progress import say, warn
 
 CUDA_GRAPHS = "reduce-overhead"
 COMPILING_PAYS_FROM_VOXELS = 5e10
@@ -73,7 +73,7 @@ def compiled(step: Callable[[Batch], StepOutput], mode: str) -> Callable[[Batch]
         try:
             return _clone(chosen(batch)) if mode == CUDA_GRAPHS else chosen(batch)
         except TorchDynamoException as error:
-            say(
+            warn(
                 f"Compiling failed ({type(error).__name__}), so the step runs uncompiled; "
                 "--set training.compile=off skips the attempt."
             )

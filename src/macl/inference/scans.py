@@ -15,7 +15,7 @@ import numpy as np
 from macl.config import PrepareSettings
 from macl.data.store import INDEX, Normalisation, Orientation, Store
 from macl.io.deidentification import Pseudonyms
-from macl.io.geometry import Geometry
+from macl.io.geometry import Geometry, Volume
 from macl.io.source import Case
 from macl.io.time_series import frames_of
 from macl.io.volume import is_one_scan, read_header, read_scan, safe_name, stem_of, suffix_of
@@ -25,7 +25,7 @@ from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
 from macl.records.training_range import Difference, ScanFacts, differences
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -133,7 +133,7 @@ def find_scans(
                 source = replace(source, cases=grouped, refused={**source.refused, **incomplete})
             scanned = scan_source(path, source, frames=frames, pseudonyms=pseudonyms)
             for note in scanned.source.notes:
-                say(f"{path}: {note}")
+                warn(f"{path}: {note}")
             single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}
             for name, time_points in sorted({**single, **scanned.series}.items()):
                 modality = scanned.source.modality
@@ -235,11 +235,24 @@ def _from_files(
 
 
 def _prepare(case: Case, record: RunRecord, modality: str) -> PreparedScan:
-    """Read a scan and prepare it as the runs' store was prepared."""
     volume = read_scan(case.images, len(record.channels), case.frame)
-    grid, stored = prepare_image(volume, record.prepared)
     if modality == "unknown":
         modality = read_header(case.images[0]).modality
+    return prepare_volume(volume, record, modality)
+
+
+def prepare_volume(volume: Volume, record: RunRecord, modality: str = "unknown") -> PreparedScan:
+    """Prepare a scan as the store of a run was prepared.
+
+    Args:
+        volume: the scan, with as many channels as the run's.
+        record: the run's.
+        modality: "MR", "CT", "photograph" or "unknown".
+
+    Raises:
+        RefusedCaseError: a spacing is asked for, and the scan's own is unknown.
+    """
+    grid, stored = prepare_image(volume, record.prepared)
     facts = ScanFacts(modality, grid.spacing_mm, stored.normalisation, stored.rescale)
     return PreparedScan(
         stored.array,
@@ -277,7 +290,7 @@ def _from_store(
             )
     trained = {name for record in records for name in (*record.cases, *record.unlabelled_cases)}
     if known := sorted(trained & set(chosen)):
-        say(
+        warn(
             f"The runs were trained on {len(known)} of these cases of {store.path}, so scores on "
             f"them mean little: {listed(known)}."
         )

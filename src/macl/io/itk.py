@@ -195,6 +195,23 @@ def read(path: Path) -> Volume:
     return Volume(array, header.geometry, rescale, grid.notes, is_4d)
 
 
+def from_image(image: Any) -> Volume:
+    """A SimpleITK image in memory, of two or three dimensions, as (channels, z, y, x).
+
+    Raises:
+        RefusedCaseError: it has other dimensions, its axes are sheared, or it announces too much.
+    """
+    if image.GetDimension() not in (2, 3):
+        raise RefusedCaseError(f"it has {image.GetDimension()} dimensions, expected 3")
+    require_size(image.GetSize())
+    geometry = _geometry(image, _Grid(spacing_known=True))
+    array = _simple_itk().GetArrayFromImage(image)
+    components = image.GetNumberOfComponentsPerPixel()
+    if components > 1:
+        array = np.moveaxis(array, -1, 0)
+    return Volume(array.reshape((components, *reversed(geometry.size))), geometry)
+
+
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write (C, z, y, x) or (z, y, x) to `path` itself, compressed; a .png holds one slice."""
     sitk = _simple_itk()

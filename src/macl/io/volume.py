@@ -108,7 +108,7 @@ def read_scan(
     else:
         volumes = [_read_volume(scan, 1) for scan in images]
     volume = volumes[0] if len(volumes) == 1 else _merge_channels(volumes, channels)
-    _require_contents(volume.array)
+    require_contents(volume.array)
     return volume
 
 
@@ -303,7 +303,8 @@ def _refusing_damage() -> Iterator[None]:
         ) from None
 
 
-def _require_contents(array: np.ndarray) -> None:
+def require_contents(array: np.ndarray) -> None:
+    """RefusedCaseError if a voxel of (C, …) is NaN or infinite, or a channel is constant."""
     for number, channel in enumerate(array, start=1):
         if channel.dtype.kind == "f":
             invalid = int(channel.size - np.isfinite(channel).sum())

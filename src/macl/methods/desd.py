@@ -52,8 +52,12 @@ class Settings(PluginSettings):
     momentum: float = Field(
         default=0.996, ge=0, le=1, description="of the teacher at the start; 1 at the end"
     )
-    centre_momentum: float = Field(default=0.9, ge=0, le=1)
-    student_temperature: float = Field(default=0.1, gt=0)
+    centre_momentum: float = Field(
+        default=0.9, ge=0, le=1, description="decay of the mean that the teacher's output is rid of"
+    )
+    student_temperature: float = Field(
+        default=0.1, gt=0, description="of the student's softmax; lower: sharper"
+    )
     teacher_temperature: tuple[float, float] = Field(
         default=(0.04, 0.07), description="at the start, after warming"
     )

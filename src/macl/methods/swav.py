@@ -43,7 +43,9 @@ class Settings(PluginSettings):
     temperature: float = Field(default=0.1, gt=0, description="τ of predictions")
     sharpness: float = Field(default=0.05, gt=0, description="ε of the codes")
     rounds: int = Field(default=3, gt=0, description="iterations of Sinkhorn")
-    small_crops: int = Field(default=6, ge=0)
+    small_crops: int = Field(
+        default=6, ge=0, description="views of a patch besides the two whole ones"
+    )
     small_share: float = Field(
         default=0.43, gt=0, le=1, description="side of a small crop; the paper's 96 of 224"
     )

@@ -23,7 +23,7 @@ from macl.readers._filenames import link_leads_out
 from macl.readers._reader import Reader
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import entries, inside, unreadable_below
-from macl.utils.progress import say
+from macl.utils.progress import warn
 from macl.utils.text import printable
 
 PICTURE_FORMATS = ("PNG", "JPEG")
@@ -329,7 +329,7 @@ def _deidentify(
         if unknown or file_tells or tells(name, is_dicom) or tells(patient, is_dicom):
             name = pseudonyms("case", name, str(case.paths[0]))
             if unknown:
-                say(
+                warn(
                     f"No header of {printable(str(case.paths[0]))} can be read, so it is called "
                     f"{name} in what is written."
                 )

@@ -33,7 +33,7 @@ from macl.utils.files import (
     sha256,
     write_text,
 )
-from macl.utils.progress import say
+from macl.utils.progress import warn
 from macl.utils.ranks import this_rank
 from macl.utils.text import printable
 
@@ -358,7 +358,7 @@ def read_log(run: Path) -> Iterator[dict[str, Any]]:
                 yield values
     if broken:
         lines_are = "1 line is" if broken == 1 else f"{broken} lines are"
-        say(f"{run / LOG}: {lines_are} broken and left out.")
+        warn(f"{run / LOG}: {lines_are} broken and left out.")
 
 
 def _parse_log_line(line: bytes) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from macl.records.runs import (
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
 from macl.utils.files import read_json
-from macl.utils.progress import progress, say
+from macl.utils.progress import progress, say, warn
 
 
 def check(path: Path) -> None:
@@ -42,7 +42,7 @@ def check(path: Path) -> None:
         what = "is neither a finished store nor a run" if path.exists() else "does not exist"
         raise MaclError(f"{path} {what}: check the path.")
     for problem in problems:
-        say(problem)
+        warn(problem)
     if problems:
         things = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
         raise MaclError(f"{things} wrong in {path}, as printed above: restore or remake what is.")

@@ -26,9 +26,9 @@ from macl.preprocessing.source import (
 from macl.records.predictions import PREDICTIONS_RECORD, list_masks, read_predictions
 from macl.records.scores import ScoreRow, render, summarise, write_rows
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.files import clear_unfinished_copies, write_json
+from macl.utils.files import AnyPath, clear_unfinished_copies, write_json
 from macl.utils.parallel import available_cores
-from macl.utils.progress import progress, say
+from macl.utils.progress import progress, say, warn
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class CaseScores:
 
 
 def evaluate(
-    predictions: Path, truth: Path, out: Path, *, convention: Convention = "strict"
+    predictions: AnyPath, truth: AnyPath, out: AnyPath, *, convention: Convention = "strict"
 ) -> list[ScoreRow]:
     """Score a folder of masks against the truth, on the grid of each scan.
 
@@ -98,6 +98,7 @@ def evaluate(
         MaclError: nothing matches, a mask cannot be read, grids differ, or a label value is not
             among the classes.
     """
+    predictions, truth, out = Path(predictions), Path(truth), Path(out)
     if out.suffix != ".csv":
         raise MaclError(f"--out {out} should be a file that ends in .csv.")
     masks = list_masks(predictions)
@@ -107,7 +108,7 @@ def evaluate(
     rows = to_rows(scored, opened.classes, convention)
     summary = summarise(rows, convention)
     if summary["unit"] == "mixed":
-        say(
+        warn(
             "The spacing of some cases is unknown: the table has distances in mm and in voxels, "
             "and no mean of them."
         )
@@ -150,7 +151,7 @@ def open_truth(path: Path, predictions: Path) -> Truth:
         return _files_truth(labels, source.classes or None)
     for note in source.notes if source else ():
         if LOSSY_LABELS in note:
-            say(note)
+            warn(note)
     record = read_predictions(path) or read_predictions(predictions)
     classes = dict(zip(record.label_values, record.classes, strict=True)) if record else None
     return _files_truth({name: (mask, None) for name, mask in list_masks(path).items()}, classes)
@@ -230,12 +231,12 @@ def match(
             "called <case>.nii.gz."
         )
     if without_truth := sorted(set(masks) - set(labelled)):
-        say(f"Masks without a truth are not scored: {listed(without_truth)}.")
+        warn(f"Masks without a truth are not scored: {listed(without_truth)}.")
     record = read_predictions(predictions)
     asked = set(labelled) if record is None else set(labelled) & set(record.cases)
     if without_mask := sorted(asked - set(masks)):
         asked_for = f" that {PREDICTIONS_RECORD} lists" if record else ""
-        say(f"Cases{asked_for} without a mask are not scored: {listed(without_mask)}.")
+        warn(f"Cases{asked_for} without a mask are not scored: {listed(without_mask)}.")
     return cases
 
 

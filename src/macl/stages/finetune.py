@@ -37,7 +37,7 @@ from macl.tasks.segmentation import (
 )
 from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
 from macl.utils.errors import MaclError
-from macl.utils.files import read_json, write_json
+from macl.utils.files import AnyPath, read_json, write_json
 from macl.utils.progress import say
 from macl.utils.text import printable
 
@@ -46,12 +46,12 @@ DEFAULT_RECIPE = "strong"
 
 @process_group()
 def finetune(
-    store: Path | None,
-    out: Path,
+    store: AnyPath | None,
+    out: AnyPath,
     *,
-    init: str | None,
-    split: str | None,
-    labels: str | None,
+    init: AnyPath | None,
+    split: AnyPath | None,
+    labels: str | int | None,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
     **options: Unpack[TrainingKeywords],
@@ -76,13 +76,15 @@ def finetune(
     Raises:
         MaclError: a setting, the store, the split, the init or the folder does not fit.
     """
+    out, store = Path(out), None if store is None else Path(store)
     resumed, store, chosen = inherited(out, "finetune", store, options)
-    chosen_split: str | Split | None = split
+    chosen_split: str | Split | None = str(split) if split else None
     if resumed:
         init = init or WEIGHTS_DIGEST.sub("", resumed.init or SCRATCH)
-        chosen_split, labels = split or split_of(resumed), labels or resumed.labels
+        chosen_split, labels = chosen_split or split_of(resumed), labels or resumed.labels
     if init is None or chosen_split is None or labels is None:
         raise MaclError(f"There is no run in {out} to resume: name --init, --split and --labels.")
+    init, labels = str(init), str(labels)
     recipe = chosen.recipe or DEFAULT_RECIPE
     opened = Store.open(store, chosen.verify)
     weights = read_init(init, init_decoder_blocks)

@@ -25,6 +25,7 @@ from macl.preprocessing.statements import with_statements
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, read_log, read_record
 from macl.utils.errors import MaclError, RefusedCaseError
+from macl.utils.files import AnyPath
 from macl.utils.parallel import available_cores
 from macl.utils.text import without_control
 
@@ -36,13 +37,13 @@ _SHOWN_WITH_CLASSES = ("class_voxels", "class_cases")
 
 
 def inspect(
-    path: Path,
+    path: AnyPath,
     reader: str | None = None,
     *,
     frames: bool = False,
     quick: bool = False,
     patients: str | None = None,
-    labels: Path | None = None,
+    labels: AnyPath | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Describe what `path` holds as a JSON object of kind "store", "run", "scan" or "source".
@@ -64,6 +65,7 @@ def inspect(
     Raises:
         MaclError: nothing there is known, or a scan is broken.
     """
+    path = Path(path)
     if not path.exists():
         raise MaclError(f"{path} does not exist: check the path.")
     if (path / INDEX).is_file():
@@ -77,7 +79,7 @@ def inspect(
             f"{path} is not a scan, store, run or folder of scans that macl knows: check the path."
         )
     layout = recognise(path, plugins.readers()) if reader is None else plugins.reader(reader)
-    listing = with_statements(layout.read(path), patients, labels)
+    listing = with_statements(layout.read(path), patients, Path(labels) if labels else None)
     return _describe_source(path, layout, listing, frames, quick, workers)
 
 

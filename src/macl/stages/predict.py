@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from macl.engine.trainer import make_fabric
 from macl.inference.masks import segment
+from macl.inference.members import load_member
 from macl.inference.scans import (
     PreparedScan,
     ScanToSegment,
@@ -27,15 +27,15 @@ from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
 from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
 from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
-from macl.tasks.segmentation import load_segmenter, require_segmenter, segmenter_settings
+from macl.tasks.segmentation import require_segmenter
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.files import inside, require_disk_space, sha256
-from macl.utils.progress import progress, say
+from macl.utils.files import AnyPath, inside, require_disk_space, sha256
+from macl.utils.progress import progress, say, warn
 
 
 def predict(
-    paths: Sequence[Path],
-    out: Path,
+    paths: Sequence[AnyPath],
+    out: AnyPath,
     *,
     cases: Literal["test", "all"] = "test",
     probabilities: bool = False,
@@ -66,17 +66,21 @@ def predict(
         MaclError: the runs do not fit each other, there is nothing to segment, or, once all others
             are done, some scans could not be segmented.
     """
-    runs = list(takewhile(lambda path: (path / RECORD).is_file(), paths))
-    records = read_runs(runs, paths)
+    named, out = [*map(Path, paths)], Path(out)
+    runs = list(takewhile(lambda path: (path / RECORD).is_file(), named))
+    records = read_runs(runs, named)
     frames = frames or any(record.prepared.frames for record in records)
     pseudonyms = Pseudonyms(out)
-    scans, refused = find_scans(paths[len(runs) :], records, cases, readers(), frames, pseudonyms)
+    scans, refused = find_scans(named[len(runs) :], records, cases, readers(), frames, pseudonyms)
     if probabilities and any(len(scan.time_points) > 1 for scan in scans):
         raise MaclError(
             "--probabilities are written for scans, not for time series: leave it out, or split "
             "the series."
         )
-    ensemble = [_load(run, record, device) for run, record in zip(runs, records, strict=True)]
+    ensemble = [
+        load_member(run, record, find("models", record.settings["backbone"]), device)
+        for run, record in zip(runs, records, strict=True)
+    ]
     record = PredictionsRecord(
         weights=tuple(sorted(sha256(run / WEIGHTS) for run in runs)),
         classes=records[0].classes,
@@ -108,9 +112,9 @@ def predict(
             advance(note=scan.name)
     say(f"Wrote {sum(scan.name not in failures.reasons for scan in waiting)} masks to {out}.")
     for note, names in notes.items():
-        say(f"Note on {listed(names)}: {note}.")
+        warn(f"Note on {listed(names)}: {note}.")
     for trained_on, scans_unlike in unlike.items():
-        say(
+        warn(
             f"Warning: the model was {trained_on}, but these scans are unlike that: "
             f"{listed(scans_unlike)}. Check their masks."
         )
@@ -160,15 +164,6 @@ def read_runs(runs: Sequence[Path], paths: Sequence[Path]) -> list[RunRecord]:
                     f"{ours}, {theirs}."
                 )
     return records
-
-
-def _load(run: Path, record: RunRecord, device: str) -> SegmenterMember:
-    settings = segmenter_settings(record)
-    network = load_segmenter(
-        run, find("models", settings.backbone), make_fabric(device, "fp32").device
-    )
-    mirror_axes = record.mirror_axes if settings.mirror_averaging else ()
-    return SegmenterMember(network, settings.patch, mirror_axes)
 
 
 # ---------------------------------------------------------------- the masks
@@ -249,7 +244,7 @@ class _Failures:
         """Print the reasons that have been held back, unless they were printed before."""
         for reason, names in self._pending.items():
             if reason not in self._printed:
-                say(f"Not segmented: {listed(names)} ({reason.rstrip('.')}).")
+                warn(f"Not segmented: {listed(names)} ({reason.rstrip('.')}).")
         self._printed |= {*self._pending}
         self._pending.clear()
 

@@ -34,21 +34,21 @@ from macl.preprocessing.resampling import prepared_size
 from macl.preprocessing.source import SourceScan, recognise, scan_source
 from macl.preprocessing.statements import with_statements
 from macl.utils.errors import MaclError, listed
-from macl.utils.files import file_lock, refuse_links, require_disk_space
+from macl.utils.files import AnyPath, file_lock, refuse_links, require_disk_space
 from macl.utils.parallel import available_cores, workers_for
-from macl.utils.progress import progress, say
+from macl.utils.progress import progress, say, warn
 
 _REFUSALS_SHOWN = 20
 
 
 def prepare(
-    source: Path,
-    store: Path,
+    source: AnyPath,
+    store: AnyPath,
     *,
     reader: str | None = None,
     settings: PrepareSettings = PrepareSettings(),
     patients: str | None = None,
-    labels: Path | None = None,
+    labels: AnyPath | None = None,
     workers: int | None = None,
 ) -> StoreIndex:
     """Turn the scans in `source` into a store, leaving out broken cases with a reason.
@@ -69,10 +69,11 @@ def prepare(
             written by another run; too little disk space; settings that do not fit the scans; or
             not one case could be kept (then nothing is left behind).
     """
+    source, store = Path(source), Path(store)
     _require_apart(source, store)
     workers = available_cores() if workers is None else workers
     layout = recognise(source, plugins.readers()) if reader is None else plugins.reader(reader)
-    listing = with_statements(layout.read(source), patients, labels)
+    listing = with_statements(layout.read(source), patients, Path(labels) if labels else None)
     pseudonyms = Pseudonyms(store)
     scan = scan_source(
         source, listing, settings.keep_identity, settings.frames, pseudonyms, shared=True
@@ -324,12 +325,12 @@ def _none_kept(source: Path, refused: Mapping[str, str]) -> str:
 
 def _report(store: Path, index: StoreIndex) -> None:
     for note in index.notes:
-        say(f"note: {note}")
+        warn(f"note: {note}")
     for case in index.refused[:_REFUSALS_SHOWN]:
-        say(f"refused: {case.name}: {case.reason}")
+        warn(f"refused: {case.name}: {case.reason}")
     if len(index.refused) > _REFUSALS_SHOWN:
         more = len(index.refused) - _REFUSALS_SHOWN
-        say(f"refused: {more} more, all listed in {store / INDEX}")
+        warn(f"refused: {more} more, all listed in {store / INDEX}")
     patients = len({case.patient for case in index.cases})
     labelled = sum(case.labelled for case in index.cases)
     slices = sum(case.slices for case in index.cases)

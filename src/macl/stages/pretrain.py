@@ -26,18 +26,19 @@ from macl.tasks.pretraining import (
     transferable_tensors,
 )
 from macl.tasks.run_settings import pretrain_settings
-from macl.utils.progress import say
+from macl.utils.files import AnyPath
+from macl.utils.progress import say, warn
 
 DEFAULT_METHOD = "macl"
 
 
 @process_group()
 def pretrain(
-    store: Path | None,
-    out: Path,
+    store: AnyPath | None,
+    out: AnyPath,
     *,
     method: str | None = None,
-    split: str | None = None,
+    split: AnyPath | None = None,
     **options: Unpack[TrainingKeywords],
 ) -> RunRecord:
     """Pre-train a network on the scans of a store, without those of the split's test people.
@@ -53,6 +54,7 @@ def pretrain(
     Raises:
         MaclError: a setting, the store, the split or the folder does not fit.
     """
+    out, store = Path(out), None if store is None else Path(store)
     resumed, store, chosen = inherited(out, "pretrain", store, options)
     recipe = chosen.recipe or method or DEFAULT_METHOD
     opened = Store.open(store, chosen.verify)
@@ -63,7 +65,7 @@ def pretrain(
         store=opened,
         resumed=resumed.settings if resumed else None,
     )
-    chosen_split = split or (split_of(resumed) if resumed else None)
+    chosen_split = str(split) if split else (split_of(resumed) if resumed else None)
     with TrainingRun(opened, out, settings, chosen_split, chosen) as run:
         cases = tuple(case.name for case in opened.index.cases)
         if run.resolved and not chosen.allow_overlap:
@@ -148,13 +150,13 @@ def _report_left_out_slices(
 def _warn_of_one_position(loader: Loader) -> None:
     """Say so if all patches lie at one position, which makes every pair of them positives."""
     if len(loader.patch) == 2 and int(loader.cache.volumes.extents[:, 0].max()) == 1:
-        say(
+        warn(
             "Every case has a single slice, so that positions tell nothing: to methods that "
             "contrast positions (macl, pcl, gcl), all slices are alike. --method masked, for one, "
             "needs no positions."
         )
     elif loader.all_patches_cover_their_volume:
-        say(
+        warn(
             "A patch covers every volume, so that all patches lie at one position and there is "
             "nothing to contrast: choose smaller sides with --set training.size=…, or a method "
             "without positions, such as --method masked."

@@ -10,11 +10,9 @@ from typing import Any
 
 import macl
 from macl.metrics import DEFINITIONS, Convention
-from macl.records.runs import RunRecord
-from macl.records.scores import COUNTED_OUTCOMES, MEASURES
-from macl.report.comparison import Comparison, caveats, compare, titles_of
-from macl.report.label_efficiency import label_efficiency
-from macl.report.overlays import (
+from macl.pages.comparison import Comparison, caveats, compare, titles_of
+from macl.pages.label_efficiency import label_efficiency
+from macl.pages.overlays import (
     OVERLAY_KINDS,
     CaseSlice,
     OverlayKind,
@@ -22,16 +20,22 @@ from macl.report.overlays import (
     crop_around,
     draw,
 )
-from macl.report.reported_run import Spread, read_run
-from macl.report.sections import Section, section_of, side_by_side, store_facts
+from macl.pages.reported_run import Spread, read_run
+from macl.pages.sections import Section, section_of, side_by_side, store_facts
+from macl.records.runs import RunRecord
+from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.tasks.pretraining import WAY_OUT
 from macl.utils.errors import MaclError
-from macl.utils.files import atomic_path, clear_unfinished_copies, write_json, write_text
+from macl.utils.files import AnyPath, atomic_path, clear_unfinished_copies, write_json, write_text
 from macl.utils.progress import progress, say
 
 
 def report(
-    runs: Sequence[Path], out: Path, *, notes: Sequence[str] = (), overlays: Path | None = None
+    runs: Sequence[AnyPath],
+    out: AnyPath,
+    *,
+    notes: Sequence[str] = (),
+    overlays: AnyPath | None = None,
 ) -> Path:
     """Write one self-contained page about runs, and its numbers to `<out's stem>.json`.
 
@@ -48,13 +52,14 @@ def report(
     Raises:
         MaclError: no run is given, one of them is not a run, or `out` is not the name of a page.
     """
+    out = Path(out)
     if not runs:
         raise MaclError("There is no run to report: name at least one folder of a run.")
     if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
         raise MaclError(
             f"--out {out} should name a page to write: give it a name that ends in .html."
         )
-    reported = [read_run(path) for path in dict.fromkeys(runs)]
+    reported = [read_run(path) for path in dict.fromkeys(map(Path, runs))]
     titles = titles_of(reported)
     comparison = compare(reported, titles)
     sections = []
@@ -63,7 +68,7 @@ def report(
             sections.append(section_of(number, run, title))
             advance()
     if overlays is not None:
-        _write_overlays(overlays, sections)
+        _write_overlays(Path(overlays), sections)
     warnings = caveats(reported, comparison)
     numbers = out.with_suffix(".json")
     for path in (out, numbers):
@@ -104,7 +109,7 @@ def _render(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("macl", "report"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("macl", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {

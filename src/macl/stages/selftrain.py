@@ -34,7 +34,7 @@ from macl.tasks.segmentation import (
 from macl.tasks.semi_supervised import UNSURE, ProportionWatch, SelfTrainingTask
 from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
 from macl.utils.errors import MaclError
-from macl.utils.files import sha256, write_json
+from macl.utils.files import AnyPath, sha256, write_json
 from macl.utils.progress import progress, say
 
 MEAN_TEACHER, NOISY_STUDENT = "mean-teacher", "noisy-student"
@@ -42,13 +42,13 @@ MEAN_TEACHER, NOISY_STUDENT = "mean-teacher", "noisy-student"
 
 @process_group()
 def selftrain(
-    store: Path,
-    out: Path,
+    store: AnyPath,
+    out: AnyPath,
     *,
-    init: str,
-    split: str,
-    labels: str,
-    teacher: Path | None = None,
+    init: AnyPath,
+    split: AnyPath,
+    labels: str | int,
+    teacher: AnyPath | None = None,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
     **options: Unpack[TrainingKeywords],
@@ -77,6 +77,8 @@ def selftrain(
         MaclError: a setting, the store, the split, the init, the teacher or the folder does not
             fit.
     """
+    store, out, teacher = Path(store), Path(out), Path(teacher) if teacher else None
+    init, split, labels = str(init), str(split), str(labels)
     chosen = TrainingOptions(**options)
     recipe = chosen.recipe or (NOISY_STUDENT if teacher else MEAN_TEACHER)
     opened = Store.open(store)

@@ -13,7 +13,8 @@ from macl.data.resolved_split import ResolvedSplit, resolve_split
 from macl.data.splits import Rule, Split, group_of, in_drawn_order, read_split, write_split
 from macl.data.store import Store
 from macl.utils.errors import MaclError, listed
-from macl.utils.progress import say
+from macl.utils.files import AnyPath
+from macl.utils.progress import say, warn
 
 
 class SplitKeywords(TypedDict, total=False):
@@ -80,7 +81,9 @@ class SplitOptions:
         return resolve_split(final, store).test
 
 
-def split(store: Path, out: Path, *, test: str = "20%", **options: Unpack[SplitKeywords]) -> Split:
+def split(
+    store: AnyPath, out: AnyPath, *, test: str = "20%", **options: Unpack[SplitKeywords]
+) -> Split:
     """Choose test, validation and training people of a store, and write the split file.
 
     Only people with labels are chosen.
@@ -95,6 +98,7 @@ def split(store: Path, out: Path, *, test: str = "20%", **options: Unpack[SplitK
         MaclError: the store has too few labelled people, an amount makes no sense, or `out` holds
             something else.
     """
+    store, out = Path(store), Path(out)
     chosen = SplitOptions(**options)
     opened, shown = _open(store, out, chosen)
     people = choose(
@@ -149,7 +153,7 @@ def _open(store: Path, out: Path, options: SplitOptions) -> tuple[Store, dict[st
     if rule == "patient":
         people = suspicion({case.name: case.patient for case in opened.index.cases})
         if people:
-            say(f"Warning: {people}")
+            warn(f"Warning: {people}")
     shown, reserved = structures(opened, rule), options.reserved(opened)
     return opened, {person: classes for person, classes in shown.items() if person not in reserved}
 

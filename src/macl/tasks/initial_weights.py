@@ -17,7 +17,7 @@ from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import sha256
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 SCRATCH = "scratch"
 
@@ -76,7 +76,7 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
         is_ours = path.suffix == ".safetensors"
         source = checkpoint.read(path) if is_ours else read_foreign(path, decoder_blocks)
         checkpoint.require_finite(path, source.tensors)
-        say(
+        warn(
             f"{init} does not say whose scans it was trained on; it is assumed that no test people "
             "are among them."
         )

@@ -21,7 +21,7 @@ from macl.tasks.networks import (
     resolve_network,
 )
 from macl.utils.errors import MaclError
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 NEAR_UNIFORM = 0.98
 """A run stands near the uniform solution when its loss exceeds this share of that solution's."""
@@ -224,7 +224,7 @@ class CollapseWatch:
             self.warned = True
             spread = values.get("feature_spread", float("nan"))
             name = stuck[0]
-            say(
+            warn(
                 f"Warning: at step {step} {name} is {values[name]:.3f}, near "
                 f"{self.uniform_losses[name]:.3f}, where all features are equal (feature spread "
                 f"{spread:.3f}): nothing is being learned from it yet. {WAY_OUT}"
@@ -261,7 +261,7 @@ def collapse_verdict(
         ends = ", ".join(
             f"{name} {means[name]:.3f} of {uniform_losses[name]:.3f}" for name in stuck
         )
-        say(
+        warn(
             f"Warning: the run ended where all features are equal ({ends}): it learned nothing "
             f"from {'them' if len(stuck) > 1 else 'it'}. {WAY_OUT}"
         )

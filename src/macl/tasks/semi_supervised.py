@@ -36,7 +36,7 @@ from macl.engine.task import Quantity, StepOutput
 from macl.losses import soft_dice
 from macl.models.heads import kept_uncompiled, momentum_copy
 from macl.tasks.segmentation import SegmentationTask, Segmenter
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 UNSURE = 255
 """In pseudo-labels, a voxel of which their teacher was not sure."""
@@ -102,7 +102,12 @@ class SelfTrainingTask(SegmentationTask):
         self.teacher = momentum_copy(segmenter)
         for name in ("teacher_shares", "label_shares", "confidences"):
             self.register_buffer(name, torch.zeros(len(classes)))
-        self.quantities = {**SegmentationTask.quantities, **_quantities(classes)}
+        shared = {
+            name: quantity
+            for name, quantity in SegmentationTask.quantities.items()
+            if name != "loss_deep"
+        }
+        self.quantities = {**shared, **_quantities(classes)}
 
     def train(self, mode: bool = True) -> SelfTrainingTask:
         """The teacher always predicts as a finished segmenter does."""
@@ -325,7 +330,7 @@ class ProportionWatch:
         if key in self.warned:
             return
         self.warned.add(key)
-        say(
+        warn(
             f"Warning: at step {step}, in what the teacher predicts, {what} ({of_teacher:.2%} of "
             f"the voxels, {of_labels:.2%} in the labels): the run may be collapsing. Start from a "
             "fine-tuned run, train longer, or lower unlabelled_weight."

@@ -10,7 +10,7 @@ from macl.data.store import Store
 from macl.records.training_range import measure_range, range_differences
 from macl.tasks.initial_weights import InitialWeights
 from macl.utils.errors import listed
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 
 def warn_of_unseen_classes(store: Store, cases: Sequence[str], labels: str) -> None:
@@ -20,7 +20,7 @@ def warn_of_unseen_classes(store: Store, cases: Sequence[str], labels: str) -> N
         return
     classes = zip(store.index.classes, np.sum(voxels, axis=0), strict=True)
     if unseen := [name for name, count in classes if not count]:
-        say(
+        warn(
             f"Warning: no training label of {labels!r} ({len(cases)} cases) shows "
             f"{listed(unseen)}, so the model cannot learn to find it: choose a larger budget, or "
             "other cases."
@@ -32,4 +32,4 @@ def warn_of_other_scans(store: Store, cases: Sequence[str], weights: InitialWeig
     if weights.trained_on is None:
         return
     for trained_on, own in range_differences(weights.trained_on, measure_range(store, cases)):
-        say(f"Warning: {weights.name} was {trained_on}, but these scans are unlike that: {own}.")
+        warn(f"Warning: {weights.name} was {trained_on}, but these scans are unlike that: {own}.")

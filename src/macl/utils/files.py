@@ -16,6 +16,9 @@ from macl.utils.failures import cannot
 from macl.utils.text import printable
 from macl.utils.user_text import read_json_object
 
+AnyPath = str | Path
+"""A path as users of the Python functions give it."""
+
 ASIDE = ".writing-"
 """Prefix of a file that is still being written."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from macl.utils.errors import MaclError
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 ParallelMap = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
 
@@ -35,7 +35,7 @@ def workers_for(items: int, workers: int) -> Iterator[ParallelMap]:
         MaclError: a worker was killed.
     """
     if min(items, workers) > 1 and _main_script_has_no_guard():
-        say(
+        warn(
             "Working in one process: to use more, put what the script does under "
             '`if __name__ == "__main__":`.'
         )

@@ -19,8 +19,23 @@ from macl.utils.text import format_duration, printable, without_control
 SECONDS_BETWEEN_LINES = 10.0
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether to leave out progress and messages in this process, but not warnings."""
+    global _quiet
+    _quiet = quiet
+
+
 def say(message: str) -> None:
     """Print one line to stderr, from rank 0 alone; stdout is for results."""
+    if not _quiet:
+        warn(message)
+
+
+def warn(message: str) -> None:
+    """Print one line to stderr as `say` does, also where only warnings are asked for."""
     if this_rank().is_zero:
         print(without_control(message), file=sys.stderr, flush=True)
 
@@ -39,7 +54,7 @@ class _RateColumn(ProgressColumn):
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show the progress of `total` steps, `done` of which an earlier run has taken."""
-    show = _bar if sys.stderr.isatty() and this_rank().is_zero else _lines
+    show = _bar if not _quiet and sys.stderr.isatty() and this_rank().is_zero else _lines
     with show(title, total, done) as advance:
         yield advance
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from macl.utils.errors import MaclError
-from macl.utils.files import atomic_path, refuse_links
-from macl.utils.progress import say
+from macl.utils.files import AnyPath, atomic_path, refuse_links
+from macl.utils.progress import say, warn
 from macl.workflows.cells import BenchmarkFolder
 from macl.workflows.executors import Cluster, run_workers, submit_jobs
 from macl.workflows.grid import plan, read_grid
@@ -52,7 +52,7 @@ class BenchmarkOptions:
     append_to: Path | None = None
 
 
-def benchmark(grid: Path, out: Path, **options: Unpack[BenchmarkKeywords]) -> bool:
+def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords]) -> bool:
     """Run the cells of a grid file that are not finished in `out`, and write all results.
 
     `out` then holds `pretrained/<start>__seed<n>` and
@@ -71,6 +71,7 @@ def benchmark(grid: Path, out: Path, **options: Unpack[BenchmarkKeywords]) -> bo
         MaclError: the grid names something that does not exist, or `out` holds something else;
             nothing has been run then.
     """
+    grid, out = Path(grid), Path(out)
     chosen = BenchmarkOptions(**options)
     planned = plan(read_grid(grid))
     _open_folder(out, grid)
@@ -90,7 +91,7 @@ def benchmark(grid: Path, out: Path, **options: Unpack[BenchmarkKeywords]) -> bo
     print(write_tables(folder))
     failed, finished = folder.failed(), folder.finished()
     for name, reason in failed.items():
-        say(f"Failed: {name}: {reason}")
+        warn(f"Failed: {name}: {reason}")
     if chosen.append_to:
         append_runs(chosen.append_to, finished.values())
     cells = len(planned.specifications)

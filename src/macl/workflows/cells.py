@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -16,7 +15,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-import macl
 from macl.data.splits import write_split
 from macl.metrics import Convention
 from macl.records import runs
@@ -27,6 +25,7 @@ from macl.stages.pretrain import pretrain
 from macl.stages.selftrain import selftrain
 from macl.tasks.initial_weights import SCRATCH
 from macl.utils import checkpoint
+from macl.utils.commit import commit_of_macl
 from macl.utils.errors import MaclError
 from macl.utils.failures import explain
 from macl.utils.files import lock_if_free, read_json, write_text
@@ -227,24 +226,6 @@ def hardware(device: str) -> str:
     if device == "mps" or (device == "auto" and torch.backends.mps.is_available()):
         return f"{platform.machine()} with MPS"
     return f"{platform.machine()} with {os.cpu_count()} cores"
-
-
-def commit_of_macl() -> str:
-    """The commit of macl's source, with "-dirty" where it was edited; empty outside of git."""
-    here = Path(macl.__file__)
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(here.parent), *words], capture_output=True, encoding="utf-8"
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        # An installed macl may lie in a folder of another project.
-        tracked = git("ls-files", here.name)
-        return git("describe", "--always", "--dirty", "--exclude", "*") if tracked else ""
-    except OSError:
-        return ""
 
 
 def _has_decoder(pretrained: Path) -> bool:

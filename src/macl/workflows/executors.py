@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from macl.utils.errors import MaclError
 from macl.utils.parallel import available_cores, end_with_parent
-from macl.utils.progress import progress, say
+from macl.utils.progress import progress, say, warn
 from macl.workflows.cells import BenchmarkFolder
 from macl.workflows.grid import BenchmarkCell, plan, read_grid
 
@@ -77,7 +77,7 @@ def run_workers(
             worker.join()
     for worker in workers:
         if worker.exitcode:
-            say(f"{worker.name} ended before its time (exit code {worker.exitcode}); see its log.")
+            warn(f"{worker.name} ended before its time (exit code {worker.exitcode}); see its log.")
 
 
 def submit_jobs(
@@ -129,7 +129,7 @@ def submit_jobs(
     _watch(folder, lambda: not all(job.done() for job in jobs), after_each)
     for job in jobs:
         if job.exception():
-            say(f"Job {job.job_id} ended before its time; see its log in {folder.out / JOBS}.")
+            warn(f"Job {job.job_id} ended before its time; see its log in {folder.out / JOBS}.")
 
 
 class Job:

@@ -31,7 +31,7 @@ from macl.data.store import Store
 from macl.metrics import Convention
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings, pretrain_settings
 from macl.utils.errors import MaclError, listed
-from macl.utils.progress import say
+from macl.utils.progress import warn
 
 NAME = r"^\w[\w.+-]*$"
 
@@ -354,7 +354,7 @@ def _warn_of_networks(
         networks.setdefault((recipe, start.network), set()).add(network)
     for (recipe, _), different in networks.items():
         if len(different) > 1:
-            say(
+            warn(
                 "Warning: not like for like: the starts of the recipe "
                 f"{Path(recipe).name} have different networks. Set the same backbone_settings "
                 "(width, strides) in all starts and in [finetune]."

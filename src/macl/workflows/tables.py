@@ -8,10 +8,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from macl.metrics import Convention
+from macl.pages.benchmark_figures import Line, LinePoint, curves_figure, ranks_figure
+from macl.pages.benchmark_page import benchmark_page
+from macl.pages.result_table import ResultTable
 from macl.records.scores import MEASURES, OVERLAPS
-from macl.report.benchmark_figures import Line, LinePoint, curves_figure, ranks_figure
-from macl.report.benchmark_page import benchmark_page
-from macl.report.result_table import ResultTable
 from macl.utils.files import write_text
 from macl.workflows.cells import BenchmarkFolder
 from macl.workflows.comparisons import (

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from macl.report.benchmark_figures import Line, LinePoint, curves_figure
-from macl.report.comparison import ComparisonRow
+from macl.pages.benchmark_figures import Line, LinePoint, curves_figure
+from macl.pages.comparison import ComparisonRow
 
 
 def label_efficiency(rows: Sequence[ComparisonRow]) -> str | None:

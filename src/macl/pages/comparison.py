@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from macl.report.charts import DotChart, dot_charts
-from macl.report.reported_run import ReportedRun, RunScores, Spread
+from macl.pages.charts import DotChart, dot_charts
+from macl.pages.reported_run import ReportedRun, RunScores, Spread
 
 FEW_CASES = 20
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macl.report.charts import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, dot_charts, line_chart, ticks
+from macl.pages.charts import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, dot_charts, line_chart, ticks
 
 
 def points_of(path: str) -> np.ndarray:

@@ -12,8 +12,7 @@ from fakes.toy_store import write_toy_store
 from macl.data.store import Store
 from macl.io.geometry import Geometry
 from macl.io.volume import write_volume
-from macl.preprocessing.orientation import choose_orientation, to_scan
-from macl.report.overlays import (
+from macl.pages.overlays import (
     SMALLEST_CROP,
     CaseSlice,
     choose_cases,
@@ -22,6 +21,7 @@ from macl.report.overlays import (
     draw,
     fullest_slice,
 )
+from macl.preprocessing.orientation import choose_orientation, to_scan
 from macl.utils.errors import MaclError
 
 CASE = "patient001"

@@ -4,9 +4,9 @@ import pytest
 
 from fakes.finished_runs import described
 from macl import plugins
+from macl.pages.log_columns import log_columns
 from macl.plugins import find
 from macl.records.runs import LoggedQuantity
-from macl.report.log_columns import log_columns
 from macl.tasks.segmentation import SegmentationTask
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from macl.report.charts import Tick, ticks
+from macl.pages.charts import Tick, ticks
 
 WIDTH = 640.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 470.0, 44.0, 330.0
@@ -174,7 +174,7 @@ def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("macl", "report"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("macl", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template(template).render(**values) + "\n"

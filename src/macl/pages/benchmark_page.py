@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 
 import macl
-from macl.report.result_table import ResultTable
+from macl.pages.result_table import ResultTable
 
 
 def benchmark_page(
@@ -31,7 +31,7 @@ def benchmark_page(
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("macl", "report"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("macl", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("benchmark.html.j2").render(

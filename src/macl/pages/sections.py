@@ -8,10 +8,10 @@ from typing import Any
 
 from macl.config import PrepareSettings
 from macl.data.store import Store, StoreIndex
-from macl.report.charts import LineChart, line_chart
-from macl.report.comparison import Comparison
-from macl.report.log_columns import LogColumn, log_columns
-from macl.report.overlays import (
+from macl.pages.charts import LineChart, line_chart
+from macl.pages.comparison import Comparison
+from macl.pages.log_columns import LogColumn, log_columns
+from macl.pages.overlays import (
     OVERLAY_KINDS,
     CaseSlice,
     OverlayKind,
@@ -20,7 +20,7 @@ from macl.report.overlays import (
     draw,
     fullest_slice,
 )
-from macl.report.reported_run import Missing, ReportedRun, flat_settings
+from macl.pages.reported_run import Missing, ReportedRun, flat_settings
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from macl.report.benchmark_figures import Line, LinePoint, cliques, curves_figure, ranks_figure
+from macl.pages.benchmark_figures import Line, LinePoint, cliques, curves_figure, ranks_figure
 
 
 def test_methods_that_are_not_told_apart_are_joined() -> None:

@@ -1,0 +1,31 @@
+"""A finished run → the segmenter that it trained, ready to predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from macl.engine.trainer import make_fabric
+from macl.inference.sliding_window import SegmenterMember
+from macl.models.network import Network
+from macl.records.runs import RunRecord
+from macl.tasks.segmentation import load_segmenter, segmenter_settings
+
+
+def load_member(
+    run: Path, record: RunRecord, network: type[Network], device: str
+) -> SegmenterMember:
+    """The segmenter of a run, with its windows and mirror axes.
+
+    Args:
+        run: the run's folder.
+        record: the run's.
+        network: the plug-in that its settings name.
+        device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        MaclError: as for `load_segmenter`, or there is no such device.
+    """
+    settings = segmenter_settings(record)
+    segmenter = load_segmenter(run, network, make_fabric(device, "fp32").device)
+    mirror_axes = record.mirror_axes if settings.mirror_averaging else ()
+    return SegmenterMember(segmenter, settings.patch, mirror_axes)

@@ -1,1 +1,0 @@
-"""The contents of a report as plain values, and the template that lays them out."""
