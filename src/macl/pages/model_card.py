@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from macl.models.transfer import Transfer
+from macl.pages.result_table import ResultTable
 from macl.records.runs import RunRecord
-from macl.report.result_table import ResultTable
 from macl.tasks.run_settings import describe_network
 from macl.utils.text import format_duration, format_size
 

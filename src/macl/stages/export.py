@@ -17,10 +17,10 @@ from macl.models.conversion.nnunet import to_checkpoint
 from macl.models.nnunet import CONFIGURATIONS
 from macl.models.nnunet import Settings as NnunetSettings
 from macl.models.transfer import Transfer, transplant
+from macl.pages.model_card import model_card
 from macl.plugins import find
 from macl.records.runs import SCORES, RunRecord, read_record, read_weights
 from macl.records.scores import read_rows, summarise
-from macl.report.model_card import model_card
 from macl.tasks.networks import plugin_settings
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
 from macl.tasks.segmentation import build_segmenter, segmenter_settings
