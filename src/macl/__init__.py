@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from macl.stages.check import check
     from macl.stages.evaluate import evaluate
+    from macl.stages.export import export
     from macl.stages.finetune import finetune
     from macl.stages.inspect import inspect
     from macl.stages.load import load
@@ -28,7 +30,9 @@ __version__ = "0.1.0"
 __all__ = [
     "MaclError",
     "benchmark",
+    "check",
     "evaluate",
+    "export",
     "finetune",
     "inspect",
     "load",

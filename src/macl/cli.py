@@ -32,6 +32,8 @@ EXAMPLES = {
     "predict": "macl predict runs/macl-8 scan.nii.gz --out masks",
     "evaluate": "macl evaluate masks my.store --out cases.csv",
     "check": "macl check my.store",
+    "export": "macl export runs/macl --to nnunet --plans nnUNetPlans.json "
+    "--configuration 3d_fullres --out macl.pth",
     "profile": "macl profile --store my.store",
     "benchmark": "macl benchmark grid.toml --out bench",
     "report": "macl report runs/macl-8 runs/scratch-8 --out report.html",
