@@ -609,6 +609,8 @@ def _group(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] 
 
 
 def _parse(text: str) -> Any:
+    if text in ("none", "null"):
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

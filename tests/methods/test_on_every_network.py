@@ -106,7 +106,7 @@ class Trained:
             "training.size": list(sides),
             "training.epochs": 2,
             "training.batch_size": 6,
-            "training.warmup_epochs": 0,
+            "training.warmup_share": 0,
             "training.checkpoint_every_steps": SAVED_AT,
             "patients_per_position": 1,
         }

@@ -154,7 +154,7 @@ def test_a_failure_is_tried_by_one_worker_alone(grid: Path, tmp_path: Path) -> N
     assert process.returncode == 1
     logs = [path.read_text("utf-8") for path in (tmp_path / "bench" / "workers").iterdir()]
     assert "Failed: scratch__1__paper__seed0__draw0: " in messages
-    assert sum(log.count("scratch__1__paper__seed0__draw0") for log in logs) == 1
+    assert sum(log.count(": scratch__1__paper__seed0__draw0\n") for log in logs) == 1, logs
 
 
 def test_workers_share_threads_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
