@@ -133,6 +133,13 @@ SetOption = Annotated[
 RecipeOption = Annotated[
     str | None, typer.Option(help="Recipe, by name or path (.toml). Default: the method's own.")
 ]
+EncoderOnlyOption = Annotated[
+    bool, typer.Option("--encoder-only", help="Accept an init without decoder blocks.")
+]
+InitDecoderBlocksOption = Annotated[
+    int,
+    typer.Option(min=0, max=4, help="Trained decoder blocks in a weights file of the authors."),
+]
 ResumeOption = Annotated[
     bool,
     typer.Option(
@@ -446,13 +453,8 @@ def finetune(
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
     verify: VerifyOption = True,
-    encoder_only: Annotated[
-        bool, typer.Option("--encoder-only", help="Accept an init without decoder blocks.")
-    ] = False,
-    init_decoder_blocks: Annotated[
-        int,
-        typer.Option(min=0, max=4, help="Trained decoder blocks in a weights file of the authors."),
-    ] = 2,
+    encoder_only: EncoderOnlyOption = False,
+    init_decoder_blocks: InitDecoderBlocksOption = 2,
 ) -> None:
     """Fine-tune a segmenter with few labels, from pre-trained weights or from scratch."""
     from macl.distributed.launch import launch_processes
@@ -523,13 +525,8 @@ def selftrain(
     seed: SeedOption = 0,
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
-    encoder_only: Annotated[
-        bool, typer.Option("--encoder-only", help="Accept an init without decoder blocks.")
-    ] = False,
-    init_decoder_blocks: Annotated[
-        int,
-        typer.Option(min=0, max=4, help="Trained decoder blocks in a weights file of the authors."),
-    ] = 2,
+    encoder_only: EncoderOnlyOption = False,
+    init_decoder_blocks: InitDecoderBlocksOption = 2,
 ) -> None:
     """Train a segmenter with few labels and the unlabelled scans of the split."""
     from macl.distributed.launch import launch_processes

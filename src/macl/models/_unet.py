@@ -126,11 +126,3 @@ class UNetFamily(Network):
                 "axes: give one number for each pooling, or one for each axis."
             )
         return settings
-
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The encoder's maps, finest first, bottleneck last."""
-        return self.encoder(images)
-
-    def decode(self, features: list[Tensor], blocks: int | None = None) -> list[Tensor]:
-        """Bottleneck and the output of each decoder block, up to the deepest `blocks`."""
-        return self.decoder(features, blocks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ Strides = tuple[tuple[int, ...], ...]
 first is all ones."""
 
 
-class Network(nn.Module, ABC):
+class Network(nn.Module):
     """An encoder and a decoder whose blocks can be used from the deepest up.
 
     A network is built as `Network(settings, in_channels, dims=…, decoder_blocks=…)`: `dims` is 2 or
@@ -58,14 +57,14 @@ class Network(nn.Module, ABC):
         """Whether fine-tuning supervises the decoder's coarser maps too, unless set otherwise."""
         return False
 
-    @abstractmethod
     def encode(self, images: Tensor) -> list[Tensor]:
         """(B, C, *patch) → the map of every encoder level, finest first, bottleneck last."""
+        return self.encoder(images)
 
-    @abstractmethod
     def decode(self, features: list[Tensor], blocks: int | None = None) -> list[Tensor]:
         """Encoder maps → bottleneck, then the output of each of the deepest `blocks` decoder blocks
         (all it has)."""
+        return self.decoder(features, blocks)
 
     def forward(self, images: Tensor) -> Tensor:
         """The last map of `decode(encode(images))`."""

@@ -295,13 +295,5 @@ class NnUNet(Network):
         """As planned."""
         return settings.architecture is not None and settings.architecture.deep_supervision
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The encoder's maps, finest first, bottleneck last."""
-        return self.encoder(images)
-
-    def decode(self, features: list[Tensor], blocks: int | None = None) -> list[Tensor]:
-        """Bottleneck and the output of each decoder stage, up to the deepest `blocks`."""
-        return self.decoder(features, blocks)
-
 
 PLUGIN = NnUNet

@@ -179,13 +179,5 @@ class RollingUNet(Network):
         """Channels of the maps that `decode` returns with all blocks, bottleneck first."""
         return (*self.channels[:0:-1], self.channels[0] // 2)
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The encoder's maps, finest first, bottleneck last."""
-        return self.encoder(images)
-
-    def decode(self, features: list[Tensor], blocks: int | None = None) -> list[Tensor]:
-        """Bottleneck and the output of each decoder block, up to the deepest `blocks`."""
-        return self.decoder(features, blocks)
-
 
 PLUGIN = RollingUNet

@@ -185,13 +185,5 @@ class UKan(Network):
         self.decoder = Decoder(islice(ukan_blocks(self.channels), decoder_blocks))
         self.apply(initialise_convolutions)
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The encoder's maps, finest first, bottleneck last."""
-        return self.encoder(images)
-
-    def decode(self, features: list[Tensor], blocks: int | None = None) -> list[Tensor]:
-        """Bottleneck and the output of each decoder block, up to the deepest `blocks`."""
-        return self.decoder(features, blocks)
-
 
 PLUGIN = UKan
