@@ -136,6 +136,18 @@ RecipeOption = Annotated[
 EncoderOnlyOption = Annotated[
     bool, typer.Option("--encoder-only", help="Accept an init without decoder blocks.")
 ]
+InitOption = Annotated[
+    str | None,
+    typer.Option("--init", help="Where to start: a training run, a weights file, or scratch."),
+]
+SegmenterSplitOption = Annotated[
+    str | None,
+    typer.Option("--split", help="Split file, or the name of a split in the package."),
+]
+LabelBudgetOption = Annotated[
+    str | None,
+    typer.Option("--labels", help="Label budget of the split, such as 8 or 10%."),
+]
 InitDecoderBlocksOption = Annotated[
     int,
     typer.Option(min=0, max=4, help="Trained decoder blocks in a weights file of the authors."),
@@ -432,16 +444,9 @@ def pretrain(
 def finetune(
     out: Out,
     store: TrainedStore = None,
-    init: Annotated[
-        str | None,
-        typer.Option(help="Where to start: a pre-training run, a weights file, or scratch."),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split file, or the name of a split in the package.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Label budget of the split, such as 8 or 10%.")
-    ] = None,
+    init: InitOption = None,
+    split: SegmenterSplitOption = None,
+    labels: LabelBudgetOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="strong, strong-3d, paper, or a path (.toml). Default: strong."),
@@ -496,15 +501,13 @@ def _seed_if_given(seed: int | None) -> dict[str, int]:
     return {} if seed is None else {"seed": seed}
 
 
-@app.command()
+@app.command(cls=_CommandWithSettings)
 def selftrain(
-    store: StoreArgument,
     out: Out,
-    init: Annotated[
-        str, typer.Option(help="Where to start: a training run, a weights file, or scratch.")
-    ],
-    split: Annotated[str, typer.Option(help="Split file, or the name of a split in the package.")],
-    labels: Annotated[str, typer.Option(help="Label budget of the split, such as 8 or 10%.")],
+    store: TrainedStore = None,
+    init: InitOption = None,
+    split: SegmenterSplitOption = None,
+    labels: LabelBudgetOption = None,
     teacher: Annotated[
         Path | None,
         typer.Option(
@@ -522,9 +525,10 @@ def selftrain(
     overrides: SetOption = [],  # noqa: B006
     device: DeviceOption = Device.auto,
     devices: DevicesOption = 1,
-    seed: SeedOption = 0,
+    seed: TrainingSeed = None,
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
+    verify: VerifyOption = True,
     encoder_only: EncoderOnlyOption = False,
     init_decoder_blocks: InitDecoderBlocksOption = 2,
 ) -> None:
@@ -532,6 +536,8 @@ def selftrain(
     from macl.distributed.launch import launch_processes
     from macl.stages.selftrain import selftrain as run
 
+    options = {"--init": init, "--split": split, "--labels": labels}
+    _require("selftrain", resume, STORE=store, **options)
     launch_processes(devices, sys.argv[1:])
     run(
         store,
@@ -545,9 +551,11 @@ def selftrain(
         recipe=recipe,
         overrides=overrides,
         device=device.value,
-        seed=seed,
         resume=resume,
+        inherit=resume,
         allow_overlap=allow_overlap,
+        verify=verify,
+        **_seed_if_given(seed),
     )
 
 

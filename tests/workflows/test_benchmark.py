@@ -187,6 +187,7 @@ def test_percentages_make_folders_of_their_own(grid: Path) -> None:
         ("seeds = [0]", "seeds = [0]\ndraws = [1, 2]", "there are 2 draws and 1 seeds"),
         ("[finetune]", '[reference]\nstart = "mcal"\n[finetune]', "has scratch, macl"),
         ("[finetune]", '[[training]]\nstage = "tune"\n[finetune]', r"training\.0\.stage"),
+        ("[finetune]", '[[training]]\nafter = "tune"\n[finetune]', "does not list before it"),
         ('"toy.json"', '"paper/acdc"', "names 10, 14,"),
         ('"toy.store"', '"tyo.store"', "does not exist"),
         ('"training.size=64"', '"training.sise=64"', r"training\.sise"),

@@ -14,30 +14,24 @@ from torch import Tensor
 from macl.config import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
-from macl.data.splits import Split
 from macl.data.store import Store
 from macl.data.windows import select_volumes
 from macl.distributed.collectives import all_reduce_sum
 from macl.distributed.launch import process_group
-from macl.engine.run import TrainingKeywords, TrainingRun, inherited, split_of
+from macl.engine.run import TrainingKeywords, TrainingRun
 from macl.engine.trainer import Validation
 from macl.inference.sliding_window import SegmenterMember, predict_slices
-from macl.models.transfer import Transfer, require_transfer, transplant
 from macl.plugins import find
-from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS_DIGEST, RunRecord
-from macl.tasks.initial_weights import SCRATCH, read_init, require_apart
+from macl.records.runs import PREDICTIONS, RunRecord
 from macl.tasks.networks import require_values_to_normalise
-from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings
+from macl.tasks.run_settings import NETWORK_SETTINGS
 from macl.tasks.segmentation import (
     SegmentationTask,
     Segmenter,
-    fresh_segmenter,
-    mirror_axes,
     segmenter_weights,
 )
-from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
-from macl.utils.errors import MaclError
-from macl.utils.files import AnyPath, read_json, write_json
+from macl.tasks.segmenter_run import Arguments, record_transfer, resolve_start, start_segmenter
+from macl.utils.files import AnyPath
 from macl.utils.progress import say
 from macl.utils.text import printable
 
@@ -76,61 +70,33 @@ def finetune(
     Raises:
         MaclError: a setting, the store, the split, the init or the folder does not fit.
     """
-    out, store = Path(out), None if store is None else Path(store)
-    resumed, store, chosen = inherited(out, "finetune", store, options)
-    chosen_split: str | Split | None = str(split) if split else None
-    if resumed:
-        init = init or WEIGHTS_DIGEST.sub("", resumed.init or SCRATCH)
-        chosen_split, labels = chosen_split or split_of(resumed), labels or resumed.labels
-    if init is None or chosen_split is None or labels is None:
-        raise MaclError(f"There is no run in {out} to resume: name --init, --split and --labels.")
-    init, labels = str(init), str(labels)
-    recipe = chosen.recipe or DEFAULT_RECIPE
-    opened = Store.open(store, chosen.verify)
-    weights = read_init(init, init_decoder_blocks)
-    settings = finetune_settings(
-        recipe,
-        chosen.overrides,
-        store=opened,
-        init=weights.name,
-        init_network=weights.network,
-        resumed=resumed.settings if resumed else None,
-    )
-    with TrainingRun(opened, out, settings, chosen_split, chosen) as run:
+    out = Path(out)
+    arguments = Arguments(store, init, split, labels, init_decoder_blocks=init_decoder_blocks)
+    start = resolve_start(out, FinetuneSettings, arguments, options, DEFAULT_RECIPE)
+    opened, settings = start.store, start.settings
+    with TrainingRun(opened, out, settings, start.split, start.options) as run:
         assert run.resolved is not None
-        cases = run.resolved.labelled_cases(labels)
-        require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
-        warn_of_unseen_classes(opened, cases, labels)
-        warn_of_other_scans(opened, cases, weights)
-        plane = opened.case(cases[0]).orientation.plane
-        axes = mirror_axes(settings, opened.index.classes, plane)
         network = find("models", settings.backbone)
-        segmenter = fresh_segmenter(opened, settings, network, chosen.seed)
+        segmenter, axes, transfer = start_segmenter(run, start, network, encoder_only=encoder_only)
         task = SegmentationTask(segmenter, settings, axes)
-        transfer = transplant(weights.name, weights.tensors, task.segmenter.named_state())
-        if weights.tensors:
-            require_transfer(transfer, encoder_only or resumed is not None, weights.trained_with)
+        cases = run.resolved.labelled_cases(start.labels)
         patches = select_volumes(opened, cases).samples_per_epoch(settings.patch)
         batch_size = min(settings.training.batch_size, patches)
-        require_values_to_normalise(batch_size, settings.patch, task.segmenter.network.strides)
+        require_values_to_normalise(batch_size, settings.patch, segmenter.network.strides)
         record = run.open(
             task,
             cases,
             patches,
-            recipe=recipe,
-            labels=labels,
+            recipe=start.recipe,
+            labels=start.labels,
             validation_cases=run.resolved.validation_cases,
-            init=printable(weights.name),
-            init_patients=weights.patients,
+            init=printable(start.weights.name),
+            init_patients=start.weights.patients,
             mirror_axes=axes,
         )
         if record.finished:
             return record
-        if resumed:
-            _check_transfer(out, transfer)
-        if run.fabric.is_global_zero:
-            write_json(out / TRANSFER, transfer.about())
-        say(transfer.table())
+        record_transfer(run, start, transfer)
         return _train(run, settings, task)
 
 
@@ -156,15 +122,6 @@ def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask)
     masks = run.folder / PREDICTIONS
     say(f"The segmenter is in {run.folder}; next: macl predict {run.folder} SCANS --out {masks}")
     return finished
-
-
-def _check_transfer(out: Path, transfer: Transfer) -> None:
-    """MaclError if the weights were taken over in another way when the run was started."""
-    if (out / TRANSFER).is_file() and read_json(out / TRANSFER, "a transfer") != transfer.about():
-        raise MaclError(
-            f"The run in {out} took over other tensors of its initial weights: repeat "
-            "--init-decoder-blocks as it was given."
-        )
 
 
 class ValidationScore:

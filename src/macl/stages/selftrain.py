@@ -15,39 +15,37 @@ from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
 from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
-from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun
+from macl.engine.run import TrainingKeywords, TrainingRun
 from macl.inference.sliding_window import SegmenterMember, predict_slices
-from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
 from macl.records import runs
-from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
-from macl.tasks.initial_weights import read_init, require_apart
-from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings
+from macl.records.runs import PREDICTIONS, WEIGHTS, RunRecord, read_record
+from macl.tasks.initial_weights import require_apart
+from macl.tasks.run_settings import NETWORK_SETTINGS
 from macl.tasks.segmentation import (
-    fresh_segmenter,
     load_segmenter,
-    mirror_axes,
     require_segmenter,
     segmenter_settings,
     segmenter_weights,
 )
+from macl.tasks.segmenter_run import Arguments, record_transfer, resolve_start, start_segmenter
 from macl.tasks.semi_supervised import UNSURE, ProportionWatch, SelfTrainingTask
-from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
 from macl.utils.errors import MaclError
-from macl.utils.files import AnyPath, sha256, write_json
+from macl.utils.files import AnyPath, sha256
 from macl.utils.progress import progress, say
+from macl.utils.text import printable
 
 MEAN_TEACHER, NOISY_STUDENT = "mean-teacher", "noisy-student"
 
 
 @process_group()
 def selftrain(
-    store: AnyPath,
+    store: AnyPath | None,
     out: AnyPath,
     *,
-    init: AnyPath,
-    split: AnyPath,
-    labels: str | int,
+    init: AnyPath | None,
+    split: AnyPath | None,
+    labels: str | int | None,
     teacher: AnyPath | None = None,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
@@ -61,7 +59,8 @@ def selftrain(
     unlabelled cases once, and the segmenter is trained on all of them (noisy student).
 
     Args:
-        store: folder made by `prepare`.
+        store: folder made by `prepare`; None, here as for init, split, labels and teacher: that of
+            the run to resume.
         out: the run's folder.
         init: "scratch", a pre-training, fine-tuning or self-training run, or a weights file.
         split: split file or name.
@@ -70,80 +69,57 @@ def selftrain(
         encoder_only: accept an init without decoder blocks.
         init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
         options: `recipe` (None: mean-teacher, or noisy-student with a teacher), `overrides`,
-            `device`, `seed`, `resume` and `allow_overlap` (accept weights that were trained on test
-            people); see `TrainingOptions`.
+            `device`, `seed`, `resume`, `inherit` and `allow_overlap` (accept weights that were
+            trained on test people); see `TrainingOptions`.
 
     Raises:
         MaclError: a setting, the store, the split, the init, the teacher or the folder does not
             fit.
     """
-    store, out, teacher = Path(store), Path(out), Path(teacher) if teacher else None
-    init, split, labels = str(init), str(split), str(labels)
-    chosen = TrainingOptions(**options)
-    recipe = chosen.recipe or (NOISY_STUDENT if teacher else MEAN_TEACHER)
-    opened = Store.open(store)
-    weights = read_init(init, init_decoder_blocks)
-    teaching = _read_teacher(teacher, opened) if teacher else NO_TEACHER
-    settings = finetune_settings(
-        recipe,
-        chosen.overrides,
-        store=opened,
-        init=weights.name,
-        init_network=weights.network,
-        kind=SelftrainSettings,
-    )
-    with TrainingRun(opened, out, settings, split, chosen) as run:
+    out = Path(out)
+    arguments = Arguments(store, init, split, labels, teacher, init_decoder_blocks)
+    default_recipe = NOISY_STUDENT if teacher else MEAN_TEACHER
+    start = resolve_start(out, SelftrainSettings, arguments, options, default_recipe)
+    opened, settings = start.store, start.settings
+    teaching = _read_teacher(start.teacher, opened) if start.teacher else NO_TEACHER
+    with TrainingRun(opened, out, settings, start.split, start.options) as run:
         assert run.resolved is not None
-        cases, unlabelled = (
-            run.resolved.labelled_cases(labels),
-            run.resolved.unlabelled_cases(labels),
-        )
         require_even_parts(*settings.patches_per_step, run.fabric.world_size)
-        require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
-        warn_of_unseen_classes(opened, cases, labels)
-        warn_of_other_scans(opened, cases, weights)
-        require_apart(str(teacher), teaching.patients, run.resolved, chosen.allow_overlap)
-        plane = opened.case(cases[0]).orientation.plane
-        axes = mirror_axes(settings, opened.index.classes, plane)
-        segmenter = fresh_segmenter(
-            opened, settings, find("models", settings.backbone), chosen.seed
-        )
-        transfer = transplant(weights.name, weights.tensors, segmenter.named_state())
-        if weights.tensors:
-            require_transfer(transfer, encoder_only, weights.trained_with)
+        allow_overlap = start.options.allow_overlap
+        require_apart(str(start.teacher), teaching.patients, run.resolved, allow_overlap)
+        network = find("models", settings.backbone)
+        segmenter, axes, transfer = start_segmenter(run, start, network, encoder_only=encoder_only)
         task = SelfTrainingTask(
             segmenter,
             settings,
             axes,
             opened.index.classes,
             follows_fast="head.weight" not in transfer.names,
-            pseudo_labels=teacher is not None,
+            pseudo_labels=start.teacher is not None,
         )
+        unlabelled = run.resolved.unlabelled_cases(start.labels)
         record = run.open(
             task,
-            cases,
+            run.resolved.labelled_cases(start.labels),
             settings.training.batch_size,
-            recipe=recipe,
-            labels=labels,
+            recipe=start.recipe,
+            labels=start.labels,
             unlabelled_cases=unlabelled,
             unlabelled_patients=runs.patients_of(opened, unlabelled),
-            init=weights.name,
-            init_patients=tuple(sorted({*weights.patients, *teaching.patients})),
+            init=printable(start.weights.name),
+            init_patients=tuple(sorted({*start.weights.patients, *teaching.patients})),
             teacher=teaching.name,
             mirror_axes=axes,
         )
         if record.finished:
             return record
-        if run.fabric.is_global_zero:
-            write_json(out / TRANSFER, transfer.about())
-        say(transfer.table())
+        record_transfer(run, start, transfer)
         say(
-            f"Labelled: {len(cases)} cases of {len(record.patients)} patients; unlabelled: "
+            f"Labelled: {len(record.cases)} cases of {len(record.patients)} patients; unlabelled: "
             f"{len(unlabelled)} cases of {len(record.unlabelled_patients)} patients."
         )
-        return _train(
-            run, settings, task, _pseudo_labels(run, settings, teacher) if teacher else {}
-        )
+        given = _pseudo_labels(run, settings, start.teacher) if start.teacher else {}
+        return _train(run, settings, task, given)
 
 
 def _train(
@@ -207,7 +183,7 @@ def _read_teacher(run: Path, store: Store) -> Teacher:
                 f"The teacher {run} has the {what} {theirs}, but the store {store.path} has "
                 f"{ours}: name a run that was trained on this store."
             )
-    return Teacher(f"{run} ({sha256(run / WEIGHTS)[:12]})", record.seen_patients)
+    return Teacher(printable(f"{run} ({sha256(run / WEIGHTS)[:12]})"), record.seen_patients)
 
 
 def _pseudo_labels(

@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from macl.data.splits import write_split
 from macl.metrics import Convention
@@ -40,6 +40,14 @@ FAILURES = "failures"
 SPLITS = "splits"
 SECONDS_BETWEEN_LOOKS = 1.0
 TRAINING_STAGES = {"finetune": finetune, "selftrain": selftrain}
+
+
+class CellStart(NamedTuple):
+    """What a cell starts from, and how long that took to train."""
+
+    init: str
+    pretraining_seconds: float = 0.0
+    finetuning_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,22 +151,20 @@ class BenchmarkFolder:
             return "kept"
         start = self._start(cell)
         if start is None:
-            say("Its pre-training is under way in another process.")
+            say("What it starts from is under way in another process.")
             return "busy"
-        self._run(cell, folder, *start)
+        self._run(cell, folder, start)
         return "done"
 
-    def _run(
-        self, cell: BenchmarkCell, folder: Path, init: str, pretraining_seconds: float
-    ) -> None:
+    def _run(self, cell: BenchmarkCell, folder: Path, start: CellStart) -> None:
         grid = self.plan.grid
         train = TRAINING_STAGES[cell.training.stage]
         record = train(
-            grid.store, folder, init=init, split=self.split(cell.draw), labels=cell.labels,
+            grid.store, folder, init=start.init, split=self.split(cell.draw), labels=cell.labels,
             recipe=cell.training.recipe or cell.recipe,
             overrides=(*grid.finetune.set, *cell.training.set, *cell.start.network),
             device=self.device, seed=cell.seed, resume=True,
-            encoder_only=cell.start.method is not None and not _has_decoder(Path(init)),
+            encoder_only=cell.start.method is not None and not _has_decoder(Path(start.init)),
         )  # fmt: skip
         predict([folder, grid.store], folder / runs.PREDICTIONS, device=self.device)
         summaries: dict[Convention, dict[str, Any]] = {}
@@ -183,19 +189,28 @@ class BenchmarkFolder:
             commit=commit_of_macl(),
             date=date.today().isoformat(),
             command=self.command,
-            pretraining_seconds=pretraining_seconds,
-            finetuning_seconds=record.seconds,
+            pretraining_seconds=start.pretraining_seconds,
+            finetuning_seconds=start.finetuning_seconds + record.seconds,
             summaries=summaries,
         )
         write_text(folder / CELL, done.model_dump_json(indent=1) + "\n")
 
-    def _start(self, cell: BenchmarkCell) -> tuple[str, float] | None:
-        """The `init` of a cell, pre-trained now unless it is finished, and its training time.
+    def _start(self, cell: BenchmarkCell) -> CellStart | None:
+        """What a cell starts from; None where another process is at it."""
+        preceding = self.plan.preceding(cell)
+        if preceding is None:
+            return self._pretrained(cell)
+        if self._failure(CELLS, preceding.name).is_file():
+            raise MaclError(f"It goes on from {preceding.name}, which failed.")
+        record, folder = read_cell(self.folder(preceding)), self.folder(preceding)
+        if record is None:
+            return None
+        return CellStart(str(folder), record.pretraining_seconds, record.finetuning_seconds)
 
-        None where another process is at it.
-        """
+    def _pretrained(self, cell: BenchmarkCell) -> CellStart | None:
+        """The start of a cell, pre-trained now unless it is finished."""
         if cell.start.method is None:
-            return SCRATCH, 0.0
+            return CellStart(SCRATCH)
         failure = self._failure(PRETRAINED, cell.pretraining)
         folder = self.out / PRETRAINED / cell.pretraining
         with lock_if_free(self.out / LOCKS / f"pretrained__{cell.pretraining}.lock") as held:
@@ -214,7 +229,7 @@ class BenchmarkFolder:
                 reason = f"Its pre-training failed: {_reason(error)}"
                 write_text(failure, reason)
                 raise MaclError(reason) from None
-        return str(folder), record.seconds
+        return CellStart(str(folder), record.seconds)
 
 
 def hardware(device: str) -> str:

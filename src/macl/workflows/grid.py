@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +79,11 @@ class Training(Settings):
         default=None,
         description="recipe of the stage, in place of the grid's recipes; none: theirs, which "
         "self-training has not",
+    )
+    after: str | None = Field(
+        default=None,
+        description="an earlier training of the grid, from whose segmenter it goes on; none: it "
+        "begins with the start's weights",
     )
     set: tuple[str, ...] = Field(
         default=(), description="settings of the stage, as --set takes them, after [finetune]'s"
@@ -176,6 +181,18 @@ class BenchmarkGrid(Settings):
                 raise ValueError(
                     f"the reference names the {what} {name!r}, but the grid has {listed(known)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _trainings_follow_earlier_ones(self) -> BenchmarkGrid:
+        earlier: list[str] = []
+        for training in self.training:
+            if training.after is not None and training.after not in earlier:
+                raise ValueError(
+                    f"the training {training.name!r} comes after {training.after!r}, which the "
+                    "grid does not list before it"
+                )
+            earlier.append(training.name)
         return self
 
     @model_validator(mode="after")
@@ -291,6 +308,10 @@ class BenchmarkPlan:
     groups: Mapping[str, str]
     labelled_people: Mapping[str, int]
 
+    def preceding(self, cell: BenchmarkCell) -> BenchmarkCell | None:
+        """The cell from whose segmenter a cell goes on; None: it begins with its start."""
+        return _preceding(cell, self.grid)
+
 
 def plan(grid: BenchmarkGrid) -> BenchmarkPlan:
     """Find what a benchmark runs, and what cannot run before anything does.
@@ -314,13 +335,16 @@ def plan(grid: BenchmarkGrid) -> BenchmarkPlan:
         }
         pretraining = {start: _pretraining(start, store) for start in grid.start}
         dims = {recipe: _recipe_dims(recipe, grid) for recipe in grid.recipes}
-        finetuning = {
-            (start, recipe, training): _finetuning(recipe, grid, store, start, settings, training)
-            for start, settings in pretraining.items()
-            for recipe in grid.recipes
-            for training in grid.training
-            if settings is None or settings.dims == dims[recipe]
-        }
+        finetuning: dict[tuple[Start, str, str], FinetuneSettings] = {}
+        for start, settings in pretraining.items():
+            for recipe in grid.recipes:
+                if settings is None or settings.dims == dims[recipe]:
+                    for training in grid.training:
+                        after = training.after
+                        before = finetuning[start, recipe, after] if after else settings
+                        finetuning[start, recipe, training.name] = _finetuning(
+                            recipe, grid, store, start, before, training
+                        )
     for start, settings in pretraining.items():
         if settings and settings.dims not in dims.values():
             raise MaclError(
@@ -329,23 +353,32 @@ def plan(grid: BenchmarkGrid) -> BenchmarkPlan:
                 "of [finetune], or a recipe that names it."
             )
     _warn_of_networks(finetuning)
-    specifications = {
-        cell: {
+    specifications: dict[BenchmarkCell, dict[str, Any]] = {}
+    for cell in combinations(grid):
+        settings = finetuning.get((cell.start, cell.recipe, cell.training.name))
+        if settings is None:
+            continue
+        preceding = _preceding(cell, grid)
+        specifications[cell] = {
             "store": store.checksum,
             "split": splits[cell.draw].model_dump(mode="json"),
             "labels": cell.labels,
             "seed": cell.seed,
             "pretraining": _as_json(pretraining[cell.start]),
-            "finetuning": _as_json(finetuning[cell.start, cell.recipe, cell.training]),
+            **({"after": specifications[preceding]} if preceding else {}),
+            "finetuning": _as_json(settings),
         }
-        for cell in combinations(grid)
-        if (cell.start, cell.recipe, cell.training) in finetuning
-    }
     return BenchmarkPlan(grid, specifications, splits, resolved.groups, labelled_people)
 
 
+def _preceding(cell: BenchmarkCell, grid: BenchmarkGrid) -> BenchmarkCell | None:
+    trainings = {training.name: training for training in grid.training}
+    after = cell.training.after
+    return replace(cell, training=trainings[after]) if after else None
+
+
 def _warn_of_networks(
-    finetuning: Mapping[tuple[Start, str, Training], FinetuneSettings],
+    finetuning: Mapping[tuple[Start, str, str], FinetuneSettings],
 ) -> None:
     """Say so where the starts of one recipe have different networks without naming them."""
     networks: dict[tuple[str, tuple[str, ...]], set[str]] = {}
@@ -390,11 +423,11 @@ def _finetuning(
     grid: BenchmarkGrid,
     store: Store,
     start: Start,
-    pretraining: PretrainSettings | None,
+    before: PretrainSettings | FinetuneSettings | None,
     training: Training,
 ) -> FinetuneSettings:
-    """The settings of a training by a recipe from a start, whose network it takes over."""
-    settings = _as_json(pretraining) or {}
+    """The settings of a training by a recipe; it takes over the network of the training before."""
+    settings = _as_json(before) or {}
     network = {name: settings[name] for name in NETWORK_SETTINGS if name in settings}
     overrides = (*grid.finetune.set, *training.set, *start.network)
     return finetune_settings(
