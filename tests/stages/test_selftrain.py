@@ -73,6 +73,7 @@ def record(run: Path) -> dict:
 def test_what_a_run_leaves(selftrain, toy: Path, tmp_path: Path, dims: int) -> None:
     answer = selftrain("--out", "run", "--seed", "1", dims=dims)
     assert answer.code == 0, answer.err
+    assert "the teacher starts untrained" in answer.err
     assert answer.out == ""
     run = tmp_path / "run"
     files = ["log.jsonl", "run.json", "transfer.json", "weights.safetensors"]
@@ -140,7 +141,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
         patched.setattr(trainer._TrainingState, "save", save_and_stop)
         with pytest.raises(Stopped):
             selftrain("--out", "stopped", *more, dims=dims)
-    answer = selftrain("--out", "stopped", *more, "--resume", dims=dims)
+    answer = macl("selftrain", "--out", "stopped", "--resume", "--device", "cpu")
     assert answer.code == 0, answer.err
     assert "Resuming after step 3." in answer.err
     whole, stopped = (
@@ -152,6 +153,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
 def test_from_a_fine_tuned_run_with_its_head(selftrain, toy: Path, tmp_path: Path) -> None:
     answer = selftrain("--out", "run", init=str(toy / "tuned"))
     assert answer.code == 0, answer.err
+    assert "starts untrained" not in answer.err
     rows = json.loads((tmp_path / "run" / "transfer.json").read_text())["tensors"]
     assert {row["name"]: row["outcome"] for row in rows}["head.weight"] == "loaded"
     said = record(tmp_path / "run")

@@ -32,10 +32,15 @@ from macl.tasks.segmenter_run import Arguments, record_transfer, resolve_start, 
 from macl.tasks.semi_supervised import UNSURE, ProportionWatch, SelfTrainingTask
 from macl.utils.errors import MaclError
 from macl.utils.files import AnyPath, sha256
-from macl.utils.progress import progress, say
+from macl.utils.progress import progress, say, warn
 from macl.utils.text import printable
 
 MEAN_TEACHER, NOISY_STUDENT = "mean-teacher", "noisy-student"
+
+UNTRAINED_TEACHER = (
+    "Warning: the teacher starts untrained, and may teach its mistakes: fine-tune first, then "
+    "self-train with --init and that run."
+)
 
 
 @process_group()
@@ -89,12 +94,15 @@ def selftrain(
         require_apart(str(start.teacher), teaching.patients, run.resolved, allow_overlap)
         network = find("models", settings.backbone)
         segmenter, axes, transfer = start_segmenter(run, start, network, encoder_only=encoder_only)
+        has_learned = "head.weight" in transfer.names
+        if start.teacher is None and not has_learned:
+            warn(UNTRAINED_TEACHER)
         task = SelfTrainingTask(
             segmenter,
             settings,
             axes,
             opened.index.classes,
-            follows_fast="head.weight" not in transfer.names,
+            follows_fast=not has_learned,
             pseudo_labels=start.teacher is not None,
         )
         unlabelled = run.resolved.unlabelled_cases(start.labels)
