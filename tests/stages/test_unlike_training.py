@@ -11,7 +11,11 @@ from fakes.command import macl
 from fakes.dicom import write_series
 from fakes.scans import affine, write_nifti
 from fakes.threshold_run import known_case, write_threshold_run
+from fakes.toy_store import write_toy_store
+from macl.data.store import Store
 from macl.records.training_range import ChannelRange, TrainingRange
+from macl.tasks.initial_weights import InitialWeights
+from macl.tasks.training_scans import warn_of_other_pseudonyms
 
 SHAPE = (5, 20, 24)
 TRAINED_ON = TrainingRange(
@@ -78,3 +82,22 @@ def test_a_class_that_no_training_label_shows_is_named(tmp_path: Path) -> None:
         )  # fmt: skip
         assert answer.code == 0, answer.err
         assert ("shows class 9" in " ".join(answer.err.split())) == named
+
+
+@pytest.mark.parametrize(
+    ("patient", "warned"),
+    [("patient-0123456789ab", False), ("patient-ba9876543210", True), ("patient009", False)],
+    ids=["the same names", "other salt", "not hashed"],
+)
+def test_names_that_are_hashed_apart_are_warned_about(
+    tmp_path: Path, patient: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_toy_store(tmp_path / "toy.store", patients=2)
+    index = tmp_path / "toy.store" / "store.json"
+    hashed = index.read_text().replace(
+        '"patient": "patient001"', '"patient": "patient-0123456789ab"'
+    )
+    index.write_text(hashed)
+    weights = InitialWeights("runs/macl", patients=(patient,))
+    warn_of_other_pseudonyms(Store.open(tmp_path / "toy.store"), weights)
+    assert ("hashed apart" in " ".join(capsys.readouterr().err.split())) == warned

@@ -109,6 +109,11 @@ def private_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.private.json")
 
 
+def is_pseudonym(name: str) -> bool:
+    """Whether a name is one of `Pseudonyms`."""
+    return re.fullmatch(r"(?:patient|case)-[0-9a-f]{12}", name) is not None
+
+
 def looks_identifying(text: str) -> bool:
     """Whether a name looks as if it told who somebody is: a date, a number, an address."""
     return _IDENTIFYING.search(text) is not None

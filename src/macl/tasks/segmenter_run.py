@@ -16,7 +16,11 @@ from macl.records.runs import TRANSFER, WEIGHTS_DIGEST, RunRecord
 from macl.tasks.initial_weights import SCRATCH, InitialWeights, read_init, require_apart
 from macl.tasks.run_settings import finetune_settings
 from macl.tasks.segmentation import Segmenter, fresh_segmenter, mirror_axes
-from macl.tasks.training_scans import warn_of_other_scans, warn_of_unseen_classes
+from macl.tasks.training_scans import (
+    warn_of_other_pseudonyms,
+    warn_of_other_scans,
+    warn_of_unseen_classes,
+)
 from macl.utils.errors import MaclError
 from macl.utils.files import AnyPath, read_json, write_json
 from macl.utils.progress import say
@@ -171,6 +175,7 @@ def start_segmenter(
     cases = run.resolved.labelled_cases(start.labels)
     require_apart(start.init, weights.patients, run.resolved, start.options.allow_overlap)
     warn_of_unseen_classes(store, cases, start.labels)
+    warn_of_other_pseudonyms(store, weights)
     warn_of_other_scans(store, cases, weights)
     axes = mirror_axes(settings, store.index.classes, store.case(cases[0]).orientation.plane)
     segmenter = fresh_segmenter(store, settings, network, start.options.seed)

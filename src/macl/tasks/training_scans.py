@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from macl.data.store import Store
+from macl.io.deidentification import is_pseudonym
 from macl.records.training_range import measure_range, range_differences
 from macl.tasks.initial_weights import InitialWeights
 from macl.utils.errors import listed
@@ -24,6 +25,18 @@ def warn_of_unseen_classes(store: Store, cases: Sequence[str], labels: str) -> N
             f"Warning: no training label of {labels!r} ({len(cases)} cases) shows "
             f"{listed(unseen)}, so the model cannot learn to find it: choose a larger budget, or "
             "other cases."
+        )
+
+
+def warn_of_other_pseudonyms(store: Store, weights: InitialWeights) -> None:
+    """Say so where the names in a store and those of a pre-training cannot be compared."""
+    own = {case.patient for case in store.index.cases if is_pseudonym(case.patient)}
+    theirs = {patient for patient in weights.patients if is_pseudonym(patient)}
+    if own and theirs and not own & theirs:
+        warn(
+            f"Warning: the patients' names in {store.path} and those of {weights.name} are hashed "
+            "apart, so it is not known whether test people were among its training data: prepare "
+            "both stores with one private file (a copy of STORE.private.json beside the new one)."
         )
 
 
