@@ -32,12 +32,16 @@ TINY = DemoSize(
     grid=SMALL,
     pretraining=Schedule("macl-plus", (64, 64), batch_size=16, steps=4),
     finetuning=Schedule("strong", (64, 64), batch_size=8, steps=4),
+    first=Schedule("strong", (64, 64), batch_size=8, steps=2),
+    selftraining=Schedule("mean-teacher", (64, 64), batch_size=8, steps=2),
 )
 TINY_VOLUMES = replace(
     TINY,
     grid=VoxelGrid(size=(40, 48, 32), spacing_mm=(5.0, 5.0, 6.0)),
     pretraining=Schedule("macl-plus", (16, 16, 16), batch_size=16, steps=3),
     finetuning=Schedule("strong-3d", (32, 32, 32), batch_size=2, steps=3),
+    first=Schedule("strong-3d", (32, 32, 32), batch_size=2, steps=2),
+    selftraining=Schedule("mean-teacher-3d", (32, 32, 32), batch_size=2, steps=2),
 )
 
 
@@ -69,7 +73,16 @@ def test_the_demo_uses_nothing_but_the_public_stages() -> None:
     allowed = {
         "macl.utils.errors", "macl.utils.files", "macl.utils.progress", "macl.workflows.subjects",
     }  # fmt: skip
-    names = ("prepare", "split", "pretrain", "finetune", "predict", "evaluate", "report")
+    names = (
+        "prepare",
+        "split",
+        "pretrain",
+        "finetune",
+        "selftrain",
+        "predict",
+        "evaluate",
+        "report",
+    )
     stages = {f"macl.stages.{name}" for name in names}
     found = imports(WORKFLOWS / "demo.py")
     ours = {name for name in found if name.partition(".")[0] == "macl"}
@@ -122,7 +135,7 @@ def test_subjects_are_clearly_different_brains(pair: list[tuple[np.ndarray, np.n
 
 def test_the_demo_s_volumes_hold_several_crops_and_all_starts_share_a_network() -> None:
     volume, spacing_mm = VOLUMES.grid.size[::-1], VOLUMES.grid.spacing_mm[::-1]
-    schedules = (VOLUMES.pretraining, VOLUMES.finetuning)
+    schedules = (VOLUMES.pretraining, VOLUMES.finetuning, VOLUMES.first, VOLUMES.selftraining)
     assert len({choose_strides(schedule.patch, spacing_mm) for schedule in schedules}) == 1
     assert all(patch < side for patch, side in zip(VOLUMES.pretraining.patch, volume, strict=True))
 
@@ -171,8 +184,8 @@ def test_the_demo_from_end_to_end_and_once_more(
     steps = [line.partition("/")[0] for line in first.err.splitlines() if "/8 " in line[:4]]
     assert steps == [str(number) for number in range(1, 9)]
     assert SYNTHETIC in first.err
-    rows = [line.split() for line in first.out.splitlines() if line.startswith("from ")]
-    assert [row[1:3] for row in rows] == [["scratch", "1"], ["macl", "1"]]
+    rows = table(first.out)
+    assert [row[:3] for row in rows] == [["labels", "alone", "1"], ["with", "unlabelled", "1"]]
     assert all(0 <= float(cell) <= 100 for row in rows for cell in row[3:])
     assert "One seed and 2 synthetic test subjects" in first.out
     assert SYNTHETIC in first.out
@@ -188,13 +201,17 @@ def test_the_demo_from_end_to_end_and_once_more(
         *out.glob("runs/*/predictions/*.nii.gz"),
         *out.glob("scans/**/*.gz"),
     ]
-    assert len(kept) == 3 + 2 * 2 + 2 * 5
+    assert len(kept) == 4 + 2 * 2 + 2 * 5
     before = {path: path.stat().st_mtime_ns for path in kept}
     demo(out, size)
     assert {path: path.stat().st_mtime_ns for path in kept} == before
-    assert [
-        line.split() for line in capfd.readouterr().out.splitlines() if line.startswith("from ")
-    ] == rows
+    assert table(capfd.readouterr().out) == rows
+
+
+def table(printed: str) -> list[list[str]]:
+    """The words of each row."""
+    first = ("labels alone", "with unlabelled")
+    return [line.split() for line in printed.splitlines() if line.startswith(first)]
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

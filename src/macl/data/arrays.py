@@ -62,13 +62,16 @@ def open_plain(path: Path) -> Any:
     """Open an array file for reading.
 
     Raises:
-        ValueError: it is not a file of `write`, or holds more than an array.
+        ValueError: it is not a file of `write`, is broken, or holds more than an array.
         OSError, RuntimeError: it cannot be read.
     """
     import blosc2
 
     require_plain(path)
-    return blosc2.open(str(path), mode="r")
+    try:
+        return blosc2.open(str(path), mode="r")
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(f"its header is broken: {error}") from None
 
 
 def require_plain(path: Path) -> None:

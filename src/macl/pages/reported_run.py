@@ -265,9 +265,12 @@ def _start(record: RunRecord) -> str:
         return "scratch"
     path = Path(WEIGHTS_DIGEST.sub("", record.init))
     try:
-        return str(read_record(path).settings.get("method", path.name))
+        earlier = read_record(path)
     except MaclError:
         return path.name
+    if earlier.is_segmenter:
+        return _start(earlier)
+    return str(earlier.settings.get("method", path.name))
 
 
 def _missing_results(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from macl.stages.predict import predict
 from macl.stages.prepare import prepare
 from macl.stages.pretrain import pretrain
 from macl.stages.report import report
+from macl.stages.selftrain import selftrain
 from macl.stages.split import split
 from macl.utils.errors import MaclError
 from macl.utils.files import read_json, write_json
@@ -37,7 +38,7 @@ SYNTHETIC = (
     "nothing here carries over to a clinic."
 )
 ONE_SEED = (
-    "One seed and {tests} synthetic test subjects: whichever start is ahead here, another seed may "
+    "One seed and {tests} synthetic test subjects: whichever is ahead here, another seed may "
     "reverse it."
 )
 
@@ -70,7 +71,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How large the demo is, and whether it works on slices or on volumes."""
+    """How large the demo is, and whether it works on slices or on volumes.
+
+    Attributes:
+        pretraining: of MACL.
+        finetuning: of the segmenters from scratch.
+        first: fine-tuning of the pre-trained segmenters, before they are self-trained.
+        selftraining: whose steps cost twice those of fine-tuning: with `first`, as much as
+            `finetuning`.
+    """
 
     subjects: int = 12
     test: int = 4
@@ -78,6 +87,8 @@ class DemoSize:
     grid: VoxelGrid = field(default_factory=VoxelGrid)
     pretraining: Schedule = Schedule("macl-plus", (128, 128), batch_size=16, steps=100)
     finetuning: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=200)
+    first: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=100)
+    selftraining: Schedule = Schedule("mean-teacher", (112, 112), batch_size=8, steps=50)
 
 
 SLICES = DemoSize()
@@ -86,27 +97,30 @@ VOLUMES = DemoSize(
     budgets=(1, 2),
     pretraining=Schedule("macl-plus", (32, 32, 32), batch_size=16, steps=80),
     finetuning=Schedule("strong-3d", (32, 48, 48), batch_size=2, steps=300),
+    first=Schedule("strong-3d", (32, 48, 48), batch_size=2, steps=150),
+    selftraining=Schedule("mean-teacher-3d", (32, 48, 48), batch_size=2, steps=75),
 )
 
 
 @dataclass(frozen=True)
 class DemoCell:
-    """One fine-tuning: its start and its number of labelled subjects."""
+    """One segmenter: whether it saw the unlabelled scans, and its number of labelled subjects."""
 
-    start: str
+    uses_unlabelled: bool
     labels: int
 
     @property
     def name(self) -> str:
         """The run's folder."""
-        return f"{self.start}-{self.labels}"
+        return f"{'macl' if self.uses_unlabelled else 'scratch'}-{self.labels}"
 
 
 def demo(out: Path, size: DemoSize = SLICES) -> Path:
-    """Compare MACL with a start from scratch on synthetic subjects; finished parts are kept.
+    """Compare labels alone with labels and unlabelled scans, on synthetic subjects.
 
-    `out` then holds the scans, the store, the runs, `overlays/*.png`, `report.html` and
-    `report.json`. A table is printed.
+    Labels alone: fine-tuning from scratch. Labels and unlabelled scans: MACL, fine-tuning, then
+    self-training. `out` then holds the scans, the store, the runs, `overlays/*.png`, `report.html`
+    and `report.json`; finished parts are kept. A table is printed.
 
     Returns:
         The page.
@@ -117,7 +131,7 @@ def demo(out: Path, size: DemoSize = SLICES) -> Path:
     _open_folder(out, size)
     scans, store = out / "scans" / "Dataset001_Synthetic", out / "store"
     split_file = out / "split.json"
-    cells = [DemoCell(start, labels) for labels in size.budgets for start in ("scratch", "macl")]
+    cells = [DemoCell(uses, labels) for labels in size.budgets for uses in (False, True)]
     runs = {cell: out / "runs" / cell.name for cell in cells}
     pretrained = out / "runs" / "macl-pretraining"
     _step(1, f"make {size.subjects} synthetic subjects")
@@ -134,14 +148,17 @@ def demo(out: Path, size: DemoSize = SLICES) -> Path:
         store, pretrained, split=str(split_file), recipe=size.pretraining.recipe,
         overrides=size.pretraining.overrides, seed=SEED, resume=True,
     )  # fmt: skip
-    _step(5, f"fine-tune {len(cells)} segmenters")
+    _step(5, f"train {len(cells)} segmenters")
     for cell, run in runs.items():
-        say(f"From {cell.start}, {cell.labels} labelled:")
-        finetune(
-            store, run, init="scratch" if cell.start == "scratch" else str(pretrained),
-            split=str(split_file), labels=str(cell.labels), recipe=size.finetuning.recipe,
-            overrides=size.finetuning.overrides, seed=SEED, resume=True,
-        )  # fmt: skip
+        common = {"split": split_file, "labels": cell.labels, "seed": SEED, "resume": True}
+        if not cell.uses_unlabelled:
+            say(f"Labels alone, {cell.labels} labelled:")
+            _train(finetune, size.finetuning, store, run, init="scratch", **common)
+            continue
+        say(f"Labels and unlabelled scans, {cell.labels} labelled:")
+        first = run.with_name(f"{run.name}-first")
+        _train(finetune, size.first, store, first, init=pretrained, **common)
+        _train(selftrain, size.selftraining, store, run, init=first, **common)
     _step(6, "predict the test subjects")
     for run in runs.values():
         predict([run, store], run / "predictions")
@@ -158,6 +175,12 @@ def demo(out: Path, size: DemoSize = SLICES) -> Path:
     print(_table(summaries))
     print(ONE_SEED.format(tests=size.test), SYNTHETIC, f"The page: {page}", sep="\n")
     return page
+
+
+def _train(
+    stage: Callable[..., Any], schedule: Schedule, store: Path, run: Path, **options: Any
+) -> None:
+    stage(store, run, recipe=schedule.recipe, overrides=schedule.overrides, **options)
 
 
 def _open_folder(out: Path, size: DemoSize) -> None:
@@ -177,16 +200,17 @@ def _step(number: int, what: str) -> None:
 
 
 def _table(summaries: Mapping[DemoCell, Mapping[str, Any]]) -> str:
-    """Dice in % by class, start and number of labelled subjects."""
+    """Dice in % by class, with and without unlabelled scans, and number of labelled subjects."""
     names = [row["class"] for row in next(iter(summaries.values()))["classes"]]
     lines = [_line("Dice %, mean", "labelled", *names, "mean")]
     for cell, summary in summaries.items():
         rows = [*summary["classes"], summary["mean"]]
         means = [row["dice"]["mean"] for row in rows]
         texts = ["–" if mean is None else f"{100 * mean:.1f}" for mean in means]
-        lines.append(_line(f"from {cell.start}", str(cell.labels), *texts))
+        shown = "with unlabelled" if cell.uses_unlabelled else "labels alone"
+        lines.append(_line(shown, str(cell.labels), *texts))
     return "\n".join(lines)
 
 
 def _line(first: str, *texts: str) -> str:
-    return f"{first:<14}" + "".join(f"{text:>14}" for text in texts)
+    return f"{first:<16}" + "".join(f"{text:>14}" for text in texts)
