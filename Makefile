@@ -3,16 +3,19 @@
 #   PYTHON, VENV  which Python (3.11 or later) builds the environment, and where
 #   NNUNET_VENV   the environment of `make check-nnunet`, which tries exports in nnU-Net itself
 #   OUT           where the demo writes
+#   MINUTES       how long `make gpu-figures` may measure; GPU_FIGURES, e.g. "--acdc FOLDER", is handed on to it
 #   PYTEST_ARGS   what pytest is told, e.g. PYTEST_ARGS="tests/test_metrics.py -x"
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 NNUNET_VENV ?= .venv-nnunet
 OUT ?= demo
 TORCH_INDEX ?=
+MINUTES ?= 60
+GPU_FIGURES ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test check check-nnunet clean
+.PHONY: demo test check check-nnunet gpu-figures clean
 .SECONDARY:
 
 demo: $(VENV)/.demo-ready
@@ -26,6 +29,9 @@ check: $(VENV)/.dev-ready
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+gpu-figures: $(VENV)/.dev-ready
+	$(BIN)/python benchmarks/gpu_figures.py --minutes $(MINUTES) $(GPU_FIGURES)
 
 check-nnunet: $(NNUNET_VENV)/.ready
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py

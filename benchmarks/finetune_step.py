@@ -3,7 +3,8 @@
     python benchmarks/finetune_step.py [--device cpu|cuda] [--batch 10] [--size 224] [--width 32]
         [--dims 2] [--json FILE]
 
-For both recipes, every mode of `torch.compile`, turn by turn in one process, beside the plain step.
+For both recipes, each in its own precision, every mode of `torch.compile`, turn by turn in one
+process, beside the plain step.
 Augmentation and optimiser are included; data lies on the device. Figures are medians over the
 turns; the first call, which compiles, is given apart in seconds.
 """
@@ -14,6 +15,7 @@ import statistics
 
 import torch
 from common import MODES, PeakMemory, add_dims, make_parser, make_stepper, milliseconds, publish
+from lightning_fabric import Fabric
 
 from macl.config import FinetuneSettings, read_recipe, resolve
 from macl.data.batch import Batch
@@ -38,8 +40,7 @@ def main() -> None:
         "--modes", nargs="+", choices=MODES, help="default: all on a GPU, off on the CPU"
     )
     arguments = parser.parse_args()
-    fabric = make_fabric(arguments.device, "auto")
-    device, batch, dims = fabric.device, arguments.batch, arguments.dims
+    device, batch, dims = torch.device(arguments.device), arguments.batch, arguments.dims
     modes = arguments.modes or (MODES if device.type == "cuda" else ("off",))
     unet, figures = find("models", "unet"), {}
 
@@ -52,11 +53,14 @@ def main() -> None:
         overrides = [f"{name}={value}" for name, value in changes.items()]
         settings = resolve(FinetuneSettings, read_recipe("finetune", recipe), overrides)
         settings = resolve_finetuning(settings, unet)
+        fabric = make_fabric(arguments.device, settings.training.precision)
         images = torch.randn(batch, 1, *settings.patch, device=device)
         labels = torch.randint(0, len(CLASSES), (batch, *settings.patch), device=device)
         centres, samples = torch.rand(batch, 3, device=device), torch.arange(batch, device=device)
 
-        def stepper_for(mode: str, settings: FinetuneSettings = settings) -> Stepper:
+        def stepper_for(
+            mode: str, settings: FinetuneSettings = settings, fabric: Fabric = fabric
+        ) -> Stepper:
             torch.manual_seed(0)
             segmenter = build_segmenter(settings, unet, 1, len(CLASSES))
             axes = mirror_axes(settings, CLASSES, "axial")
@@ -84,7 +88,7 @@ def main() -> None:
                 if turn == -3:
                     first[mode] = taken / 1000
         medians = {mode: statistics.median(values[3:]) for mode, values in times.items()}
-        figures[recipe] = {
+        figures[recipe] = {"precision": str(fabric.strategy.precision.precision)} | {
             mode: {
                 "ms_per_step": medians[mode],
                 "ratio_to_off": medians.get("off", float("nan")) / medians[mode],
@@ -98,7 +102,6 @@ def main() -> None:
         "patch": list(settings.patch),
         "width": arguments.width,
         "turns": arguments.turns,
-        "precision": str(fabric.strategy.precision.precision),
     }
     publish({**about, **figures}, arguments.json, device)
 

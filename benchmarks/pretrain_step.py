@@ -77,7 +77,12 @@ def main() -> None:
     images = torch.randn(batch, 1, *settings.patch, device=device)
     centres, samples = torch.rand(batch, 3, device=device), torch.arange(batch, device=device)
     batches = [
-        Batch(images, centres, SampleRng(0, torch.full((), turn, device=device), samples))
+        Batch(
+            images,
+            centres,
+            SampleRng(0, torch.full((), turn, device=device), samples),
+            progress=turn / (arguments.turns + 2),
+        )
         for turn in range(arguments.turns + 2)
     ]
     positives = positives_by_position(batches[0].positions, own.threshold)

@@ -129,8 +129,8 @@ class TrainingSettings(Settings):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="of most operations; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 "
-        "elsewhere",
+        description="of most operations; auto: bf16 on GPUs and processors that have it, fp16 on "
+        "older GPUs, fp32 elsewhere",
     )
     compile: Literal["auto", "off", "default", "reduce-overhead"] = Field(
         default="auto",
@@ -142,10 +142,10 @@ class TrainingSettings(Settings):
         description="several processes: contrast patches over all processes, not within each",
     )
     log_every_steps: int = Field(default=20, gt=0, description="how often the log gets a line")
-    checkpoint_every_steps: int = Field(
-        default=500,
+    checkpoint_every_steps: int | None = Field(
+        default=None,
         gt=0,
-        description="how often the run's state is saved, besides every ten minutes",
+        description="how often the run's state is saved, besides every two minutes",
     )
 
     def total_steps(self, steps_per_epoch: int) -> int:

@@ -16,7 +16,7 @@ from macl.config import FinetuneSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine import compiling
-from macl.engine.compiling import compile_mode, compiled, to_device_layout
+from macl.engine.compiling import CompiledStep, compile_mode, to_device_layout
 from macl.engine.optimisation import load_optimiser_tensors, optimiser_tensors
 from macl.engine.stepper import Stepper
 from macl.engine.task import StepOutput, Task
@@ -36,6 +36,9 @@ SMALL = {
     "small_crops": 1,
     "discriminator_width": 2,
 }
+SCHEDULED = {"byol", "desd", "dira", "gcl", "swav"}
+"""Methods whose steps ask how much of the run is done."""
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -67,7 +70,7 @@ def finetuning(dims: int = 2) -> SegmentationTask:
     ("name", "dims"),
     [*((name, 2) for name in (*names("methods"), "fine-tuning")), ("macl", 3), ("fine-tuning", 3)],
 )
-def test_a_compiled_step_is_the_step_and_is_not_compiled_again(name: str, dims: int) -> None:
+def test_a_compiled_step_is_the_step_and_is_compiled_once(name: str, dims: int) -> None:
     task = finetuning(dims) if name == "fine-tuning" else pretraining(name, dims)
     plain = copy.deepcopy(task)
     torch._dynamo.reset()
@@ -76,13 +79,13 @@ def test_a_compiled_step_is_the_step_and_is_not_compiled_again(name: str, dims: 
     step = torch.compile(task.step, backend=counter)
     frames = []
     for number in range(4):
-        done = 0.8 + number / 100
+        done = number / 100 + (0.8 if name in SCHEDULED else 0.0)
         ours = step(batch(number, done, dims))
         theirs = plain.step(batch(number, done, dims))
         assert torch.equal(ours.loss, theirs.loss)
         frames.append(counter.frame_count)
-    # From the second step the compiler knows that progress is no constant; later steps add nothing.
-    assert frames[1] == frames[-1] <= 6
+    # Only at the second step does the compiler know that progress is no constant.
+    assert frames[name in SCHEDULED] == frames[-1] <= 6
     reasons = [
         reason for reason in counters["graph_break"] if "torch.compiler.disable" not in reason
     ]
@@ -104,10 +107,44 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys, pass_that_fa
     monkeypatch.setattr(
         compiling.torch, "compile", lambda step, mode: compile_with(step, backend=backend)
     )
-    outcome = compiled(task.step, "default")(batch(0, 0.0))
+    outcome = CompiledStep(task.step, "default")(batch(0, 0.0))
     outcome.loss.backward()
     assert torch.equal(outcome.loss, expected)
     assert "runs uncompiled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pass_that_fails", ["fw_compiler", "bw_compiler"])
+def test_what_cannot_be_launched_runs_as_it_is(monkeypatch, capsys, pass_that_fails) -> None:
+    def train(mode: str) -> tuple[Stepper, float]:
+        stepper = Stepper(finetuning(), TrainingSettings(compile=mode), make_fabric("cpu", "fp32"))
+        stepper.compile(voxels=0)
+        return stepper, stepper(batch(0, 0.0)).loss.item()
+
+    def launch(arguments):
+        raise RuntimeError("out of resource: shared memory")
+
+    launch._boxed_call = True
+    compilers = {"fw_compiler": lambda graph, inputs: graph}
+    compilers |= {pass_that_fails: lambda graph, inputs: launch}
+    compile_with, backend = torch.compile, aot_autograd(**compilers)
+    torch._dynamo.reset()
+    monkeypatch.setattr(
+        compiling.torch, "compile", lambda step, mode: compile_with(step, backend=backend)
+    )
+    ours, loss = train("default")
+    assert "runs uncompiled" in capsys.readouterr().err
+    plain, expected = train("off")
+    assert loss == expected
+    for one, other in zip(ours.task.parameters(), plain.task.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_once_compiled_a_step_fails_for_its_own_reasons(monkeypatch) -> None:
+    monkeypatch.setattr(compiling.torch, "compile", lambda step, mode: step)
+    step = CompiledStep(finetuning().step, "default")
+    assert not step.gives_up(torch.OutOfMemoryError("CUDA out of memory"))
+    step.proven = True
+    assert not step.gives_up(RuntimeError("a broken batch"))
 
 
 def test_what_a_recorded_step_gave_outlives_the_next(monkeypatch) -> None:
@@ -118,7 +155,7 @@ def test_what_a_recorded_step_gave_outlives_the_next(monkeypatch) -> None:
         return lambda batch: StepOutput(memory + 0, {"part": memory.fill_(batch.progress)})
 
     monkeypatch.setattr(compiling.torch, "compile", overwriting)
-    step = compiled(finetuning().step, "reduce-overhead")
+    step = CompiledStep(finetuning().step, "reduce-overhead")
     values = [step(batch(number, float(number))).logged["part"] for number in range(3)]
     assert [value.item() for value in values] == [0.0, 1.0, 2.0]
 
@@ -135,13 +172,26 @@ def test_what_a_recorded_step_gave_outlives_the_next(monkeypatch) -> None:
     ],
 )
 def test_long_runs_on_a_gpu_are_compiled(monkeypatch, setting, device, voxels, expected) -> None:
-    monkeypatch.setattr(compiling, "_can_compile", lambda: True)
+    monkeypatch.setattr(compiling, "_missing_for_compiling", lambda: None)
     assert compile_mode(TrainingSettings(compile=setting), device, voxels) == expected
 
 
-def test_without_a_compiler_nothing_is_compiled(monkeypatch) -> None:
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+@pytest.mark.parametrize(
+    ("place", "absent", "named"),
+    [
+        ("importlib.util.find_spec", None, "there is no Triton"),
+        ("shutil.which", None, "there is no C compiler"),
+        ("sysconfig.get_path", "/nowhere", r"there is no /nowhere/Python.h"),
+    ],
+)
+def test_without_what_it_takes_nothing_is_compiled(
+    monkeypatch, capsys, place: str, absent: str | None, named: str
+) -> None:
+    for each in ("importlib.util.find_spec", "shutil.which"):
+        monkeypatch.setattr(each, lambda name: "there")
+    monkeypatch.setattr(place, lambda name: absent)
     assert compile_mode(TrainingSettings(), GPU, 1e12) is None
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "dims"), [("sgd", 2), ("adam", 2), ("adamw", 2), ("adamw", 3)])

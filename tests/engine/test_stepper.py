@@ -62,7 +62,7 @@ def test_the_step_is_compiled_as_the_settings_say(
     def eagerly(step, mode):
         return lambda batch: step(batch)
 
-    monkeypatch.setattr("macl.engine.stepper.compiled", eagerly)
+    monkeypatch.setattr("macl.engine.compiling.torch.compile", eagerly)
     one = stepper(compile=mode)
     assert one.compile(voxels=1e12) is compiles
     assert ("step" in vars(one.task)) is compiles

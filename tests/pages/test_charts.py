@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macl.pages.charts import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, dot_charts, line_chart, ticks
+from macl.pages.charts import (
+    BOTTOM,
+    LEFT,
+    MOST_DOTS,
+    MOST_POINTS,
+    RIGHT,
+    TOP,
+    dot_charts,
+    line_chart,
+    ticks,
+)
 
 
 def points_of(path: str) -> np.ndarray:
@@ -86,6 +96,17 @@ def test_dots_share_one_axis_and_the_bar_is_their_mean() -> None:
     assert scratch.mean == 60.0
     assert scratch.mean_at == pytest.approx((scratch.dots[0].at + scratch.dots[1].at) / 2)
     assert 0 <= scratch.dots[0].at < scratch.dots[1].at < left.tracks[1].dots[0].at < 100
+
+
+def test_of_many_cases_some_are_dots_from_the_lowest_to_the_highest() -> None:
+    cases = {f"case{number}": float(number % 1000) / 10 for number in range(5000)}
+    (chart,) = dot_charts({"left": [("scratch", False, cases)]})
+    (track,) = chart.tracks
+    values = [dot.value for dot in track.dots]
+    assert (len(values), track.cases) == (MOST_DOTS, 5000)
+    assert (min(values), max(values)) == (0.0, 99.9)
+    assert np.median(values) == pytest.approx(np.median([*cases.values()]), abs=0.5)
+    assert track.mean == pytest.approx(np.mean([*cases.values()]))
 
 
 def test_no_case_no_chart() -> None:

@@ -91,13 +91,13 @@ def test_a_size_that_depends_on_the_store_wants_one():
 
 
 def test_a_compiled_step_can_be_profiled(monkeypatch, capsys):
-    modes = []
+    modes, compile_with = [], torch.compile
 
     def eagerly(step, mode):
         modes.append(mode)
-        return torch.compile(step, backend="eager")
+        return compile_with(step, backend="eager")
 
-    monkeypatch.setattr("macl.engine.stepper.compiled", eagerly)
+    monkeypatch.setattr("macl.engine.compiling.torch.compile", eagerly)
     found = profile(
         method="macl", overrides=[*SMALL, "training.compile=default"], device="cpu", steps=1
     )

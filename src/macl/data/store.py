@@ -323,13 +323,13 @@ def write_array(store: Path, name: str, kind: ArrayKind, array: np.ndarray) -> S
     """
     relative = f"{CASES}/{name}.{kind}.b2nd"
     array = np.ascontiguousarray(array)
-    arrays.write(store / relative, array)
+    file_sha256 = arrays.write(store / relative, array)
     return StoredArray(
         file=relative,
         shape=array.shape,
         dtype=str(array.dtype),
         sha256=content_sha256(array),
-        file_sha256=sha256(store / relative),
+        file_sha256=file_sha256,
     )
 
 

@@ -170,10 +170,11 @@ def process_group() -> Iterator[None]:
 
 
 def describe_device(fabric: Fabric) -> str:
-    """What a run computes on, for messages and records: "cuda:0", or "4 × cuda"."""
-    if fabric.world_size == 1:
-        return str(fabric.device)
-    return f"{fabric.world_size} × {fabric.device.type}"
+    """What a run computes on, for messages and records: "cpu", or "4 × cuda in bf16"."""
+    several = f"{fabric.world_size} × {fabric.device.type}"
+    device = str(fabric.device) if fabric.world_size == 1 else several
+    precision = {"bf16-mixed": " in bf16", "16-mixed": " in fp16"}
+    return device + precision.get(str(fabric.strategy.precision.precision), "")
 
 
 def on_rank_zero(make: Callable[[], T]) -> T:

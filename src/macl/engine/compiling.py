@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from torch._functorch import config as functorch_config
 from macl.config import TrainingSettings
 from macl.data.batch import Batch
 from macl.engine.task import StepOutput
+from macl.utils.memory import is_out_of_memory
 from macl.utils.progress import say, warn
 
 CUDA_GRAPHS = "reduce-overhead"
@@ -30,7 +33,6 @@ def to_device_layout(module: nn.Module, device: torch.device) -> None:
 
     Call it before the optimiser is made: its moments take the memory format of the parameters.
     """
-    torch.backends.cudnn.benchmark = True
     module.to(device)
     if device.type in ("cuda", "cpu"):
         for tensor in (*module.parameters(), *module.buffers()):
@@ -54,33 +56,59 @@ def compile_mode(settings: TrainingSettings, device: torch.device, voxels: float
         return None
     if settings.compile != "auto":
         return settings.compile
-    pays = device.type == "cuda" and voxels >= COMPILING_PAYS_FROM_VOXELS
-    return "default" if pays and _can_compile() else None
+    if device.type != "cuda" or voxels < COMPILING_PAYS_FROM_VOXELS:
+        return None
+    if missing := _missing_for_compiling():
+        say(f"The step is not compiled, though it would pay: there is no {missing}.")
+        return None
+    return "default"
 
 
-def compiled(step: Callable[[Batch], StepOutput], mode: str) -> Callable[[Batch], StepOutput]:
-    """The step, compiled at its first call; the plain step, with a message, if compiling fails."""
-    say(f"Compiling the step with torch.compile ({mode}): the first step takes a minute or two.")
-    # Otherwise a backward pass that cannot be compiled fails when the plain step is out of reach.
-    if hasattr(functorch_config, "force_non_lazy_backward_lowering"):
-        functorch_config.force_non_lazy_backward_lowering = True
-    chosen: Callable[[Batch], StepOutput] = torch.compile(step, mode=mode)
+class CompiledStep:
+    """A task's step, compiled at its first call; from then on plain, with a message, if that fails.
 
-    def run(batch: Batch) -> StepOutput:
-        nonlocal chosen
-        if mode == CUDA_GRAPHS:
-            torch.compiler.cudagraph_mark_step_begin()
+    Kernels are launched for the first time in the first step, and some only in its backward pass.
+    So any failure of that step counts, except one for lack of memory.
+
+    Args:
+        step: the plain step.
+        mode: of `torch.compile`.
+    """
+
+    def __init__(self, step: Callable[[Batch], StepOutput], mode: str) -> None:
+        say(
+            f"Compiling the step with torch.compile ({mode}): the first step takes a minute or two."
+        )
+        # Otherwise the backward pass would only be compiled when the plain step is out of reach.
+        if hasattr(functorch_config, "force_non_lazy_backward_lowering"):
+            functorch_config.force_non_lazy_backward_lowering = True
+        self.plain, self.mode = step, mode
+        self.chosen: Callable[[Batch], StepOutput] = torch.compile(step, mode=mode)
+        self.proven = False
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Loss and logged values of a batch."""
         try:
-            return _clone(chosen(batch)) if mode == CUDA_GRAPHS else chosen(batch)
-        except TorchDynamoException as error:
-            warn(
-                f"Compiling failed ({type(error).__name__}), so the step runs uncompiled; "
-                "--set training.compile=off skips the attempt."
-            )
-            chosen = step
-            return step(batch)
+            if self.mode != CUDA_GRAPHS:
+                return self.chosen(batch)
+            torch.compiler.cudagraph_mark_step_begin()
+            return _clone(self.chosen(batch))
+        except Exception as error:
+            if not self.gives_up(error):
+                raise
+        return self.plain(batch)
 
-    return run
+    def gives_up(self, error: Exception) -> bool:
+        """Whether the step runs plain from now on, because of an error in it or after it."""
+        is_new = self.chosen is not self.plain and not self.proven and not is_out_of_memory(error)
+        if not is_new and not isinstance(error, TorchDynamoException):
+            return False
+        warn(
+            f"Compiling failed ({type(error).__name__}), so the step runs uncompiled; "
+            "--set training.compile=off skips the attempt."
+        )
+        self.chosen = self.plain
+        return True
 
 
 def _clone(output: StepOutput) -> StepOutput:
@@ -88,7 +116,11 @@ def _clone(output: StepOutput) -> StepOutput:
     return StepOutput(output.loss, {name: value.clone() for name, value in output.logged.items()})
 
 
-def _can_compile() -> bool:
-    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
-    has_compiler = any(shutil.which(name) for name in compilers)
-    return has_compiler and importlib.util.find_spec("triton") is not None
+def _missing_for_compiling() -> str | None:
+    """What the kernels of a GPU cannot be compiled without; None: nothing is missing."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton"
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        return "C compiler"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return None if header.is_file() else f"{header} (install Python's development files)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from macl.config import TrainingSettings
 from macl.data.batch import Batch
 from macl.distributed.collectives import is_distributed
 from macl.distributed.launch import set_up_task
-from macl.engine.compiling import compile_mode, compiled, to_device_layout
+from macl.engine.compiling import CompiledStep, compile_mode, to_device_layout
 from macl.engine.optimisation import make_optimiser
 from macl.engine.task import StepOutput, Task
 from macl.utils.progress import say
@@ -35,6 +36,9 @@ class Stepper:
         self.task, self.settings, self.fabric = task, settings, fabric
         device = fabric.device
         to_device_layout(task, device)
+        # Batches of a run are equally large, so that the fastest kernels are looked for once.
+        torch.backends.cudnn.benchmark = True
+        self.compiled: CompiledStep | None = None
         self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         # A fused optimiser undoes the scale by itself, too late for a gradient to be clipped.
         clips_scaled = self.scaler is not None and settings.gradient_clip is not None
@@ -54,7 +58,8 @@ class Stepper:
             )
             return False
         if mode:
-            self.task.step = compiled(self.task.step, mode)  # pyright: ignore
+            self.compiled = CompiledStep(self.task.step, mode)
+            self.task.step = self.compiled  # pyright: ignore
         return mode is not None
 
     def set_learning_rate(self, rate: float) -> None:
@@ -85,6 +90,15 @@ class Stepper:
     def __call__(self, batch: Batch) -> StepOutput:
         """Take one training step."""
         output = self.forward(batch)
-        self.backward(output.loss)
+        try:
+            self.backward(output.loss)
+        except Exception as error:
+            if self.compiled is None or not self.compiled.gives_up(error):
+                raise
+            self.optimiser.zero_grad()
+            output = self.forward(batch)
+            self.backward(output.loss)
+        if self.compiled:
+            self.compiled.proven = True
         self.update()
         return output

@@ -35,11 +35,13 @@ from macl.engine.optimisation import (
     load_optimiser_tensors,
     optimiser_tensors,
 )
+from macl.engine.precision import WantedPrecision, choose_precision
 from macl.engine.stepper import Stepper
 from macl.engine.task import StepOutput, Task
 from macl.engine.training_log import TimeEstimate, TrainingLog
 from macl.records.runs import LOG, STATE, identity
 from macl.utils import checkpoint
+from macl.utils.allocator import keep_freed_memory
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError
 from macl.utils.interruption import interruption_noted
@@ -49,8 +51,8 @@ from macl.utils.ranks import this_rank
 from macl.utils.text import format_size
 
 VALIDATIONS_PER_RUN = 50
-SECONDS_BETWEEN_CHECKPOINTS = 600.0
-"""The state is saved this often, even if `checkpoint_every_steps` are not done yet."""
+SECONDS_BETWEEN_CHECKPOINTS = 120.0
+"""The state is saved this often, besides every `checkpoint_every_steps`."""
 
 LogCallback = Callable[[int, Mapping[str, float]], None]
 """Called with the step and its logged values after each log entry."""
@@ -86,13 +88,12 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
+def make_fabric(device: str, precision: WantedPrecision) -> Fabric:
     """Lightning Fabric with one device per process of the run.
 
     Args:
         device: "auto", "cpu", "cuda" or "mps".
-        precision: "fp32", "bf16", "fp16", or "auto": bf16 on GPUs that have it, fp16 on older GPUs,
-            fp32 elsewhere.
+        precision: "fp32", "bf16", "fp16", or "auto"; see `choose_precision`.
 
     Raises:
         MaclError: there is no such device, or there are fewer GPUs than processes.
@@ -105,13 +106,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
         device = next(name for name, exists in available.items() if exists)
     if not available[device]:
         raise MaclError(f"PyTorch finds no {device} device on this machine: try --device cpu.")
-    if precision == "auto" and device != "cuda":
-        precision = "fp32"
-    elif precision == "auto":
-        # Older GPUs only emulate bf16, slowly.
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp16"
-    mode: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
+    chosen = choose_precision(precision, device)
+    mode: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[chosen]
     if this_rank().world_size > 1:
         return make_distributed_fabric(device, mode)
     return Fabric(accelerator=device, devices=1, precision=mode)
@@ -143,6 +139,7 @@ def fit(
             run's.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the state of that step is saved.
     """
+    keep_freed_memory()
     steps = settings.total_steps(loader.steps_per_epoch)
     state = _TrainingState(task, settings, fabric, validation)
     state.stepper.compile(steps * loader.batch_size * math.prod(loader.patch))
@@ -166,7 +163,8 @@ def fit(
                 log.add_validation_score(state.validate(validation))
             logs = state.step % settings.log_every_steps == 0
             ends = interrupted()
-            saves = is_last or ends or state.step % settings.checkpoint_every_steps == 0
+            every = settings.checkpoint_every_steps or steps
+            saves = is_last or ends or state.step % every == 0
             if not saves and (logs or not is_distributed()):
                 saves = _is_due(saved)
             if saves or logs:

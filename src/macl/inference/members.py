@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from macl.engine.precision import predicts_in_bf16
 from macl.engine.trainer import make_fabric
 from macl.inference.sliding_window import SegmenterMember
 from macl.models.network import Network
@@ -14,7 +15,9 @@ from macl.tasks.segmentation import load_segmenter, segmenter_settings
 def load_member(
     run: Path, record: RunRecord, network: type[Network], device: str
 ) -> SegmenterMember:
-    """The segmenter of a run, with its windows and mirror axes.
+    """The segmenter of a run, with its windows, mirror axes and precision.
+
+    It computes in bf16 where the device has it, unless the run was told to be in fp32.
 
     Args:
         run: the run's folder.
@@ -26,6 +29,8 @@ def load_member(
         MaclError: as for `load_segmenter`, or there is no such device.
     """
     settings = segmenter_settings(record)
-    segmenter = load_segmenter(run, network, make_fabric(device, "fp32").device)
+    place = make_fabric(device, "fp32").device
+    segmenter = load_segmenter(run, network, place)
     mirror_axes = record.mirror_axes if settings.mirror_averaging else ()
-    return SegmenterMember(segmenter, settings.patch, mirror_axes)
+    bf16 = predicts_in_bf16(settings.training.precision, place.type)
+    return SegmenterMember(segmenter, settings.patch, mirror_axes, bf16)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations, product
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.nn import functional
 from macl.augmentation import AXES
 from macl.config import ArrayAxis
 from macl.data.store import Normalisation
+from macl.inference.folding import folded
 from macl.preprocessing.normalisation import normalise
 from macl.utils.errors import MaclError
 from macl.utils.memory import is_out_of_memory, largest_that_fits
@@ -42,6 +43,7 @@ class SegmenterMember:
         network: in eval mode, (B, C, *patch) → (B, K, *patch) logits, on the device that computes.
         patch: sides of its windows in voxels, (y, x) or (z, y, x).
         mirror_axes: the axes whose mirror images its prediction is averaged over.
+        bf16: whether it computes in bf16; what is averaged and returned is float32.
 
     Raises:
         ValueError: the network is in training mode, or a mirror axis is not one of the patch.
@@ -50,6 +52,7 @@ class SegmenterMember:
     network: nn.Module
     patch: tuple[int, ...]
     mirror_axes: tuple[ArrayAxis, ...] = ()
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         if self.network.training:
@@ -62,6 +65,11 @@ class SegmenterMember:
         """Sides (z, y, x) of its windows; slices are windows of depth 1."""
         depth, rows, columns = (1,) * (3 - len(self.patch)) + self.patch
         return depth, rows, columns
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """The network with its BatchNorms folded into convolutions, as its weights are now."""
+        return folded(self.network)
 
 
 def predict_volume(
@@ -142,6 +150,9 @@ def predict_slices(
         _predict(members, WindowGrid.over(image.shape[1:], members[0].window), slab, batch_size)
         for members in groups.values()
     ]
+    if len(predicted) == 1:
+        yield from (plane.numpy() for plane in predicted[0])
+        return
     counts = torch.tensor([len(members) for members in groups.values()])[:, None, None, None]
     for slices in zip(*predicted, strict=True):
         together = torch.stack(slices)
@@ -205,6 +216,11 @@ class WindowGrid:
             plane_weight,
         )
 
+    @property
+    def windows_do_not_overlap(self) -> bool:
+        """Whether every slice lies in one window, which covers it whole."""
+        return len(self.corners) * self.sides[0] == self.size[0]
+
     def cut(self, slab: Slab, corner: tuple[int, int, int]) -> Tensor:
         """The image within a window: (C, *sides)."""
         z, y, x = corner
@@ -245,6 +261,10 @@ def _predict(
         images = torch.stack([grid.cut(slab, corner) for corner in batch])
         predicted = [_window_probabilities(member, images) for member in members]
         probabilities = predicted[0] if len(members) == 1 else torch.stack(predicted).mean(0)
+        if grid.windows_do_not_overlap:
+            for window in probabilities:
+                yield from (plane.contiguous() for plane in window.unbind(1))
+            continue
         weights, plane_weight = (
             weight.to(images.device) for weight in (grid.weights, grid.plane_weight)
         )
@@ -262,14 +282,15 @@ def _predict(
 def _window_probabilities(member: SegmenterMember, images: Tensor) -> Tensor:
     """`_probabilities`, or a MaclError that names a batch size that fits into memory."""
     try:
-        return _probabilities(member, images)
+        return _probabilities(member, member.folded, images)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
     # Outside the handler: the error would keep the tensors alive that did not fit.
-    alone = SegmenterMember(member.network, member.patch)
+    alone = SegmenterMember(member.network, member.patch, bf16=member.bf16)
     fits = largest_that_fits(
-        lambda count: _probabilities(alone, torch.zeros_like(images[:count])), len(images)
+        lambda count: _probabilities(alone, alone.network, torch.zeros_like(images[:count])),
+        len(images),
     )
     advice = (
         f"use --batch-size {fits} (when fine-tuning, training.batch_size={fits})"
@@ -283,9 +304,9 @@ def _window_probabilities(member: SegmenterMember, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _probabilities(member: SegmenterMember, images: Tensor) -> Tensor:
+def _probabilities(member: SegmenterMember, network: nn.Module, images: Tensor) -> Tensor:
     """(B, C, *sides) → (B, K, *sides) on the device of the images, averaged over mirror images."""
-    device = next(member.network.parameters()).device
+    device = next(network.parameters()).device
     dims = len(member.patch)
     flat = images if dims == 3 else images.squeeze(2)
     before, padding = [], []
@@ -295,12 +316,10 @@ def _probabilities(member: SegmenterMember, images: Tensor) -> Tensor:
     padded = functional.pad(flat.to(device), padding)
     axes = [AXES.index(axis) - len(AXES) for axis in member.mirror_axes]
     flips = [flip for number in range(len(axes) + 1) for flip in combinations(axes, number)]
-    mean = torch.zeros((), device=device)
-    halved = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast(device.type, torch.bfloat16, enabled=halved):
-        for flip in flips:
-            logits = member.network(padded.flip(flip)).float()
-            mean = mean + logits.softmax(1).flip(flip) / len(flips)
+    with torch.autocast(device.type, torch.bfloat16, enabled=member.bf16):
+        total = network(padded).float().softmax(1)
+        for flip in flips[1:]:
+            total += network(padded.flip(flip)).float().softmax(1).flip(flip)
     inner = [slice(start, start + side) for start, side in zip(before, flat.shape[2:], strict=True)]
-    probabilities = mean[(..., *inner)].to(images.device)
+    probabilities = total.div_(len(flips))[(..., *inner)].to(images.device)
     return probabilities if dims == 3 else probabilities.unsqueeze(2)

@@ -321,7 +321,7 @@ class Macl(Method):
             update_momentum_copy(
                 self.auxiliary_encoder, self.network.encoder, settings.encoder_momentum
             )
-        if batch.progress >= settings.encoder_share:
+        if settings.encoder_share < 1 and batch.progress >= settings.encoder_share:
             self.network.encoder.requires_grad_(False).eval()
         if by_image:
             v1 = spatial_view(image, batch.rng.within("v1"), "geometry", settings.views)

@@ -11,6 +11,7 @@ import numpy as np
 WIDTH, HEIGHT = 320.0, 168.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 312.0, 10.0, 142.0
 MOST_POINTS = 300
+MOST_DOTS = 300
 SMOOTHED_FRACTION = 1 / 40
 SMOOTHED_FROM = 100
 """Shorter logs are drawn as they are."""
@@ -62,12 +63,15 @@ class Track:
     """One run's cases on one line.
 
     Attributes:
+        dots: of the cases; where there are many, of some between the lowest and the highest.
+        cases: how many there are.
         mean_at: the mean, in per cent of the track's width.
         pretrained: whether the run started from pre-trained weights; drawn in another colour.
     """
 
     label: str
     dots: tuple[Dot, ...]
+    cases: int
     mean_at: float
     mean: float
     pretrained: bool
@@ -134,14 +138,24 @@ def dot_charts(
     axis = tuple(Tick(at(number), label) for number, label in ticks(low, 100.0, 5))
 
     def track(label: str, pretrained: bool, cases: Mapping[str, float]) -> Track:
-        dots = tuple(Dot(at(value), case, value) for case, value in cases.items())
+        dots = tuple(Dot(at(cases[case]), case, cases[case]) for case in _spread_out(cases))
         mean = sum(cases.values()) / len(cases)
-        return Track(label, dots, at(mean), mean, pretrained)
+        return Track(label, dots, len(cases), at(mean), mean, pretrained)
 
     return tuple(
         DotChart(title, tuple(track(*entry) for entry in tracks if entry[2]), axis)
         for title, tracks in values.items()
     )
+
+
+def _spread_out(cases: Mapping[str, float]) -> list[str]:
+    """All cases, or `MOST_DOTS` of them, evenly from the lowest value to the highest."""
+    if len(cases) <= MOST_DOTS:
+        return [*cases]
+    ranked = sorted(cases, key=cases.__getitem__)
+    return [
+        ranked[place] for place in np.linspace(0, len(ranked) - 1, MOST_DOTS).round().astype(int)
+    ]
 
 
 def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:

@@ -95,6 +95,13 @@ class RunScores:
                 values.setdefault(row.case, []).append(row.dice)
         return {case: sum(dice) / len(dice) for case, dice in values.items()}
 
+    def of_lowest(self, most: int) -> tuple[ScoreRow, ...]:
+        """The rows of the `most` cases with the lowest mean Dice, in the table's order."""
+        means = self.dice_by_case()
+        cases = dict.fromkeys(row.case for row in self.rows)
+        kept = {*sorted(cases, key=lambda case: means.get(case, 1.0))[:most]}
+        return tuple(row for row in self.rows if row.case in kept)
+
     def count(self, outcome: MaskOutcome, class_name: str | None = None) -> int:
         """Number of cases with this outcome, of one class or of all."""
         return sum(

@@ -21,9 +21,11 @@ from macl.pages.overlays import (
     fullest_slice,
 )
 from macl.pages.reported_run import Missing, ReportedRun, flat_settings
+from macl.records.scores import ScoreRow
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size
 
+MOST_CASES_LISTED = 300
 TRANSFER_OUTCOMES = ("loaded", "adapted", "fresh", "refused")
 
 
@@ -73,6 +75,11 @@ class Section:
     def duration(self) -> str:
         """The training time in words."""
         return format_duration(self.run.record.seconds)
+
+    @property
+    def listed_scores(self) -> tuple[ScoreRow, ...]:
+        """The rows of scores to list: of all cases, or of the `MOST_CASES_LISTED` lowest."""
+        return self.run.scores.of_lowest(MOST_CASES_LISTED) if self.run.scores else ()
 
     @property
     def transfer(self) -> dict[str, Any] | None:

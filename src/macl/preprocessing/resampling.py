@@ -14,6 +14,7 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from macl.config import PrepareSettings
 from macl.data.store import Orientation
@@ -197,8 +198,9 @@ def to_scanned_size(
         (K, *scanned_size[1:]) float32 for each slice of the scan, scanned_size[0] of them;
         `to_scan` brings them to the scan's own axes.
     """
-    for plane in _across_planes(iter(slices), count, orientation.scanned_size[0], order=1):
-        yield _in_plane(plane, orientation.scanned_size[1:], (1, 1)).astype(np.float32, copy=False)
+    depth, *size = orientation.scanned_size
+    for plane in _across_planes(iter(slices), count, depth, 1, np.float32):
+        yield _in_plane(plane, (size[0], size[1]), (1, 1), np.float32)
 
 
 # ---------------------------------------------------------------- along one axis
@@ -210,17 +212,26 @@ def _orders(order: int, nearest_axis: int | None) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _in_plane(planes: np.ndarray, size: tuple[int, int], orders: tuple[int, int]) -> np.ndarray:
-    """(…, rows, columns) → (…, *size) float64; unchanged where the size is the same."""
+def _in_plane(
+    planes: np.ndarray,
+    size: tuple[int, int],
+    orders: tuple[int, int],
+    dtype: DTypeLike = np.float64,
+) -> np.ndarray:
+    """(…, rows, columns) → (…, *size), in `dtype`; unchanged where the size is the same."""
     if planes.shape[-2:] == size:
         return planes
-    rows = _interpolation(planes.shape[-2], size[0], orders[0])
-    columns = _interpolation(planes.shape[-1], size[1], orders[1])
-    return rows @ planes.astype(np.float64) @ columns.T
+    rows = _interpolation(planes.shape[-2], size[0], orders[0]).astype(dtype)
+    columns = _interpolation(planes.shape[-1], size[1], orders[1]).astype(dtype)
+    return rows @ planes.astype(dtype) @ columns.T
 
 
 def _across_planes(
-    planes: Iterator[np.ndarray], count: int, wanted: int, order: int
+    planes: Iterator[np.ndarray],
+    count: int,
+    wanted: int,
+    order: int,
+    dtype: DTypeLike = np.float64,
 ) -> Iterator[np.ndarray]:
     """Interpolate `count` planes to `wanted`, nearest (0) or linear (1), and keep two in memory."""
     if count == wanted:
@@ -228,7 +239,7 @@ def _across_planes(
         return
     kept: dict[int, np.ndarray] = {}
     taken = 0
-    for weights in _interpolation(count, wanted, order):
+    for weights in _interpolation(count, wanted, order).astype(dtype):
         needed = np.flatnonzero(weights).tolist()
         kept = {index: plane for index, plane in kept.items() if index >= needed[0]}
         while taken <= needed[-1]:

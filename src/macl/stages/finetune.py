@@ -18,6 +18,7 @@ from macl.data.store import Store
 from macl.data.windows import select_volumes
 from macl.distributed.collectives import all_reduce_sum
 from macl.distributed.launch import process_group
+from macl.engine.precision import computes_in_bf16
 from macl.engine.run import TrainingKeywords, TrainingRun
 from macl.engine.trainer import Validation
 from macl.inference.sliding_window import SegmenterMember, predict_slices
@@ -150,10 +151,11 @@ class ValidationScore:
         self.cases = record.validation_cases[fabric.global_rank :: fabric.world_size]
         self.patch, self.batch_size = settings.patch, settings.training.batch_size
         self.mirror_axes = record.mirror_axes if settings.mirror_averaging else ()
+        self.bf16 = computes_in_bf16(fabric)
 
     def __call__(self) -> float:
         """The score of the segmenter's present weights."""
-        member = SegmenterMember(self.segmenter, self.patch, self.mirror_axes)
+        member = SegmenterMember(self.segmenter, self.patch, self.mirror_axes, self.bf16)
         total = 0.0
         for name in self.cases:
             image, label = self.store.read(name), self.store.read(name, "label")

@@ -28,6 +28,7 @@ from macl.plugins import find, readers
 from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
 from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
 from macl.tasks.segmentation import require_segmenter
+from macl.utils.allocator import keep_freed_memory
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import AnyPath, inside, require_disk_space, sha256
 from macl.utils.progress import progress, say, warn
@@ -66,6 +67,7 @@ def predict(
         MaclError: the runs do not fit each other, there is nothing to segment, or, once all others
             are done, some scans could not be segmented.
     """
+    keep_freed_memory()
     named, out = [*map(Path, paths)], Path(out)
     runs = list(takewhile(lambda path: (path / RECORD).is_file(), named))
     records = read_runs(runs, named)
@@ -81,6 +83,8 @@ def predict(
         load_member(run, record, find("models", record.settings["backbone"]), device)
         for run, record in zip(runs, records, strict=True)
     ]
+    if any(member.bf16 for member in ensemble):
+        say("Predicting in bf16; runs with training.precision=fp32 predict in fp32.")
     record = PredictionsRecord(
         weights=tuple(sorted(sha256(run / WEIGHTS) for run in runs)),
         classes=records[0].classes,

@@ -24,6 +24,7 @@ from macl.engine.trainer import make_fabric
 from macl.plugins import find
 from macl.tasks.pretraining import Method, build_method
 from macl.tasks.run_settings import pretrain_settings
+from macl.utils.allocator import keep_freed_memory
 from macl.utils.progress import progress
 from macl.utils.text import format_size
 
@@ -72,6 +73,7 @@ def profile(
         channels = len(opened.index.channels)
         volumes = select_volumes(opened, tuple(opened.cases), settings.minimum_content)
         patches = volumes.samples_per_epoch(settings.patch)
+    keep_freed_memory()
     fabric = make_fabric(device, settings.training.precision)
     task = build_method(settings, plugin, find("models", settings.backbone), channels, seed=0)
     timer = _StepTimer(task, settings, channels, fabric)

@@ -15,6 +15,7 @@ from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
 from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
+from macl.engine.precision import predicts_in_bf16
 from macl.engine.run import TrainingKeywords, TrainingRun
 from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.plugins import find
@@ -203,7 +204,8 @@ def _pseudo_labels(
     own = segmenter_settings(record)
     network = load_segmenter(teacher, find("models", own.backbone), run.fabric.device)
     axes = record.mirror_axes if own.mirror_averaging else ()
-    member = SegmenterMember(network, own.patch, axes)
+    bf16 = predicts_in_bf16(own.training.precision, run.fabric.device.type)
+    member = SegmenterMember(network, own.patch, axes, bf16)
     labels = {}
     cases = run.record.unlabelled_cases
     with progress("Labelling", len(cases)) as advance:
