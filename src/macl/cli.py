@@ -25,6 +25,8 @@ EXAMPLES = {
     "prepare": "macl prepare scans my.store",
     "split": "macl split my.store --out my.json --test 20% --budgets 8,25%",
     "pretrain": "macl pretrain my.store --split my.json --out runs/macl",
+    "embed": "macl embed my.store --run runs/macl --out features.npz",
+    "choose": "macl choose my.store --run runs/macl --count 8 --out chosen.csv",
     "finetune": "macl finetune my.store --split my.json --labels 8 --init runs/macl "
     "--out runs/macl-8",
     "selftrain": "macl selftrain my.store --split my.json --labels 8 --init runs/macl-8 "
@@ -192,6 +194,18 @@ WorkersOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
+EncoderRun = Annotated[
+    Path, typer.Option("--run", help="A finished run, such as a pre-training: its encoder.")
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Windows at a time. Default: 16 slices, or fewer volumes of as many voxels."
+    ),
+]
+GroupOption = Annotated[
+    Literal["patient", "consecutive-pair"], typer.Option(help="Who counts as one person.")
+]
 
 
 def _print_version(requested: bool) -> None:
@@ -351,9 +365,7 @@ def split(
     budgets: Annotated[
         str, typer.Option(help="Nested label budgets: numbers of patients or percentages.")
     ] = "10%,25%",
-    group: Annotated[
-        str, typer.Option(help="Who counts as one person: patient, or consecutive-pair.")
-    ] = "patient",
+    group: GroupOption = "patient",
     seed: SeedOption = 0,
     folds: Annotated[
         int | None, typer.Option(min=2, help="Write this many splits, which test everybody once.")
@@ -426,6 +438,62 @@ def pretrain(
         verify=verify,
         **_seed_if_given(seed),
     )
+
+
+@app.command()
+def embed(
+    store: StoreArgument,
+    run: EncoderRun,
+    out: Annotated[Path, typer.Option("--out", help="File to write (.npz).")],
+    batch_size: BatchSizeOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Write an encoder's features of every slice, or volume window, and of every scan."""
+    from macl.stages.embed import embed as stage
+
+    stage(store, out, run=run, batch_size=batch_size, device=device.value)
+
+
+@app.command()
+def choose(
+    store: StoreArgument,
+    run: EncoderRun,
+    count: Annotated[int, typer.Option(min=1, help="How many people to choose.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write too (.json or .csv).")
+    ] = None,
+    among: Annotated[
+        Literal["unlabelled", "all"],
+        typer.Option(help="Whom to choose from; all: as if nobody were labelled."),
+    ] = "unlabelled",
+    strategy: Annotated[
+        Literal["coverage", "farthest"],
+        typer.Option(help="coverage: who is most like the others. farthest: who is least like."),
+    ] = "coverage",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split file or name; its test and validation people are left out."),
+    ] = None,
+    group: GroupOption = "patient",
+    batch_size: BatchSizeOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Rank unlabelled people by how well they stand for the others: whom to label first."""
+    from macl.stages import choose as stage
+
+    chosen = stage.choose(
+        store,
+        out,
+        run=run,
+        count=count,
+        among=among,
+        strategy=strategy,
+        split=split,
+        group=group,
+        batch_size=batch_size,
+        device=device.value,
+    )
+    print(stage.render(chosen))
 
 
 @app.command(cls=_CommandWithSettings)
@@ -567,13 +635,7 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write class probabilities.")
     ] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Windows at a time. Default: 16 slices, or fewer volumes of as many voxels.",
-        ),
-    ] = None,
+    batch_size: BatchSizeOption = None,
     frames: FramesOption = False,
     device: DeviceOption = Device.auto,
 ) -> None:
