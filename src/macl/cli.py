@@ -208,6 +208,12 @@ GroupOption = Annotated[
 ]
 
 
+BUDGET = (
+    "Label budget of the split, such as 8 or 10%; all: everybody outside its test or, without "
+    "--split, everybody."
+)
+
+
 def _print_version(requested: bool) -> None:
     if requested:
         from macl.utils.commit import commit_of_macl
@@ -357,7 +363,9 @@ def split(
     out: Annotated[Path, typer.Option("--out", help="Split file to write (.json).")],
     test: Annotated[
         str | None,
-        typer.Option(help="Patients to test: a number or a percentage. Default: 20%."),
+        typer.Option(
+            help="Patients to test: a number or a percentage; 0 for a final model. Default: 20%."
+        ),
     ] = None,
     validation: Annotated[
         str, typer.Option(help="Patients whose labels choose the best weights; 0: keep the last.")
@@ -507,9 +515,7 @@ def finetune(
     split: Annotated[
         str | None, typer.Option(help="Split file, or the name of a split in the package.")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Label budget of the split, such as 8 or 10%.")
-    ] = None,
+    labels: Annotated[str | None, typer.Option(help=BUDGET)] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="strong, strong-3d, paper, or a path (.toml). Default: strong."),
@@ -528,7 +534,9 @@ def finetune(
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
 
-    options = {"--init": init, "--split": split, "--labels": labels}
+    options = {"--init": init, "--labels": labels}
+    if labels != "all":
+        options["--split"] = split
     _require("finetune", resume, STORE=store, **options)
     launch_processes(devices, sys.argv[1:])
     run(
@@ -571,8 +579,10 @@ def selftrain(
     init: Annotated[
         str, typer.Option(help="Where to start: a training run, a weights file, or scratch.")
     ],
-    split: Annotated[str, typer.Option(help="Split file, or the name of a split in the package.")],
-    labels: Annotated[str, typer.Option(help="Label budget of the split, such as 8 or 10%.")],
+    labels: Annotated[str, typer.Option(help=BUDGET)],
+    split: Annotated[
+        str | None, typer.Option(help="Split file, or the name of a split in the package.")
+    ] = None,
     teacher: Annotated[
         Path | None,
         typer.Option(

@@ -14,7 +14,8 @@ from torch import Tensor
 from macl.config import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
-from macl.data.splits import Split
+from macl.data.resolved_split import split_of_everybody
+from macl.data.splits import ALL, Split
 from macl.data.store import Store
 from macl.data.windows import select_volumes
 from macl.distributed.collectives import all_reduce_sum
@@ -50,8 +51,8 @@ def finetune(
     out: AnyPath,
     *,
     init: AnyPath | None,
-    split: AnyPath | None,
     labels: str | int | None,
+    split: AnyPath | None = None,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
     **options: Unpack[TrainingKeywords],
@@ -65,8 +66,8 @@ def finetune(
             to resume.
         out: the run's folder.
         init: "scratch", a training run, or a weights file (of macl, or the MACL authors' `.pth`).
-        split: split file or name.
-        labels: name of a label budget of the split.
+        labels: name of a label budget of the split, or "all".
+        split: split file or name; None with the labels "all": everybody trains and nobody tests.
         encoder_only: accept an init without decoder blocks.
         init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
         options: `recipe` (None: strong), `overrides`, `device`, `seed`, `resume`, `inherit` and
@@ -82,11 +83,12 @@ def finetune(
     if resumed:
         init = init or WEIGHTS_DIGEST.sub("", resumed.init or SCRATCH)
         chosen_split, labels = chosen_split or split_of(resumed), labels or resumed.labels
-    if init is None or chosen_split is None or labels is None:
+    if init is None or labels is None or (chosen_split is None and labels != ALL):
         raise MaclError(f"There is no run in {out} to resume: name --init, --split and --labels.")
     init, labels = str(init), str(labels)
     recipe = chosen.recipe or DEFAULT_RECIPE
     opened = Store.open(store, chosen.verify)
+    chosen_split = chosen_split or split_of_everybody(opened)
     weights = read_init(init, init_decoder_blocks)
     settings = finetune_settings(
         recipe,

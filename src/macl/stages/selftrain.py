@@ -12,6 +12,8 @@ import numpy as np
 from macl.config import SelftrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.data.resolved_split import split_of_everybody
+from macl.data.splits import ALL, Split
 from macl.data.store import Store
 from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
@@ -46,8 +48,8 @@ def selftrain(
     out: AnyPath,
     *,
     init: AnyPath,
-    split: AnyPath,
     labels: str | int,
+    split: AnyPath | None = None,
     teacher: AnyPath | None = None,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
@@ -64,8 +66,8 @@ def selftrain(
         store: folder made by `prepare`.
         out: the run's folder.
         init: "scratch", a pre-training, fine-tuning or self-training run, or a weights file.
-        split: split file or name.
-        labels: name of a label budget of the split.
+        labels: name of a label budget of the split, or "all".
+        split: split file or name; None with the labels "all": everybody trains and nobody tests.
         teacher: a finished fine-tuning or self-training run.
         encoder_only: accept an init without decoder blocks.
         init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
@@ -78,10 +80,13 @@ def selftrain(
             fit.
     """
     store, out, teacher = Path(store), Path(out), Path(teacher) if teacher else None
-    init, split, labels = str(init), str(split), str(labels)
+    init, labels = str(init), str(labels)
+    if split is None and labels != ALL:
+        raise MaclError(f"--labels {labels} is a budget of a split: name it with --split.")
     chosen = TrainingOptions(**options)
     recipe = chosen.recipe or (NOISY_STUDENT if teacher else MEAN_TEACHER)
     opened = Store.open(store)
+    chosen_split: str | Split = str(split) if split else split_of_everybody(opened)
     weights = read_init(init, init_decoder_blocks)
     teaching = _read_teacher(teacher, opened) if teacher else NO_TEACHER
     settings = finetune_settings(
@@ -92,7 +97,7 @@ def selftrain(
         init_network=weights.network,
         kind=SelftrainSettings,
     )
-    with TrainingRun(opened, out, settings, split, chosen) as run:
+    with TrainingRun(opened, out, settings, chosen_split, chosen) as run:
         assert run.resolved is not None
         cases, unlabelled = (
             run.resolved.labelled_cases(labels),
