@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -15,9 +16,12 @@ import macl
 from macl.utils.errors import MaclError
 from macl.utils.failures import describe
 from macl.utils.interruption import end_on_sigterm, exit_code
-from macl.utils.progress import be_quiet, warn
+from macl.utils.progress import be_quiet, say, warn
 from macl.utils.ranks import exit_rank, require_single_process
 from macl.utils.text import without_control, write_plain_where_needed
+
+if TYPE_CHECKING:
+    from macl.records.runs import RunRecord
 
 EXAMPLES = {
     "demo": "macl demo --out demo",
@@ -72,7 +76,6 @@ app = typer.Typer(
     epilog="The path: inspect → prepare → split → pretrain → finetune → selftrain → predict → "
     "evaluate → report.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -99,6 +102,23 @@ def _name_the_setting(error: Any, name: str) -> None:
     if found := next((full for full in names if full.rpartition(".")[2] == wanted), None):
         error.message = f"{error.message}: use --set {found}=…"
         error.possibilities = None
+
+
+def _next(*commands: tuple[object, ...]) -> None:
+    """Say which commands come next on the path."""
+    for number, words in enumerate(commands):
+        say(f"{'     ' if number else 'Next:'} macl {shlex.join(map(str, words))}")
+
+
+def _next_after_training(run: Path, record: RunRecord) -> None:
+    """What comes after a segmenter: its test people, where it has any, and other scans."""
+    masks = run / "predictions"
+    scored = [
+        ("predict", run, record.store, "--out", masks),
+        ("evaluate", masks, record.store, "--out", run / "cases.csv"),
+        ("report", run, "--out", "report.html"),
+    ]
+    _next(*(scored if record.test_cases else []), ("predict", run, "SCANS", "--out", "masks"))
 
 
 class Device(StrEnum):
@@ -295,6 +315,8 @@ def inspect(
     )
     text = json.dumps(description, indent=1, ensure_ascii=False) if as_json else render(description)
     print(text)
+    if description["kind"] == "source":
+        _next(("prepare", path, "my.store"))
 
 
 @app.command()
@@ -353,6 +375,10 @@ def prepare(
         labels=labels,
         workers=workers,
     )
+    if any(case.labelled for case in index.cases):
+        _next(("split", store, "--out", "my.json"))
+    else:
+        _next(("pretrain", store, "--out", "runs/macl"))
     if strict and index.refused:
         raise typer.Exit(1)
 
@@ -401,10 +427,13 @@ def split(
     )
     if folds is None:
         stage.split(store, out, test=test or "20%", **options)
+        _next(("pretrain", store, "--split", out, "--out", "runs/macl"))
     elif test is not None:
         raise MaclError("--folds tests everybody once, so --test has no meaning: give only one.")
     else:
         stage.folds(store, out, count=folds, **options)
+        first = out.with_name(f"{out.stem}-fold1.json")
+        _next(("pretrain", store, "--split", first, "--out", "runs/macl-fold1"))
 
 
 @app.command(cls=_CommandWithSettings)
@@ -432,7 +461,7 @@ def pretrain(
 
     _require("pretrain", resume, STORE=store)
     launch_processes(devices, sys.argv[1:])
-    run(
+    record = run(
         store,
         out,
         method=method,
@@ -446,6 +475,12 @@ def pretrain(
         verify=verify,
         **_seed_if_given(seed),
     )
+    store = store or Path(record.store)
+    if record.classes:
+        words = ("--split", split or "my.json", "--labels", "N", "--init", out)
+        _next(("finetune", store, *words, "--out", f"{out}-N"))
+    else:
+        _next(("choose", store, "--run", out, "--count", 8))
 
 
 @app.command()
@@ -502,6 +537,7 @@ def choose(
         device=device.value,
     )
     print(stage.render(chosen))
+    say("Next: label them in this order, then macl prepare again, with the labels.")
 
 
 @app.command(cls=_CommandWithSettings)
@@ -539,7 +575,7 @@ def finetune(
         options["--split"] = split
     _require("finetune", resume, STORE=store, **options)
     launch_processes(devices, sys.argv[1:])
-    run(
+    record = run(
         store,
         out,
         init=init,
@@ -556,6 +592,7 @@ def finetune(
         verify=verify,
         **_seed_if_given(seed),
     )
+    _next_after_training(out, record)
 
 
 def _require(command: str, resume: bool, **arguments: object) -> None:
@@ -611,7 +648,7 @@ def selftrain(
     from macl.stages.selftrain import selftrain as run
 
     launch_processes(devices, sys.argv[1:])
-    run(
+    record = run(
         store,
         out,
         init=init,
@@ -627,6 +664,7 @@ def selftrain(
         resume=resume,
         allow_overlap=allow_overlap,
     )
+    _next_after_training(out, record)
 
 
 @app.command()
@@ -661,6 +699,9 @@ def predict(
         frames=frames,
         device=device.value,
     )
+    stores = [path for path in paths if (path / "store.json").is_file()]
+    if stores:
+        _next(("evaluate", out, stores[0], "--out", out.parent / "cases.csv"))
 
 
 @app.command()
@@ -682,6 +723,8 @@ def evaluate(
     from macl.stages.evaluate import evaluate as run
 
     run(predictions, truth, out, convention=convention)
+    if (out.parent / "run.json").is_file():
+        _next(("report", out.parent, "--out", "report.html"))
 
 
 @app.command()

@@ -143,7 +143,7 @@ def choose(
     ]
     if out is not None:
         _write(out, chosen, store, run, strategy)
-        say(f"Wrote {out}. Next: label them, then macl prepare and macl split with the new labels.")
+        say(f"Wrote {out}.")
     return chosen
 
 

@@ -25,7 +25,7 @@ from macl.engine.trainer import Validation
 from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.models.transfer import Transfer, require_transfer, transplant
 from macl.plugins import find
-from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS_DIGEST, RunRecord
+from macl.records.runs import TRANSFER, WEIGHTS_DIGEST, RunRecord
 from macl.tasks.initial_weights import SCRATCH, read_init, require_apart
 from macl.tasks.networks import require_values_to_normalise
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings
@@ -155,8 +155,7 @@ def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask)
     network = {name: record.settings[name] for name in NETWORK_SETTINGS}
     about = {"kind": "finetune", "channels": record.channels, "classes": record.classes, **network}
     finished = run.finish(segmenter_weights(trained.tensors), about, trained)
-    masks = run.folder / PREDICTIONS
-    say(f"The segmenter is in {run.folder}; next: macl predict {run.folder} SCANS --out {masks}")
+    say(f"The segmenter is in {run.folder}.")
     return finished
 
 

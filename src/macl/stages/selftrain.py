@@ -22,7 +22,7 @@ from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.models.transfer import require_transfer, transplant
 from macl.plugins import find
 from macl.records import runs
-from macl.records.runs import PREDICTIONS, TRANSFER, WEIGHTS, RunRecord, read_record
+from macl.records.runs import TRANSFER, WEIGHTS, RunRecord, read_record
 from macl.tasks.initial_weights import read_init, require_apart
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings
 from macl.tasks.segmentation import (
@@ -175,8 +175,7 @@ def _train(
     network = {name: record.settings[name] for name in NETWORK_SETTINGS}
     about = {"kind": record.kind, "channels": record.channels, "classes": record.classes, **network}
     finished = run.finish(segmenter_weights(trained.tensors, "teacher."), about, trained)
-    masks = run.folder / PREDICTIONS
-    say(f"The segmenter is in {run.folder}; next: macl predict {run.folder} SCANS --out {masks}")
+    say(f"The segmenter is in {run.folder}.")
     return finished
 
 
