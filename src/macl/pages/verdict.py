@@ -12,7 +12,7 @@ SHOWN = 3
 
 
 def verdict(rows: Sequence[ComparisonRow]) -> str:
-    """Mean Dice of runs that differ in their start or way of training alone, and what follows.
+    """Mean Dice of runs that differ in their start alone, and what follows.
 
     A page of single runs proves nothing about methods, and says so. "" where nothing is scored.
     """
@@ -20,7 +20,9 @@ def verdict(rows: Sequence[ComparisonRow]) -> str:
     groups: dict[tuple[object, ...], dict[str, dict[int, float]]] = {}
     for row in scored:
         by_name = groups.setdefault(_likeness(row), {})
-        by_name.setdefault(_name(row), {})[row.run.record.seed] = 100 * (row.mean_dice.mean or 0.0)
+        by_name.setdefault(row.run.start, {})[row.run.record.seed] = 100 * (
+            row.mean_dice.mean or 0.0
+        )
     compared = {like: names for like, names in groups.items() if len(names) > 1}
     if not compared:
         return _alone(scored)
@@ -58,13 +60,9 @@ def _likeness(row: ComparisonRow) -> tuple[object, ...]:
     record = row.run.record
     labelled = record.labels or str(len(record.people))
     return (
-        labelled, row.run.dims, record.recipe if record.kind == "finetune" else "",
-        record.store_checksum, tuple(sorted(record.test_cases)), row.scores.convention,
+        labelled, row.run.dims, record.kind, record.recipe, record.store_checksum,
+        tuple(sorted(record.test_cases)), row.scores.convention,
     )  # fmt: skip
-
-
-def _name(row: ComparisonRow) -> str:
-    return row.run.start + (", self-trained" if row.run.record.kind == "selftrain" else "")
 
 
 def _seeds(names: dict[str, dict[int, float]]) -> int:
