@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test check check-nnunet clean
+.PHONY: demo test check check-nnunet docs clean
 .SECONDARY:
 
 demo: $(VENV)/.demo-ready
@@ -26,6 +26,10 @@ check: $(VENV)/.dev-ready
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.docs-ready
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "The site: build/docs/index.html"
 
 check-nnunet: $(NNUNET_VENV)/.ready
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py
