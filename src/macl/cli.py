@@ -506,8 +506,8 @@ def choose(
         Path | None, typer.Option("--out", help="File to write too (.json or .csv).")
     ] = None,
     among: Annotated[
-        Literal["unlabelled", "all"],
-        typer.Option(help="Whom to choose from; all: as if nobody were labelled."),
+        Literal["unlabelled", "labelled"],
+        typer.Option(help="Whom to choose from; labelled: as if they were not labelled yet."),
     ] = "unlabelled",
     strategy: Annotated[
         Literal["coverage", "farthest"],

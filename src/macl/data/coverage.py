@@ -36,29 +36,34 @@ def distances(features: np.ndarray) -> np.ndarray:
 
 
 def rank(
-    apart: np.ndarray, count: int, strategy: Strategy, chosen: Sequence[int] = ()
+    apart: np.ndarray,
+    count: int,
+    strategy: Strategy,
+    candidates: Sequence[int],
+    chosen: Sequence[int] = (),
 ) -> list[int]:
     """The next points to choose, the most useful first; of equal ones the first.
 
     Args:
         apart: (N, N) distances.
-        count: how many, at most as many as are left.
+        count: how many, at most as many as there are candidates.
         strategy: "coverage" or "farthest".
+        candidates: points that may be chosen; all points are to be covered.
         chosen: points that are chosen already.
     """
     nearest = apart[:, list(chosen)].min(axis=1, initial=np.inf)
-    taken = np.zeros(len(apart), dtype=bool)
-    taken[list(chosen)] = True
+    closed = np.ones(len(apart), dtype=bool)
+    closed[list(candidates)] = False
     order: list[int] = []
     for _ in range(count):
-        if strategy == "coverage" or not taken.any():
+        if strategy == "coverage" or not (order or chosen):
             gain = -np.minimum(nearest[:, None], apart).mean(axis=0)
         else:
             gain = nearest.copy()
-        gain[taken] = -np.inf
+        gain[closed] = -np.inf
         best = int(gain.argmax())
         order.append(best)
-        taken[best] = True
+        closed[best] = True
         nearest = np.minimum(nearest, apart[:, best])
     return order
 

@@ -70,7 +70,7 @@ def choose(
     *,
     run: AnyPath,
     count: int,
-    among: Literal["unlabelled", "all"] = "unlabelled",
+    among: Literal["unlabelled", "labelled"] = "unlabelled",
     strategy: Strategy = "coverage",
     split: AnyPath | None = None,
     group: Rule = "patient",
@@ -87,8 +87,8 @@ def choose(
         out: file to write (.json or .csv); None: nothing is written.
         run: a finished run, such as a pre-training.
         count: how many people to choose.
-        among: "unlabelled", or "all": nobody counts as labelled, to see how the choice would have
-            been.
+        among: "unlabelled"; or "labelled", as if they were not labelled yet, to see how the choice
+            would have been.
         strategy: "coverage" or "farthest", see `macl.data.coverage`.
         split: its test, validation and reserved people are left out; its group rule holds.
         group: who is one person, without a split.
@@ -113,24 +113,23 @@ def choose(
     require_same_preparation(opened, record)
     cases_of = _people(opened, split, group)
     labelled = {
-        person
-        for person, cases in cases_of.items()
-        if among == "unlabelled" and any(case.labelled for case in cases)
+        person for person, cases in cases_of.items() if any(case.labelled for case in cases)
     }
-    left = len(cases_of) - len(labelled)
-    if not left:
+    candidates = labelled if among == "labelled" else cases_of.keys() - labelled
+    if not candidates:
         raise MaclError(
-            f"Everybody in {store} is labelled, so there is nobody to choose: add --among all to "
-            "choose as if nobody were."
+            f"There is nobody {among} in {store} to choose from: name --among "
+            f"{'unlabelled' if among == 'labelled' else 'labelled'} to choose among the others."
         )
-    if not 0 < count <= left:
-        raise MaclError(f"--count {count} does not fit {left} people without labels: lower it.")
+    if not 0 < count <= len(candidates):
+        raise MaclError(f"--count {count} does not fit {len(candidates)} {among} people: lower it.")
     embedder = Embedder(run, record, find("models", record.settings["backbone"]), device)
     features = _embed(opened, cases_of, embedder, batch_size)
     people = list(cases_of)
     apart = _apart(people, cases_of, features, run)
-    known = [number for number, person in enumerate(people) if person in labelled]
-    order = rank(apart, count, strategy, known)
+    numbers = {person: number for number, person in enumerate(people)}
+    known = [numbers[person] for person in sorted(labelled - candidates)]
+    order = rank(apart, count, strategy, [numbers[person] for person in candidates], known)
     whole = mean_distance(apart, [*known, order[0]]) or 1.0
     chosen = [
         ChosenPerson(
@@ -211,7 +210,7 @@ def _chosen_case(case: StoredCase, features: CaseFeatures) -> ChosenCase:
     starts, layers = np.unique(features.starts[:, 0], return_inverse=True)
     means = [features.windows[layers == layer].mean(axis=0) for layer in range(len(starts))]
     apart = distances(standardised(np.stack(means)))
-    typical = rank(apart, min(SLICES, len(starts)), "coverage")
+    typical = rank(apart, min(SLICES, len(starts)), "coverage", range(len(starts)))
     middles = starts[typical] + (features.sides[0] - 1) // 2
     slices = dict.fromkeys(scanned_slice(case, int(middle)) for middle in middles)
     return ChosenCase(case.name, tuple(slices), AXES[2 - case.orientation.permutation[0]])
