@@ -174,8 +174,8 @@ def _describe_run(path: Path) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "kind": record.kind,
-        "scores": _describe_scores(summary) if summary.is_file() else None,
         **{name: getattr(record, name) for name in names},
+        **({"scores": _describe_scores(summary)} if record.is_segmenter else {}),
         "classes": list(record.classes),
         "patients": len(record.patients),
         "cases": len(record.cases),
@@ -186,8 +186,10 @@ def _describe_run(path: Path) -> dict[str, Any]:
     }
 
 
-def _describe_scores(summary: Path) -> dict[str, Any]:
-    """The means of an evaluation."""
+def _describe_scores(summary: Path) -> dict[str, Any] | None:
+    """The means of an evaluation; None: the run has not been evaluated."""
+    if not summary.is_file():
+        return None
     found = read_json(summary, "an evaluation's summary")
     means = {name: measure["mean"] for name, measure in found["mean"].items()}
     return {**means, "unit": found["unit"], "cases": found["cases"], "by": found["convention"]}
