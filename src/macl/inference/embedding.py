@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ class Embedder:
         grid = WindowGrid.over(image.shape[1:], (depth, rows, columns))
         count = batch_size or default_batch_size(self.patch)
 
+        @lru_cache(maxsize=1)
         def slab(start: int, stop: int) -> torch.Tensor:
             return torch.from_numpy(normalise(image[:, start:stop], normalisation))
 
