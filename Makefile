@@ -15,7 +15,7 @@ GPU_FIGURES ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test check check-nnunet gpu-figures clean
+.PHONY: demo test check check-nnunet gpu-figures docs clean
 .SECONDARY:
 
 demo: $(VENV)/.demo-ready
@@ -32,6 +32,10 @@ check: $(VENV)/.dev-ready
 
 gpu-figures: $(VENV)/.dev-ready
 	$(BIN)/python benchmarks/gpu_figures.py --minutes $(MINUTES) $(GPU_FIGURES)
+
+docs: $(VENV)/.docs-ready
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "The site: build/docs/index.html"
 
 check-nnunet: $(NNUNET_VENV)/.ready
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py

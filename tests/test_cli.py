@@ -18,6 +18,8 @@ STAGES = [
     "prepare",
     "split",
     "pretrain",
+    "embed",
+    "choose",
     "finetune",
     "selftrain",
     "predict",
@@ -170,6 +172,19 @@ def test_a_mistake_exits_1_with_one_sentence_and_nothing_written(
     assert "Traceback" not in answer.err
     assert answer.out == ""
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_the_shell_can_complete_commands(macl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_MACL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "macl pre")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert {"prepare", "pretrain", "predict"} <= {*macl().out.split()}
+
+
+def test_a_command_says_which_comes_next(macl, tmp_path: Path) -> None:
+    hearts(tmp_path / "a b.store", patients=10)
+    said = macl("split", "a b.store", "--out", "a.json", "--budgets", "2").err
+    assert said.endswith("Next: macl pretrain 'a b.store' --split a.json --out runs/macl\n")
 
 
 def test_an_interruption_says_how_to_continue(macl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from macl.stages.check import check
+    from macl.stages.choose import choose
+    from macl.stages.embed import embed
     from macl.stages.evaluate import evaluate
     from macl.stages.export import export
     from macl.stages.finetune import finetune
@@ -31,6 +33,8 @@ __all__ = [
     "MaclError",
     "benchmark",
     "check",
+    "choose",
+    "embed",
     "evaluate",
     "export",
     "finetune",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -15,9 +16,12 @@ import macl
 from macl.utils.errors import MaclError
 from macl.utils.failures import describe
 from macl.utils.interruption import end_on_sigterm, exit_code
-from macl.utils.progress import be_quiet, warn
+from macl.utils.progress import be_quiet, say, warn
 from macl.utils.ranks import exit_rank, require_single_process
 from macl.utils.text import without_control, write_plain_where_needed
+
+if TYPE_CHECKING:
+    from macl.records.runs import RunRecord
 
 EXAMPLES = {
     "demo": "macl demo --out demo",
@@ -25,6 +29,8 @@ EXAMPLES = {
     "prepare": "macl prepare scans my.store",
     "split": "macl split my.store --out my.json --test 20% --budgets 8,25%",
     "pretrain": "macl pretrain my.store --split my.json --out runs/macl",
+    "embed": "macl embed my.store --run runs/macl --out features.npz",
+    "choose": "macl choose my.store --run runs/macl --count 8 --out chosen.csv",
     "finetune": "macl finetune my.store --split my.json --labels 8 --init runs/macl "
     "--out runs/macl-8",
     "selftrain": "macl selftrain my.store --split my.json --labels 8 --init runs/macl-8 "
@@ -70,7 +76,6 @@ app = typer.Typer(
     epilog="The path: inspect → prepare → split → pretrain → finetune → selftrain → predict → "
     "evaluate → report.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -97,6 +102,23 @@ def _name_the_setting(error: Any, name: str) -> None:
     if found := next((full for full in names if full.rpartition(".")[2] == wanted), None):
         error.message = f"{error.message}: use --set {found}=…"
         error.possibilities = None
+
+
+def _next(*commands: tuple[object, ...]) -> None:
+    """Say which commands come next on the path."""
+    for number, words in enumerate(commands):
+        say(f"{'     ' if number else 'Next:'} macl {shlex.join(map(str, words))}")
+
+
+def _next_after_training(run: Path, record: RunRecord) -> None:
+    """What comes after a segmenter: its test people, where it has any, and other scans."""
+    masks = run / "predictions"
+    scored = [
+        ("predict", run, record.store, "--out", masks),
+        ("evaluate", masks, record.store, "--out", run / "cases.csv"),
+        ("report", run, "--out", "report.html"),
+    ]
+    _next(*(scored if record.test_cases else []), ("predict", run, "SCANS", "--out", "masks"))
 
 
 class Device(StrEnum):
@@ -144,9 +166,13 @@ SegmenterSplitOption = Annotated[
     str | None,
     typer.Option("--split", help="Split file, or the name of a split in the package."),
 ]
+BUDGET = (
+    "Label budget of the split, such as 8 or 10%; all: everybody outside its test or, without "
+    "--split, everybody."
+)
 LabelBudgetOption = Annotated[
     str | None,
-    typer.Option("--labels", help="Label budget of the split, such as 8 or 10%."),
+    typer.Option("--labels", help=BUDGET),
 ]
 InitDecoderBlocksOption = Annotated[
     int,
@@ -204,6 +230,18 @@ WorkersOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
+EncoderRun = Annotated[
+    Path, typer.Option("--run", help="A finished run, such as a pre-training: its encoder.")
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Windows at a time. Default: 16 slices, or fewer volumes of as many voxels."
+    ),
+]
+GroupOption = Annotated[
+    Literal["patient", "consecutive-pair"], typer.Option(help="Who counts as one person.")
+]
 
 
 def _print_version(requested: bool) -> None:
@@ -287,6 +325,8 @@ def inspect(
     )
     text = json.dumps(description, indent=1, ensure_ascii=False) if as_json else render(description)
     print(text)
+    if description["kind"] == "source":
+        _next(("prepare", path, "my.store"))
 
 
 @app.command()
@@ -345,6 +385,10 @@ def prepare(
         labels=labels,
         workers=workers,
     )
+    if any(case.labelled for case in index.cases):
+        _next(("split", store, "--out", "my.json"))
+    else:
+        _next(("pretrain", store, "--out", "runs/macl"))
     if strict and index.refused:
         raise typer.Exit(1)
 
@@ -355,7 +399,9 @@ def split(
     out: Annotated[Path, typer.Option("--out", help="Split file to write (.json).")],
     test: Annotated[
         str | None,
-        typer.Option(help="Patients to test: a number or a percentage. Default: 20%."),
+        typer.Option(
+            help="Patients to test: a number or a percentage; 0 for a final model. Default: 20%."
+        ),
     ] = None,
     validation: Annotated[
         str, typer.Option(help="Patients whose labels choose the best weights; 0: keep the last.")
@@ -363,9 +409,7 @@ def split(
     budgets: Annotated[
         str, typer.Option(help="Nested label budgets: numbers of patients or percentages.")
     ] = "10%,25%",
-    group: Annotated[
-        str, typer.Option(help="Who counts as one person: patient, or consecutive-pair.")
-    ] = "patient",
+    group: GroupOption = "patient",
     seed: SeedOption = 0,
     folds: Annotated[
         int | None, typer.Option(min=2, help="Write this many splits, which test everybody once.")
@@ -393,10 +437,13 @@ def split(
     )
     if folds is None:
         stage.split(store, out, test=test or "20%", **options)
+        _next(("pretrain", store, "--split", out, "--out", "runs/macl"))
     elif test is not None:
         raise MaclError("--folds tests everybody once, so --test has no meaning: give only one.")
     else:
         stage.folds(store, out, count=folds, **options)
+        first = out.with_name(f"{out.stem}-fold1.json")
+        _next(("pretrain", store, "--split", first, "--out", "runs/macl-fold1"))
 
 
 @app.command(cls=_CommandWithSettings)
@@ -424,7 +471,7 @@ def pretrain(
 
     _require("pretrain", resume, STORE=store)
     launch_processes(devices, sys.argv[1:])
-    run(
+    record = run(
         store,
         out,
         method=method,
@@ -438,6 +485,69 @@ def pretrain(
         verify=verify,
         **_seed_if_given(seed),
     )
+    store = store or Path(record.store)
+    if record.classes:
+        words = ("--split", split or "my.json", "--labels", "N", "--init", out)
+        _next(("finetune", store, *words, "--out", f"{out}-N"))
+    else:
+        _next(("choose", store, "--run", out, "--count", 8))
+
+
+@app.command()
+def embed(
+    store: StoreArgument,
+    run: EncoderRun,
+    out: Annotated[Path, typer.Option("--out", help="File to write (.npz).")],
+    batch_size: BatchSizeOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Write an encoder's features of every slice, or volume window, and of every scan."""
+    from macl.stages.embed import embed as stage
+
+    stage(store, out, run=run, batch_size=batch_size, device=device.value)
+
+
+@app.command()
+def choose(
+    store: StoreArgument,
+    run: EncoderRun,
+    count: Annotated[int, typer.Option(min=1, help="How many people to choose.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write too (.json or .csv).")
+    ] = None,
+    among: Annotated[
+        Literal["unlabelled", "labelled"],
+        typer.Option(help="Whom to choose from; labelled: as if they were not labelled yet."),
+    ] = "unlabelled",
+    strategy: Annotated[
+        Literal["coverage", "farthest"],
+        typer.Option(help="coverage: who is most like the others. farthest: who is least like."),
+    ] = "coverage",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split file or name; its test and validation people are left out."),
+    ] = None,
+    group: GroupOption = "patient",
+    batch_size: BatchSizeOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Rank unlabelled people by how well they stand for the others: whom to label first."""
+    from macl.stages import choose as stage
+
+    chosen = stage.choose(
+        store,
+        out,
+        run=run,
+        count=count,
+        among=among,
+        strategy=strategy,
+        split=split,
+        group=group,
+        batch_size=batch_size,
+        device=device.value,
+    )
+    print(stage.render(chosen))
+    say("Next: label them in this order, then macl prepare again, with the labels.")
 
 
 @app.command(cls=_CommandWithSettings)
@@ -465,10 +575,12 @@ def finetune(
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
 
-    options = {"--init": init, "--split": split, "--labels": labels}
+    options = {"--init": init, "--labels": labels}
+    if labels != "all":
+        options["--split"] = split
     _require("finetune", resume, STORE=store, **options)
     launch_processes(devices, sys.argv[1:])
-    run(
+    record = run(
         store,
         out,
         init=init,
@@ -485,6 +597,7 @@ def finetune(
         verify=verify,
         **_seed_if_given(seed),
     )
+    _next_after_training(out, record)
 
 
 def _require(command: str, resume: bool, **arguments: object) -> None:
@@ -536,10 +649,12 @@ def selftrain(
     from macl.distributed.launch import launch_processes
     from macl.stages.selftrain import selftrain as run
 
-    options = {"--init": init, "--split": split, "--labels": labels}
+    options = {"--init": init, "--labels": labels}
+    if labels != "all":
+        options["--split"] = split
     _require("selftrain", resume, STORE=store, **options)
     launch_processes(devices, sys.argv[1:])
-    run(
+    record = run(
         store,
         out,
         init=init,
@@ -557,6 +672,7 @@ def selftrain(
         verify=verify,
         **_seed_if_given(seed),
     )
+    _next_after_training(out, record)
 
 
 @app.command()
@@ -575,13 +691,7 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write class probabilities.")
     ] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Windows at a time. Default: 16 slices, or fewer volumes of as many voxels.",
-        ),
-    ] = None,
+    batch_size: BatchSizeOption = None,
     frames: FramesOption = False,
     device: DeviceOption = Device.auto,
 ) -> None:
@@ -597,6 +707,9 @@ def predict(
         frames=frames,
         device=device.value,
     )
+    stores = [path for path in paths if (path / "store.json").is_file()]
+    if stores:
+        _next(("evaluate", out, stores[0], "--out", out.parent / "cases.csv"))
 
 
 @app.command()
@@ -618,6 +731,8 @@ def evaluate(
     from macl.stages.evaluate import evaluate as run
 
     run(predictions, truth, out, convention=convention)
+    if (out.parent / "run.json").is_file():
+        _next(("report", out.parent, "--out", "report.html"))
 
 
 @app.command()

@@ -107,6 +107,25 @@ def test_what_a_run_leaves(finetune, toy: Path, tmp_path: Path) -> None:
     assert segmenter(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 32, 32)
 
 
+def test_all_labels_need_no_split_and_leave_nobody_to_test(toy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "final"
+    changes = [word for setting in SMALL for word in ("--set", setting)]
+    words = ("--init", "scratch", "--labels", "all", "--out", run, "--device", "cpu", *changes)
+    answer = macl("finetune", toy / "toy.store", *words)
+    assert answer.code == 0, answer.err
+    said = record(run)
+    assert said["cases"] == [f"patient{number:03d}" for number in range(1, 6)]
+    assert (said["labels"], said["test_cases"]) == ("all", [])
+    assert macl("finetune", "--out", run, "--resume").code == 0
+    answer = macl("predict", run, toy / "toy.store", "--out", tmp_path / "masks")
+    assert "add --cases all" in answer.err
+    for command in ("finetune", "selftrain"):
+        few = ("--init", "scratch", "--labels", "2", "--out", tmp_path / "other")
+        answer = macl(command, toy / "toy.store", *few)
+        assert answer.code != 0
+        assert "--split" in answer.err
+
+
 def test_the_transfer_is_reported_and_recorded(finetune, toy: Path, tmp_path: Path) -> None:
     slow = (*SMALL, "training.learning_rate=1e-12", "training.weight_decay=0")
     answer = finetune(str(toy / "clean"), "--out", "run", settings=slow)

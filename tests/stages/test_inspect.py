@@ -11,7 +11,7 @@ import pytest
 
 from fakes import acdc, dicom, msd
 from fakes.command import macl
-from fakes.finished_runs import write_pretrained
+from fakes.finished_runs import write_finetuned, write_pretrained, write_unscored
 from fakes.scans import affine, anatomy, flip_bit, truncate, write_itk, write_nifti
 from fakes.toy_store import write_toy_store
 from macl.stages.inspect import inspect
@@ -187,6 +187,22 @@ def test_a_run_is_described(tmp_path: Path) -> None:
     assert described["settings"]["method"] == "macl"
     assert described["last_log_line"]["step"] == 40
     assert "last log line" in macl("inspect", tmp_path / "pretrained").out
+    assert "scores" not in described
+
+
+def test_a_segmenter_is_described_by_its_scores(tmp_path: Path) -> None:
+    store = write_toy_store(tmp_path / "store")
+    write_unscored(tmp_path / "unscored", store, init="scratch")
+    assert as_json(tmp_path / "unscored")["scores"] is None
+    assert "macl evaluate" in macl("inspect", tmp_path / "unscored").out
+    write_finetuned(tmp_path / "scored", store, init="scratch", shift=4)
+    summary = json.loads((tmp_path / "scored" / "cases.summary.json").read_text())
+    scores = as_json(tmp_path / "scored")["scores"]
+    dice = summary["mean"]["dice"]["mean"]
+    assert (scores["dice"], scores["cases"], scores["unit"]) == (dice, 3, "mm")
+    shown = macl("inspect", tmp_path / "scored").out
+    assert f"dice {dice:.6g}" in shown
+    assert "learning rate" not in shown
 
 
 @pytest.mark.parametrize("what", ["source", "store", "scan"])

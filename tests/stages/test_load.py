@@ -72,6 +72,36 @@ def test_the_mask_is_that_of_the_command(model: SegmentationModel, tmp_path: Pat
     assert saved.read_bytes()[10:] == written.read_bytes()[10:]  # but the time in gzip's header
 
 
+def test_several_runs_are_averaged_as_by_the_command(tmp_path: Path) -> None:
+    """One in 2D, one in 3D that is unsure, whose probabilities are the mean of theirs."""
+    array, _ = known_case((6, 33, 41))
+    SimpleITK.WriteImage(image_of(array), str(tmp_path / "scan.nii.gz"))
+    runs = [write_threshold_run(tmp_path / "slices")]
+    runs.append(write_threshold_run(tmp_path / "volumes", dims=3, size=(8, 32, 16)))
+    scan = tmp_path / "scan.nii.gz"
+    together = macl.load(runs, device="cpu")
+    (written,) = macl.predict([*runs, scan], tmp_path / "masks")
+    mask = together.predict(scan, probabilities=True)
+    assert mask.save(tmp_path / "mine.nii.gz").read_bytes()[10:] == written.read_bytes()[10:]
+    alone = [macl.load(run, device="cpu").predict(scan, probabilities=True) for run in runs]
+    assert mask.probabilities is not None
+    mean = np.mean([each.probabilities for each in alone], axis=0)
+    np.testing.assert_allclose(mask.probabilities, mean, atol=1e-5)
+    assert len(together.networks) == 2
+    with pytest.raises(macl.MaclError, match="averages 2 networks"):
+        _ = together.network
+
+
+def test_runs_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
+    runs = [write_threshold_run(tmp_path / "a")]
+    other = {"classes": ("background", "liver", "core")}
+    runs.append(write_threshold_run(tmp_path / "b", **other))
+    with pytest.raises(macl.MaclError, match="differ in their classes"):
+        macl.load(runs)
+    with pytest.raises(macl.MaclError, match="no run to load"):
+        macl.load([])
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
 def test_a_saved_mask_lies_on_the_image(
     slices: SegmentationModel, tmp_path: Path, suffix: str

@@ -105,6 +105,21 @@ def test_the_numbers_are_those_of_the_evaluation(fake: FakeRuns, page: Path) -> 
     assert f"+{100 * difference:.1f}" in shown
 
 
+def test_the_page_opens_with_what_the_numbers_allow(
+    fake: FakeRuns, page: Path, tmp_path: Path
+) -> None:
+    summaries = (run / "cases.summary.json" for run in (fake.scratch, fake.transferred))
+    means = [json.loads(path.read_text())["mean"]["dice"] for path in summaries]
+    scratch, transferred = (f"{100 * mean['mean']:.1f}" for mean in means)
+    shown = Page(page).text
+    assert f"With 2 labelled: scratch {scratch}, macl {transferred} (Dice in %, 3 test" in shown
+    assert "1 seed). No conclusion: another seed may turn it round (macl benchmark" in shown
+    alone = Page(report([fake.scratch, fake.pretrained], tmp_path / "alone.html")).text
+    assert f"Dice {scratch} ± {100 * means[0]['sd']:.1f} % over 3 test cases: one run" in alone
+    report([fake.pretrained], tmp_path / "none.html")
+    assert json.loads((tmp_path / "none.json").read_text())["verdict"] == ""
+
+
 def test_kinds_data_settings_and_transfer_stand_on_the_page(page: Path) -> None:
     shown = Page(page).text
     for words in (

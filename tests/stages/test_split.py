@@ -82,6 +82,24 @@ def test_mistakes(tmp_path: Path, options: dict[str, Any], sentence: str) -> Non
     assert not out.exists()
 
 
+def test_a_final_model_tests_nobody_and_takes_all_labels(tmp_path: Path) -> None:
+    cases = [stored_case(f"c{number}", f"p{number}", labelled=number < 12) for number in range(20)]
+    store = write(tmp_path / "a.store", cases)
+    drawn = split(store, tmp_path / "final.json", test="0", validation="2", budgets="4")
+    resolved = resolve_split(drawn, Store.open(store))
+    assert resolved.test_cases == ()
+    assert len(resolved.labelled_cases("4")) == 2
+    everybody = {f"c{number}" for number in range(12)}
+    assert {*resolved.labelled_cases("all"), *resolved.validation_cases} == everybody
+    assert len(resolved.labelled_cases("all")) == 10
+    tested = split(store, tmp_path / "tested.json", test="3", budgets="4")
+    resolved = resolve_split(tested, Store.open(store))
+    assert len(resolved.labelled_cases("all")) == 9
+    assert {*resolved.labelled_cases("all")}.isdisjoint(resolved.test_cases)
+    with pytest.raises(MaclError, match="it has 4, and all"):
+        resolved.labelled_cases("5")
+
+
 def test_people_without_labels_are_not_chosen(tmp_path: Path) -> None:
     cases = [
         stored_case(f"c{number}", f"p{number}", labelled=number % 5 == 0) for number in range(50)

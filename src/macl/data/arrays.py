@@ -47,13 +47,14 @@ def write(path: Path, array: np.ndarray) -> str:
 
     *lead, slices, rows, columns = array.shape
     values: Any = array
-    frame = blosc2.asarray(
+    compressed: Any = blosc2.asarray(
         values,
         contiguous=True,
         chunks=(*lead, min(SLICES_PER_CHUNK, slices), rows, columns),
         blocks=(*(1 for _ in lead), 1, min(ROWS_PER_BLOCK, rows), columns),
         cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
-    ).to_cframe()
+    )
+    frame = compressed.to_cframe()
     with atomic_path(path) as aside:
         aside.write_bytes(frame)
     return hashlib.sha256(frame).hexdigest()

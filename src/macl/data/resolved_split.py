@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from macl.data.splits import Split, group_of, last_number
+from macl.data.splits import ALL, Split, group_of, last_number
 from macl.data.store import Store
 from macl.utils.errors import MaclError, listed
 from macl.utils.progress import warn
@@ -31,6 +31,7 @@ class ResolvedSplit:
         validation_cases: labelled cases of the validation people.
         pretraining_cases: all cases of everyone but test and reserved people, labelled or not.
         budget_cases: budget → labelled cases to train on.
+        all_labelled_cases: those of everyone but test, validation and reserved people.
     """
 
     split: Split
@@ -42,19 +43,26 @@ class ResolvedSplit:
     validation_cases: tuple[str, ...]
     pretraining_cases: tuple[str, ...]
     budget_cases: Mapping[str, tuple[str, ...]]
+    all_labelled_cases: tuple[str, ...]
 
     def labelled_cases(self, budget: str) -> tuple[str, ...]:
-        """Labelled cases that a budget trains on.
+        """Labelled cases that a budget trains on; "all" is known to every split.
 
         Raises:
             MaclError: there is no such budget; the known ones are named.
         """
-        if budget not in self.budget_cases:
+        known = {ALL: self.all_labelled_cases, **self.budget_cases}
+        if budget not in known:
             raise MaclError(
                 f"The split {self.split.name!r} has no label budget {budget!r}; it has "
-                f"{listed(self.budget_cases)}: name one."
+                f"{listed(self.budget_cases)}, and {ALL}: name one."
             )
-        return self.budget_cases[budget]
+        if not known[budget]:
+            raise MaclError(
+                f"The split {self.split.name!r} leaves nobody with labels to train on: name "
+                "another label budget or split."
+            )
+        return known[budget]
 
     def unlabelled_cases(self, budget: str) -> tuple[str, ...]:
         """Cases that a budget may train on without labels: all but its labelled ones, and none of
@@ -107,22 +115,41 @@ def resolve_split(split: Split, store: Store, *, allow_overlap: bool = False) ->
     }
     test = {groups[case] for case in test_cases}
     reserved = {groups[case] for case in _labelled_cases(split, store, split.reserved, "reserve")}
+    validation = {groups[case] for case in validation_cases}
+    pretraining_cases = tuple(
+        case for case, group in groups.items() if group not in test | reserved
+    )
     resolved = ResolvedSplit(
         split=split,
         groups=groups,
         test=tuple(sorted(test)),
-        validation=tuple(sorted({groups[case] for case in validation_cases})),
+        validation=tuple(sorted(validation)),
         reserved=tuple(sorted(reserved)),
         test_cases=test_cases,
         validation_cases=validation_cases,
-        pretraining_cases=tuple(
-            case for case, group in groups.items() if group not in test | reserved
-        ),
+        pretraining_cases=pretraining_cases,
         budget_cases=budget_cases,
+        all_labelled_cases=tuple(
+            case
+            for case in pretraining_cases
+            if store.case(case).labelled and groups[case] not in validation
+        ),
     )
     _check_apart(resolved, allow_overlap)
     _report_missing_people(split)
     return resolved if allow_overlap else _without_copies(resolved, store)
+
+
+def split_of_everybody(store: Store) -> Split:
+    """The split of a final model: all labelled people train, and nobody is left to test it.
+
+    Raises:
+        MaclError: nobody is labelled.
+    """
+    people = tuple(sorted({case.patient for case in store.index.cases if case.labelled}))
+    if not people:
+        raise MaclError(f"The store {store.path} has no labels: prepare cases with their labels.")
+    return Split(name="everybody", source="no split was named", test=(), budgets={ALL: people})
 
 
 def find_test_people(patients: Iterable[str], resolved: ResolvedSplit) -> tuple[str, ...]:
@@ -236,6 +263,7 @@ def _without_copies(resolved: ResolvedSplit, store: Store) -> ResolvedSplit:
         validation_cases=without_copies(resolved.validation_cases),
         pretraining_cases=without_copies(resolved.pretraining_cases),
         budget_cases={name: without_copies(cases) for name, cases in resolved.budget_cases.items()},
+        all_labelled_cases=without_copies(resolved.all_labelled_cases),
     )
 
 

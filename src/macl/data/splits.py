@@ -20,6 +20,9 @@ from macl.utils.files import read_json, write_text
 
 Rule = Literal["patient", "consecutive-pair"]
 
+ALL = "all"
+"""The label budget that every split has: all labelled people outside test and validation."""
+
 
 class Split(Settings):
     """The contents of a split file.
@@ -52,7 +55,7 @@ class Split(Settings):
         description="number of labelled patients in the data set, without which an index means "
         "nothing",
     )
-    test: tuple[str, ...] = Field(min_length=1)
+    test: tuple[str, ...] = Field(description="empty: nobody tests, for a final model")
     validation: tuple[str, ...] = ()
     reserved: tuple[str, ...] = Field(
         default=(),

@@ -1,15 +1,49 @@
-"""A finished run → the segmenter that it trained, ready to predict."""
+"""Finished runs → the segmenters that they trained, ready to predict together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from macl.engine.precision import predicts_in_bf16
 from macl.engine.trainer import make_fabric
+from macl.inference.scans import prepared_settings
 from macl.inference.sliding_window import SegmenterMember
 from macl.models.network import Network
-from macl.records.runs import RunRecord
-from macl.tasks.segmentation import load_segmenter, segmenter_settings
+from macl.records.runs import RunRecord, read_record
+from macl.tasks.segmentation import load_segmenter, require_segmenter, segmenter_settings
+from macl.utils.errors import MaclError
+
+
+def read_members(runs: Sequence[Path]) -> list[RunRecord]:
+    """Read the records of an ensemble's runs.
+
+    Raises:
+        MaclError: one is not a finished segmenter, or they do not fit each other.
+    """
+    records = [read_record(run) for run in runs]
+    first = records[0]
+    for run, record in zip(runs, records, strict=True):
+        require_segmenter(run, record)
+        for what, ours, theirs in (
+            (
+                "classes",
+                (record.classes, record.label_values),
+                (first.classes, first.label_values),
+            ),
+            ("channels", record.channels, first.channels),
+            (
+                "settings of prepare",
+                prepared_settings(record.prepared),
+                prepared_settings(first.prepared),
+            ),
+        ):
+            if ours != theirs:
+                raise MaclError(
+                    f"{run} and {runs[0]} differ in their {what}, so they cannot be averaged: "
+                    f"{ours}, {theirs}."
+                )
+    return records
 
 
 def load_member(

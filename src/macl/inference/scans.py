@@ -274,7 +274,7 @@ def _differences(record: RunRecord, facts: ScanFacts) -> tuple[Difference, ...]:
 def _from_store(
     store: Store, records: Sequence[RunRecord], cases: Literal["test", "all"]
 ) -> list[ScanToSegment]:
-    _require_same_preparation(store, records[0])
+    require_same_preparation(store, records[0])
     chosen = list(store.cases)
     if cases == "test":
         chosen = sorted(set.intersection(*(set(record.test_cases) for record in records)))
@@ -297,7 +297,8 @@ def _from_store(
     return [_from_stored_case(store, name, records[0]) for name in chosen]
 
 
-def _require_same_preparation(store: Store, record: RunRecord) -> None:
+def require_same_preparation(store: Store, record: RunRecord) -> None:
+    """MaclError unless a store was prepared as the store of a run was."""
     ours = {"channels": len(store.index.channels), **prepared_settings(store.index.prepared)}
     theirs = {"channels": len(record.channels), **prepared_settings(record.prepared)}
     differing = [

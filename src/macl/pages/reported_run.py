@@ -293,6 +293,9 @@ def _missing_results(
         missing.append(
             Missing("There is no transfer table yet: it is written when training starts.")
         )
+    if record.split is not None and not record.test_cases and scores is None:
+        sentence = "Its split tests nobody: a final model, whose scores are those of its like."
+        return [*missing, Missing(sentence)]
     if not (path / PREDICTIONS).is_dir():
         sentence = "The test cases have not been segmented."
         missing.append(Missing(sentence, f"macl predict {run} {store} --out {masks}"))

@@ -23,7 +23,7 @@ from macl.engine.run import TrainingKeywords, TrainingRun
 from macl.engine.trainer import Validation
 from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.plugins import find
-from macl.records.runs import PREDICTIONS, RunRecord
+from macl.records.runs import RunRecord
 from macl.tasks.networks import require_values_to_normalise
 from macl.tasks.run_settings import NETWORK_SETTINGS
 from macl.tasks.segmentation import (
@@ -45,8 +45,8 @@ def finetune(
     out: AnyPath,
     *,
     init: AnyPath | None,
-    split: AnyPath | None,
     labels: str | int | None,
+    split: AnyPath | None = None,
     encoder_only: bool = False,
     init_decoder_blocks: int = 2,
     **options: Unpack[TrainingKeywords],
@@ -60,8 +60,8 @@ def finetune(
             to resume.
         out: the run's folder.
         init: "scratch", a training run, or a weights file (of macl, or the MACL authors' `.pth`).
-        split: split file or name.
-        labels: name of a label budget of the split.
+        labels: name of a label budget of the split, or "all".
+        split: split file or name; None with the labels "all": everybody trains and nobody tests.
         encoder_only: accept an init without decoder blocks.
         init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
         options: `recipe` (None: strong), `overrides`, `device`, `seed`, `resume`, `inherit` and
@@ -120,8 +120,7 @@ def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask)
     network = {name: record.settings[name] for name in NETWORK_SETTINGS}
     about = {"kind": "finetune", "channels": record.channels, "classes": record.classes, **network}
     finished = run.finish(segmenter_weights(trained.tensors), about, trained)
-    masks = run.folder / PREDICTIONS
-    say(f"The segmenter is in {run.folder}; next: macl predict {run.folder} SCANS --out {masks}")
+    say(f"The segmenter is in {run.folder}.")
     return finished
 
 

@@ -25,7 +25,7 @@ from macl.preprocessing.statements import with_statements
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, read_log, read_record
 from macl.utils.errors import MaclError, RefusedCaseError
-from macl.utils.files import AnyPath
+from macl.utils.files import AnyPath, read_json
 from macl.utils.parallel import available_cores
 from macl.utils.text import without_control
 
@@ -167,6 +167,7 @@ def _describe_intensities(fingerprint: DatasetFingerprint) -> list[dict[str, Any
 def _describe_run(path: Path) -> dict[str, Any]:
     record = read_record(path)
     last_line = deque(read_log(path), maxlen=1)
+    summary = path / "cases.summary.json"
     names = (
         "finished", "recipe", "seed", "device", "store", "reader", "modality", "labels", "init",
         "steps", "seconds",
@@ -174,6 +175,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
     return {
         "kind": record.kind,
         **{name: getattr(record, name) for name in names},
+        **({"scores": _describe_scores(summary)} if record.is_segmenter else {}),
         "classes": list(record.classes),
         "patients": len(record.patients),
         "cases": len(record.cases),
@@ -182,6 +184,15 @@ def _describe_run(path: Path) -> dict[str, Any]:
         "settings": record.settings,
         "last_log_line": last_line[0] if last_line else None,
     }
+
+
+def _describe_scores(summary: Path) -> dict[str, Any] | None:
+    """The means of an evaluation; None: the run has not been evaluated."""
+    if not summary.is_file():
+        return None
+    found = read_json(summary, "an evaluation's summary")
+    means = {name: measure["mean"] for name, measure in found["mean"].items()}
+    return {**means, "unit": found["unit"], "cases": found["cases"], "by": found["convention"]}
 
 
 def _describe_scan(path: Path) -> dict[str, Any]:
@@ -246,6 +257,10 @@ def render(description: Mapping[str, Any]) -> str:
             continue
         if key == "classes" and description.get("class_voxels"):
             value = _class_lines(value, *(description[name] for name in _SHOWN_WITH_CLASSES))
+        elif key == "settings":
+            value = "macl inspect --json RUN, or run.json"
+        elif key == "scores" and value is None:
+            value = "none yet: macl evaluate RUN/predictions STORE --out RUN/cases.csv"
         elif key == "refused":
             value = _list_lines([f"{case['name']}: {case['reason']}" for case in value])
         elif key == "oddities":

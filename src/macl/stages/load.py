@@ -1,4 +1,4 @@
-"""A finished run → a model in memory, which segments scans wherever they come from."""
+"""Finished runs → a model in memory, which segments scans wherever they come from."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from macl.inference.masks import segment
-from macl.inference.members import load_member
+from macl.inference.members import load_member, read_members
 from macl.inference.scans import prepare_volume
 from macl.inference.sliding_window import SegmenterMember
 from macl.io.geometry import Geometry, Volume
 from macl.io.itk import from_image
 from macl.io.volume import read_header, read_scan, require_contents, write_volume
 from macl.plugins import find
-from macl.records.runs import RunRecord, read_record
-from macl.tasks.segmentation import require_segmenter
+from macl.records.runs import RunRecord
 from macl.utils.errors import MaclError, RefusedCaseError
 from macl.utils.files import AnyPath
 from macl.utils.progress import warn
@@ -63,23 +62,33 @@ class Mask:
 
 
 class SegmentationModel:
-    """The segmenter of a finished run; `load` makes one.
+    """The segmenter of a finished run, or the mean of several; `load` makes one.
 
     Attributes:
-        record: what `run.json` says of the run.
-        patch: sides of the windows that a scan is segmented in, (y, x) or (z, y, x).
+        record: what `run.json` says of the (first) run.
+        patch: sides of the windows that a scan is segmented in, (y, x) or (z, y, x), by the (first)
+            network.
         classes: label value → name of the class, background first.
+        networks: plain modules in eval mode, one for each run: normalised images (B, C, *patch) →
+            logits (B, K, *patch).
     """
 
-    def __init__(self, record: RunRecord, member: SegmenterMember) -> None:
-        self.record, self.patch = record, member.patch
+    def __init__(self, record: RunRecord, ensemble: Sequence[SegmenterMember]) -> None:
+        self.record, self.patch = record, ensemble[0].patch
         self.classes = dict(zip(record.label_values, record.classes, strict=True))
-        self._member = member
+        self.networks: tuple[nn.Module, ...] = tuple(member.network for member in ensemble)
+        self._ensemble = tuple(ensemble)
 
     @property
     def network(self) -> nn.Module:
-        """A plain module in eval mode: normalised images (B, C, *patch) → logits (B, K, *patch)."""
-        return self._member.network
+        """The network of a single run.
+
+        Raises:
+            MaclError: the model averages several.
+        """
+        if len(self.networks) != 1:
+            raise MaclError(f"The model averages {len(self.networks)} networks: see networks.")
+        return self.networks[0]
 
     def predict(
         self,
@@ -125,7 +134,7 @@ class SegmentationModel:
         for note in notes:
             warn(f"Note on {name}: {note}.")
         found = segment(
-            [self._member],
+            self._ensemble,
             prepared,
             self.record.label_values,
             with_probabilities=probabilities,
@@ -167,22 +176,27 @@ class SegmentationModel:
             raise _refused(name, error) from None
 
 
-def load(run: AnyPath, device: str = "auto") -> SegmentationModel:
-    """The model that a finished fine-tuning or self-training run has trained.
+def load(runs: AnyPath | Sequence[AnyPath], device: str = "auto") -> SegmentationModel:
+    """The model that finished fine-tuning or self-training runs have trained.
 
     Args:
-        run: the run's folder.
+        runs: a run's folder, or several, such as those of all folds, whose probabilities are
+            averaged.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         MaclError: there is no such run, it is not finished or no segmenter, its weights are
-            damaged, or there is no such device.
+            damaged, the runs do not fit each other, or there is no such device.
     """
-    run = Path(run)
-    record = read_record(run)
-    require_segmenter(run, record)
-    network = find("models", record.settings["backbone"])
-    return SegmentationModel(record, load_member(run, record, network, device))
+    folders = [Path(runs)] if isinstance(runs, str | Path) else [*map(Path, runs)]
+    if not folders:
+        raise MaclError("There is no run to load: name the folder of one.")
+    records = read_members(folders)
+    ensemble = [
+        load_member(run, record, find("models", record.settings["backbone"]), device)
+        for run, record in zip(folders, records, strict=True)
+    ]
+    return SegmentationModel(records[0], ensemble)
 
 
 def _refused(name: str, error: RefusedCaseError) -> MaclError:

@@ -12,12 +12,11 @@ from typing import Literal
 import numpy as np
 
 from macl.inference.masks import segment
-from macl.inference.members import load_member
+from macl.inference.members import load_member, read_members
 from macl.inference.scans import (
     PreparedScan,
     ScanToSegment,
     find_scans,
-    prepared_settings,
     read_ahead,
 )
 from macl.inference.sliding_window import SegmenterMember
@@ -26,8 +25,7 @@ from macl.io.geometry import grid_difference
 from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
 from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
-from macl.records.runs import RECORD, WEIGHTS, RunRecord, read_record
-from macl.tasks.segmentation import require_segmenter
+from macl.records.runs import RECORD, WEIGHTS, RunRecord
 from macl.utils.allocator import keep_freed_memory
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import AnyPath, inside, require_disk_space, sha256
@@ -145,29 +143,7 @@ def read_runs(runs: Sequence[Path], paths: Sequence[Path]) -> list[RunRecord]:
         raise MaclError(
             "There is nothing to segment: name scans, a folder of scans or a store after the run."
         )
-    records = [read_record(run) for run in runs]
-    first = records[0]
-    for run, record in zip(runs, records, strict=True):
-        require_segmenter(run, record)
-        for what, ours, theirs in (
-            (
-                "classes",
-                (record.classes, record.label_values),
-                (first.classes, first.label_values),
-            ),
-            ("channels", record.channels, first.channels),
-            (
-                "settings of prepare",
-                prepared_settings(record.prepared),
-                prepared_settings(first.prepared),
-            ),
-        ):
-            if ours != theirs:
-                raise MaclError(
-                    f"{run} and {runs[0]} differ in their {what}, so they cannot be averaged: "
-                    f"{ours}, {theirs}."
-                )
-    return records
+    return read_members(runs)
 
 
 # ---------------------------------------------------------------- the masks

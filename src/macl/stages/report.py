@@ -22,6 +22,7 @@ from macl.pages.overlays import (
 )
 from macl.pages.reported_run import Spread, read_run
 from macl.pages.sections import Section, section_of, side_by_side, store_facts
+from macl.pages.verdict import verdict
 from macl.records.runs import RunRecord
 from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.tasks.pretraining import WAY_OUT
@@ -124,6 +125,7 @@ def _render(
     return environment.get_template("report.html.j2").render(
         title=_title(sections),
         lede=_lede([section.run.record for section in sections]),
+        verdict=verdict(comparison.rows),
         sections=sections,
         comparison=comparison,
         has_differences=any(row.against_scratch is not None for row in comparison.rows),
@@ -176,6 +178,7 @@ def _numbers(
         "format": "macl-report",
         "version": 1,
         "macl_version": macl.__version__,
+        "verdict": verdict(comparison.rows),
         "caveats": list(warnings),
         "runs": [_run_numbers(section, against.get(section.title)) for section in sections],
     }

@@ -20,7 +20,7 @@ from macl.engine.run import TrainingKeywords, TrainingRun
 from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.plugins import find
 from macl.records import runs
-from macl.records.runs import PREDICTIONS, WEIGHTS, RunRecord, read_record
+from macl.records.runs import WEIGHTS, RunRecord, read_record
 from macl.tasks.initial_weights import require_apart
 from macl.tasks.run_settings import NETWORK_SETTINGS
 from macl.tasks.segmentation import (
@@ -69,8 +69,8 @@ def selftrain(
             the run to resume.
         out: the run's folder.
         init: "scratch", a pre-training, fine-tuning or self-training run, or a weights file.
-        split: split file or name.
-        labels: name of a label budget of the split.
+        labels: name of a label budget of the split, or "all".
+        split: split file or name; None with the labels "all": everybody trains and nobody tests.
         teacher: a finished fine-tuning or self-training run.
         encoder_only: accept an init without decoder blocks.
         init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
@@ -155,8 +155,7 @@ def _train(
     network = {name: record.settings[name] for name in NETWORK_SETTINGS}
     about = {"kind": record.kind, "channels": record.channels, "classes": record.classes, **network}
     finished = run.finish(segmenter_weights(trained.tensors, "teacher."), about, trained)
-    masks = run.folder / PREDICTIONS
-    say(f"The segmenter is in {run.folder}; next: macl predict {run.folder} SCANS --out {masks}")
+    say(f"The segmenter is in {run.folder}.")
     return finished
 
 

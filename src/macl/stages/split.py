@@ -91,7 +91,8 @@ def split(
     Args:
         store: folder made by `prepare`.
         out: split file to write (.json).
-        test: people to test: a number, or a percentage of all labelled people.
+        test: people to test: a number, or a percentage of all labelled people; "0" for a final
+            model, which nobody tests.
         options: see `SplitOptions`.
 
     Raises:
@@ -206,10 +207,9 @@ def choose(
     """
     order = in_order(people, seed, strata)
     tests = amount(test, len(order), "--test")
-    if not 0 < tests < len(order):
+    if tests >= len(order):
         raise MaclError(
-            f"--test {test} takes {tests} of {len(order)} labelled people: leave some on both "
-            "sides."
+            f"--test {test} takes {tests} of {len(order)} labelled people: leave some to train on."
         )
     return {"test": tuple(sorted(order[:tests]))} | _divide(order[tests:], validation, budgets)
 
@@ -303,4 +303,6 @@ def _write(drawn: Mapping[Path, Split], store: Store) -> None:
     for out, split in drawn.items():
         write_split(out, split)
         say(render(resolve_split(split, store), store))
+        if not split.test:
+            say("Nobody tests: a model trained on this split cannot be scored on this store.")
         say(f"Wrote {out}.")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from macl.config import ArrayAxis, FinetuneSettings
-from macl.data.splits import Split
+from macl.data.resolved_split import split_of_everybody
+from macl.data.splits import ALL, Split
 from macl.data.store import Store
 from macl.engine.run import TrainingKeywords, TrainingOptions, TrainingRun, inherited, split_of
 from macl.models.network import Network
@@ -35,8 +36,8 @@ class Arguments:
     Attributes:
         store: folder made by `prepare`.
         init: "scratch", a training run, or a weights file.
-        split: split file or name.
-        labels: name of a label budget of the split.
+        split: split file or name; None with the labels "all": everybody trains and nobody tests.
+        labels: name of a label budget of the split, or "all".
         teacher: run that labels the unlabelled scans; None: none.
         init_decoder_blocks: trained decoder blocks in an authors' file, which does not say.
     """
@@ -106,9 +107,12 @@ def resolve_start(
         teacher = teacher or (_without_digest(resumed.teacher) if resumed.teacher else None)
         taken_split, labels = split_of(resumed), labels or resumed.labels
     split = str(split) if split else taken_split
-    if init is None or split is None or labels is None:
+    if init is None or labels is None:
         raise MaclError(f"There is no run in {out} to resume: name --init, --split and --labels.")
+    if split is None and labels != ALL:
+        raise MaclError(f"--labels {labels} is a budget of a split: name it with --split.")
     store = Store.open(path, chosen.verify)
+    split = split or split_of_everybody(store)
     weights = read_init(str(init), arguments.init_decoder_blocks)
     recipe = chosen.recipe or default_recipe
     settings = finetune_settings(

@@ -1,7 +1,12 @@
-"""Messages to the user, and progress of long work: a bar on a terminal, lines in a pipe."""
+"""Messages to the user, and progress of long work: a bar on a terminal, lines in a pipe.
+
+Messages go through the standard logger "macl", which prints them to stderr. A program that wants
+them elsewhere replaces its handlers.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -19,25 +24,34 @@ from macl.utils.text import format_duration, printable, without_control
 SECONDS_BETWEEN_LINES = 10.0
 
 
-_quiet = False
+class _Stderr(logging.Handler):
+    """Prints messages as they are to what is stderr at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(without_control(self.format(record)), file=sys.stderr, flush=True)
+
+
+LOGGER = logging.getLogger("macl")
+LOGGER.addHandler(_Stderr())
+LOGGER.setLevel(logging.INFO)
+LOGGER.propagate = False
 
 
 def be_quiet(quiet: bool) -> None:
     """Whether to leave out progress and messages in this process, but not warnings."""
-    global _quiet
-    _quiet = quiet
+    LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def say(message: str) -> None:
     """Print one line to stderr, from rank 0 alone; stdout is for results."""
-    if not _quiet:
-        warn(message)
+    if this_rank().is_zero:
+        LOGGER.info(message)
 
 
 def warn(message: str) -> None:
     """Print one line to stderr as `say` does, also where only warnings are asked for."""
     if this_rank().is_zero:
-        print(without_control(message), file=sys.stderr, flush=True)
+        LOGGER.warning(message)
 
 
 class Advance(Protocol):
@@ -54,7 +68,8 @@ class _RateColumn(ProgressColumn):
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show the progress of `total` steps, `done` of which an earlier run has taken."""
-    show = _bar if not _quiet and sys.stderr.isatty() and this_rank().is_zero else _lines
+    on_terminal = sys.stderr.isatty() and this_rank().is_zero
+    show = _bar if on_terminal and LOGGER.isEnabledFor(logging.INFO) else _lines
     with show(title, total, done) as advance:
         yield advance
 

@@ -1,0 +1,157 @@
+"""Is a choice by `macl choose` worth more than chance? On a standing protocol, over many repeats.
+
+Each repeat pre-trains with its own seed, on everybody outside the test and without labels. Then the
+same number of people is labelled in three ways: drawn at random (another draw each repeat), and
+chosen in the features of that pre-training by coverage and by distance. All are fine-tuned alike
+from these weights, with the repeat's seed, and scored on the test people of the protocol.
+
+    python benchmarks/choose.py benchmarks/protocol_hippocampus.toml --start masked --labels 4 \
+        --repeats 10 --out runs/choose_hippocampus --device cpu
+
+What is finished is kept, and what was killed resumes, if the command is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+import macl
+from macl.data.coverage import Strategy
+from macl.data.draws import draw_labelled_people
+from macl.data.resolved_split import ResolvedSplit, resolve_split
+from macl.data.splits import Split, read_split, write_split
+from macl.data.store import Store
+from macl.records.scores import read_rows
+from macl.statistics import crossed_bootstrap_interval, signed_rank_p
+from macl.workflows.grid import BenchmarkGrid, Start, read_grid
+
+RANDOM = "random"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("protocol", type=Path, help="grid of a benchmark (.toml)")
+    parser.add_argument("--start", required=True, help="one of its starts, which pre-trains")
+    parser.add_argument("--labels", required=True, help="a label budget of its split")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--steps", type=int, nargs=2, help="of pre-training and fine-tuning, to try the script"
+    )
+    given = parser.parse_args()
+    grid = read_grid(given.protocol)
+    start = next(each for each in grid.start if each.name == given.start)
+    store = Store.open(grid.store)
+    resolved = resolve_split(read_split(grid.split), store)
+    pretraining, finetuning = ((f"training.steps={steps}",) for steps in given.steps or (0, 0))
+    dice: dict[str, list[dict[str, float]]] = {}
+    for repeat in range(given.repeats):
+        pretrained = given.out / "pretrained" / f"{start.name}__seed{repeat}"
+        changes = (*start.network, *start.set, *(pretraining if given.steps else ()))
+        macl.pretrain(
+            grid.store, pretrained, method=start.method, split=grid.split, recipe=start.recipe,
+            overrides=changes, device=given.device, seed=repeat, resume=True,
+        )  # fmt: skip
+        for name, split in splits(resolved, store, pretrained, given, repeat).items():
+            run = given.out / "cells" / f"{name}__repeat{repeat}"
+            changes = (*finetune_settings(grid, start), *(finetuning if given.steps else ()))
+            path = given.out / "splits" / f"{name}__repeat{repeat}.json"
+            write_split(path, split)
+            macl.finetune(
+                grid.store, run, init=pretrained, split=path, labels=given.labels,
+                recipe=grid.recipes[0], overrides=changes, device=given.device, seed=repeat,
+                resume=True, encoder_only=True,
+            )  # fmt: skip
+            macl.predict([run, grid.store], run / "predictions", device=given.device)
+            macl.evaluate(run / "predictions", grid.store, run / "cases.csv")
+            dice.setdefault(name, []).append(dice_of_people(run / "cases.csv", resolved))
+        text = table(dice)
+        (given.out / "results.md").write_text(text, encoding="utf-8")
+        (given.out / "results.json").write_text(json.dumps(dice, indent=1), encoding="utf-8")
+    print(text)
+
+
+def finetune_settings(grid: BenchmarkGrid, start: Start) -> tuple[str, ...]:
+    """The changes of the protocol's supervised training."""
+    supervised = next(each for each in grid.training if each.stage == "finetune")
+    return (*grid.finetune.set, *supervised.set, *start.network)
+
+
+def splits(
+    resolved: ResolvedSplit,
+    store: Store,
+    pretrained: Path,
+    given: argparse.Namespace,
+    repeat: int,
+) -> dict[str, Split]:
+    """The protocol's split with the people labelled at random, and by each strategy."""
+    drawn = draw_labelled_people(resolved, store, repeat)
+    count = len(drawn.budgets[given.labels])
+    found = {
+        RANDOM: drawn.model_copy(update={"budgets": {given.labels: drawn.budgets[given.labels]}})
+    }
+    base = given.out / "splits" / f"{RANDOM}__repeat{repeat}.json"
+    write_split(base, found[RANDOM])
+    for strategy in get_args(Strategy):
+        chosen = macl.choose(
+            store.path, run=pretrained, count=count, among="labelled", strategy=strategy,
+            split=base, device=given.device,
+        )  # fmt: skip
+        people = tuple(person.person for person in chosen)
+        name = f"{drawn.name}-{strategy}"
+        changes = {"name": name, "source": f"macl choose, {strategy}, {pretrained.name}"}
+        found[strategy] = drawn.model_copy(update={**changes, "budgets": {given.labels: people}})
+    return found
+
+
+def dice_of_people(scores: Path, resolved: ResolvedSplit) -> dict[str, float]:
+    """Test person → mean Dice in % over classes and scans."""
+    values: dict[str, list[float]] = {}
+    for row in read_rows(scores):
+        if not np.isnan(row.dice):
+            values.setdefault(resolved.groups[row.case], []).append(100 * row.dice)
+    return {person: float(np.mean(own)) for person, own in values.items()}
+
+
+def table(dice: Mapping[str, list[dict[str, float]]]) -> str:
+    """Means over repeats, and differences from random, paired over people and repeats."""
+    repeats = min(map(len, dice.values()))
+    people = sorted(set.intersection(*({*one} for own in dice.values() for one in own)))
+    values = {
+        name: np.array([[one[person] for one in own[:repeats]] for person in people])
+        for name, own in dice.items()
+    }
+    lines = [
+        f"{len(people)} test people, {repeats} repeats. Dice in %, mean ± deviation over repeats;",
+        "differences paired, 95 % intervals over people and repeats, p of Wilcoxon over people.",
+        "",
+        "| labelled | Dice % | against random | ahead in | p |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, own in values.items():
+        means = own.mean(axis=0)
+        spread = f" ± {means.std(ddof=1):.2f}" if repeats > 1 else ""
+        line = f"| {name} | {means.mean():.2f}{spread} |"
+        if name == RANDOM:
+            lines.append(f"{line} | | |")
+            continue
+        apart = own - values[RANDOM]
+        low, high = crossed_bootstrap_interval(apart)
+        ahead = int((apart.mean(axis=0) > 0).sum())
+        gain = f"{apart.mean():+.2f}, {low:.2f} to {high:.2f}"
+        p = signed_rank_p(apart.mean(axis=1))
+        lines.append(f"{line} {gain} | {ahead} of {repeats} | {p:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
