@@ -301,6 +301,16 @@ def prepare(
         Literal["soft_tissue", "lung", "bone", "brain", "liver"] | None,
         typer.Option(help="CT: clip to this window in Hounsfield units instead of percentiles."),
     ] = None,
+    plans: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prepare as this nnUNetPlans.json does: axes, crop, spacing and normalisation.",
+        ),
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option(help="Of the plans. Default: 3d_fullres.")
+    ] = None,
     frames: FramesOption = False,
     keep_identity: Annotated[
         bool, typer.Option(help="Keep names of folders and DICOM patient ids: no hashes.")
@@ -316,6 +326,8 @@ def prepare(
     from macl.config import PrepareSettings, validate
     from macl.stages.prepare import prepare as run
 
+    if configuration and plans is None:
+        raise MaclError("--configuration names one of a plan's: add --plans nnUNetPlans.json.")
     chosen = {
         "spacing_mm": spacing_mm,
         "plane": plane,
@@ -332,6 +344,8 @@ def prepare(
         patients=patients,
         labels=labels,
         workers=workers,
+        plans=plans,
+        configuration=configuration or "3d_fullres",
     )
     if strict and index.refused:
         raise typer.Exit(1)

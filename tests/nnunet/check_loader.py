@@ -3,9 +3,10 @@
 Run in an environment with macl and nnunetv2 (`make check-nnunet`), for plain and residual networks
 in 2D and 3D. First with small plans: macl pre-trains the planned network and exports it; nnU-Net's
 own `load_pretrained_weights` reads the file into the network that nnU-Net builds; every pre-trained
-tensor must be there, under every name. Then, unless `--loader-only`, with plans of nnU-Net's own
-planners: the same, then `nnUNetv2_train -pretrained_weights` takes two steps, and macl reads its
-checkpoint.
+tensor must be there, under every name. Then, unless `--parts small`, with plans of nnU-Net's own
+planners: the same, then `nnUNetv2_train` takes ten steps from a fresh start and ten with
+`-pretrained_weights`, and macl reads its checkpoint. The scans are drawn, or the first cases of a
+folder of the Medical Segmentation Decathlon (`--decathlon Task04_Hippocampus`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,8 +32,9 @@ from macl.stages.export import export
 from macl.stages.pretrain import pretrain
 from macl.utils import checkpoint
 
-DATASET, CASES = "Dataset999_Check", 6
+DATASET, CASES = "Dataset999_Check", 10
 PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM"}
+PARTS = ("small", "planned")
 CONFIGURATIONS = {"2d": (2, "[32,32]"), "3d_fullres": (3, "[32,32,32]")}
 TRAINER = """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -40,8 +43,8 @@ TRAINER = """
     class ShortTrainer(nnUNetTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            self.num_epochs, self.num_iterations_per_epoch = 1, 2
-            self.num_val_iterations_per_epoch = 1
+            self.num_epochs, self.num_iterations_per_epoch = 1, 10
+            self.num_val_iterations_per_epoch = 5
             self.configuration_manager.configuration["batch_size"] = 2
 
         def perform_actual_validation(self, save_probabilities=False):
@@ -66,6 +69,25 @@ def call(*words: object) -> str:
     if done.returncode:
         sys.exit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done.stdout
+
+
+def copy_scans(decathlon: Path, folder: Path) -> Path:
+    """A raw data set of nnU-Net's, of the first cases of one of the Decathlon."""
+    described = json.loads((decathlon / "dataset.json").read_text())
+    images = sorted(path.name for path in (decathlon / "imagesTr").glob("[!.]*.nii.gz"))[:CASES]
+    for part, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (folder / part).mkdir(parents=True)
+        for name in images:
+            copied = folder / part / name.replace(".nii.gz", ending)
+            shutil.copyfile(decathlon / part / name, copied)
+    written = {
+        "channel_names": described["modality"],
+        "labels": {name: int(value) for value, name in described["labels"].items()},
+        "numTraining": len(images),
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(written))
+    return folder
 
 
 def write_scans(folder: Path) -> Path:
@@ -170,9 +192,10 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
         "--configuration", configuration, "--out", file,
     )  # fmt: skip
     load(plans, configuration, run, file)
-    words = ("-p", name, "-tr", "ShortTrainer", "-device", "cpu")
-    printed = call("nnUNetv2_train", 999, configuration, "all", *words, "-pretrained_weights", file)
-    print(*(line for line in printed.splitlines() if "loss" in line), sep="\n")
+    words = (999, configuration, "all", "-p", name, "-tr", "ShortTrainer", "-device", "cpu")
+    for start in ((), ("-pretrained_weights", file)):
+        printed = call("nnUNetv2_train", *words, *start)
+        print(*(line for line in printed.splitlines() if "_loss" in line), sep="\n", flush=True)
 
     result = folder / "results" / DATASET / f"ShortTrainer__{name}__{configuration}" / "fold_all"
     call(
@@ -189,16 +212,18 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loader-only", action="store_true", help="small plans, no training")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--plans", nargs="*", default=list(PLANNERS), choices=list(PLANNERS))
     parser.add_argument(
         "--configurations", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS)
     )
+    parser.add_argument("--decathlon", type=Path, help="a folder such as Task04_Hippocampus")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        check_small(folder / "small")
-        if chosen.loader_only:
+        if "small" in chosen.parts:
+            check_small(folder / "small")
+        if "planned" not in chosen.parts:
             return
         trainers = folder / "trainers"
         trainers.mkdir()
@@ -209,7 +234,11 @@ def main() -> None:
             "nnUNet_n_proc_DA": "1",
             "nnUNet_compile": "f",
         }
-        raw = write_scans(folder / "raw" / DATASET)
+        raw = folder / "raw" / DATASET
+        if chosen.decathlon:
+            copy_scans(chosen.decathlon, raw)
+        else:
+            write_scans(raw)
         for plans in chosen.plans:
             call(
                 "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[plans], "-np", 1,

@@ -56,7 +56,7 @@ def read_architecture(path: Path, configuration: str) -> NnunetArchitecture:
 
 def architecture_of(plans: Mapping[str, Any], configuration: str, path: Path) -> NnunetArchitecture:
     """As `read_architecture`, of a plan that has been read from `path`."""
-    stated = _configuration(plans.get("configurations"), path, configuration)
+    stated = configuration_of(plans, configuration, path)
     network = stated.get("architecture")
     if not isinstance(network, Mapping):
         raise MaclError(
@@ -85,13 +85,18 @@ def read_channels(path: Path, configuration: str) -> int | None:
         MaclError: the file or the configuration is missing.
     """
     plans = read_json(path, "an nnU-Net plan")
-    stated = _configuration(plans.get("configurations"), path, configuration)
+    stated = configuration_of(plans, configuration, path)
     schemes = stated.get("normalization_schemes")
     return len(schemes) if isinstance(schemes, list) and schemes else None
 
 
-def _configuration(configurations: Any, path: Path, name: str) -> dict[str, Any]:
-    """A configuration with what it inherits from others."""
+def configuration_of(plans: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """A configuration of a plan that has been read from `path`, with what it inherits from others.
+
+    Raises:
+        MaclError: there is none of that name, or its network takes another one's masks.
+    """
+    configurations = plans.get("configurations")
     stated: dict[str, Any] = {}
     following: Any = name
     seen: set[str] = set()

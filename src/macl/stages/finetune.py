@@ -102,8 +102,8 @@ def finetune(
         require_apart(init, weights.patients, run.resolved, chosen.allow_overlap)
         warn_of_unseen_classes(opened, cases, labels)
         warn_of_other_scans(opened, cases, weights)
-        plane = opened.case(cases[0]).orientation.plane
-        axes = mirror_axes(settings, opened.index.classes, plane)
+        along = opened.case(cases[0]).anatomical_axes
+        axes = mirror_axes(settings, opened.index.classes, along)
         network = find("models", settings.backbone)
         segmenter = fresh_segmenter(opened, settings, network, chosen.seed)
         task = SegmentationTask(segmenter, settings, axes)

@@ -103,8 +103,8 @@ def selftrain(
         warn_of_unseen_classes(opened, cases, labels)
         warn_of_other_scans(opened, cases, weights)
         require_apart(str(teacher), teaching.patients, run.resolved, chosen.allow_overlap)
-        plane = opened.case(cases[0]).orientation.plane
-        axes = mirror_axes(settings, opened.index.classes, plane)
+        along = opened.case(cases[0]).anatomical_axes
+        axes = mirror_axes(settings, opened.index.classes, along)
         segmenter = fresh_segmenter(
             opened, settings, find("models", settings.backbone), chosen.seed
         )
