@@ -22,11 +22,14 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from check_preparation import compare
 
 from fakes.nnunet import LABELS, write_plans
 from fakes.scans import affine, anatomy, write_nifti
 from fakes.toy_store import write_toy_store
+from macl.data.store import Store
 from macl.models.conversion.nnunet import nnunet_names
 from macl.stages.export import export
 from macl.stages.pretrain import pretrain
@@ -173,14 +176,33 @@ def check_small(folder: Path) -> None:
             load(plans, configuration, run, file)
 
 
+def compare_preparation(store: Path, preprocessed: Path) -> None:
+    """Compare a store's cases with what nnU-Net has preprocessed by the same plan."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    opened = Store.open(store)
+    written = nnUNetDatasetBlosc2(str(preprocessed))
+    said = []
+    for case in opened.cases:
+        data, label, *_ = written.load_case(case)
+        said.append(compare(opened, case, np.asarray(data[:]), np.asarray(label[:])))
+    print(f"{preprocessed.name}: of {len(said)} prepared cases, {max(said)}.", flush=True)
+
+
 def check_planned(folder: Path, name: str, configuration: str) -> None:
     """Pre-train, export, load and train, for one configuration of nnU-Net's own plan."""
     dims, size = CONFIGURATIONS[configuration]
     plans = folder / "preprocessed" / DATASET / f"{name}.json"
     run = folder / f"{name}-{configuration}"
-    file = folder / f"{run.name}.pth"
+    file, store = folder / f"{run.name}.pth", folder / f"{run.name}.store"
     call(
-        "macl", "pretrain", folder / "check.store", "--out", run, "--device", "cpu",
+        "macl", "prepare", folder / "raw" / DATASET, store, "--workers", 1, "--plans", plans,
+        "--configuration", configuration,
+    )  # fmt: skip
+    stated = json.loads(plans.read_text())["configurations"][configuration]
+    compare_preparation(store, plans.parent / stated["data_identifier"])
+    call(
+        "macl", "pretrain", store, "--out", run, "--device", "cpu",
         "--set", f"dims={dims}", "--set", "backbone=nnunet",
         "--set", f"backbone_settings.plans={plans}",
         "--set", f"backbone_settings.configuration={configuration}",
@@ -197,10 +219,12 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
         printed = call("nnUNetv2_train", *words, *start)
         print(*(line for line in printed.splitlines() if "_loss" in line), sep="\n", flush=True)
 
+    split = folder / f"{run.name}.json"
+    call("macl", "split", store, "--out", split, "--test", "1", "--budgets", "1")
     result = folder / "results" / DATASET / f"ShortTrainer__{name}__{configuration}" / "fold_all"
     call(
-        "macl", "finetune", folder / "check.store", "--init", result / "checkpoint_final.pth",
-        "--split", folder / "check.json", "--labels", "1", "--out", folder / f"{run.name}-tuned",
+        "macl", "finetune", store, "--init", result / "checkpoint_final.pth",
+        "--split", split, "--labels", "1", "--out", folder / f"{run.name}-tuned",
         "--device", "cpu", "--set", f"training.size={size}", "--set", "training.batch_size=2",
         "--set", "training.steps=1",
     )  # fmt: skip
@@ -245,9 +269,6 @@ def main() -> None:
                 "-npfp", 1, "-c", *chosen.configurations,
             )  # fmt: skip
         os.environ |= {"nnUNet_n_proc_DA": "0"}  # The planner does not take it.
-        call("macl", "prepare", raw, folder / "check.store", "--workers", 1)
-        call("macl", "split", folder / "check.store", "--out", folder / "check.json",
-             "--test", "1", "--budgets", "1")  # fmt: skip
         for plans in chosen.plans:
             for configuration in chosen.configurations:
                 check_planned(folder, plans, configuration)
