@@ -11,7 +11,7 @@ from torch import Tensor
 
 from macl.config import PluginSettings, validate
 from macl.models._nnunet_plans import read_architecture, read_channels
-from macl.models.conversion import pickled
+from macl.models.conversion import onnx_graph, pickled
 from macl.models.conversion.macl_release import to_authors_names
 from macl.models.conversion.nnunet import to_checkpoint
 from macl.models.nnunet import CONFIGURATIONS
@@ -23,14 +23,15 @@ from macl.records.runs import SCORES, RunRecord, read_record, read_weights
 from macl.records.scores import read_rows, summarise
 from macl.tasks.networks import plugin_settings
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
-from macl.tasks.segmentation import build_segmenter, segmenter_settings
+from macl.tasks.segmentation import build_segmenter, load_segmenter, segmenter_settings
 from macl.utils import checkpoint
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import write_json, write_text
 from macl.utils.progress import say
 
-Format = Literal["nnunet", "torch", "macl-release"]
+CPU = torch.device("cpu")
+Format = Literal["nnunet", "torch", "onnx", "macl-release"]
 
 
 def export(
@@ -44,7 +45,8 @@ def export(
     """Write the weights of a run in the format of another program, with a model card.
 
     nnunet: a file for nnU-Net's `-pretrained_weights`. torch: safetensors, described in a JSON file
-    beside it. macl-release: the layout of the program that MACL's authors released.
+    beside it. onnx: a segmenter's graph, described in its metadata. macl-release: the layout of the
+    program that MACL's authors released.
 
     Args:
         run: a finished run.
@@ -56,7 +58,7 @@ def export(
 
     Raises:
         MaclError: the run is not finished, its network does not exist in that format or differs
-            from the planned one, or a file to write is there already.
+            from the planned one, packages are missing, or a file to write is there already.
     """
     if to != "nnunet" and (plans is not None or configuration is not None):
         raise MaclError(f"--plans and --configuration are for --to nnunet alone, not for {to}.")
@@ -76,11 +78,15 @@ def export(
         transfer = _write_nnunet(run, record, saved, out, plans, configuration)
     elif to == "macl-release":
         transfer = _write_released(run, record, saved, out)
+    elif to == "onnx":
+        transfer = None
+        _write_onnx(run, record, _description(record, _about(record, saved)), out)
     else:
         transfer = None
         about = _about(record, saved)
         checkpoint.write(out, saved.tensors, about)
-        write_json(described, _description(record, saved, about))
+        tensors = {name: list(tensor.shape) for name, tensor in saved.tensors.items()}
+        write_json(described, {**_description(record, about), "tensors": tensors})
     write_text(card, model_card(record, _FORMATS[to], transfer, _scores(run)))
     if transfer:
         say(transfer.table())
@@ -90,6 +96,7 @@ def export(
 _FORMATS: dict[Format, str] = {
     "nnunet": "checkpoint for nnU-Net's `-pretrained_weights`",
     "torch": "safetensors, with a description as JSON beside it",
+    "onnx": "ONNX graph: normalised images (B, C, *patch) to logits (B, K, *patch)",
     "macl-release": "state of the network that MACL's authors released, as PyTorch saves it",
 }
 
@@ -218,7 +225,12 @@ def _write_released(run: Path, record: RunRecord, saved: Checkpoint, out: Path) 
     return transfer
 
 
-def _description(record: RunRecord, saved: Checkpoint, about: Mapping[str, Any]) -> dict[str, Any]:
+def _write_onnx(run: Path, record: RunRecord, about: Mapping[str, Any], out: Path) -> None:
+    segmenter = load_segmenter(run, find("models", record.settings["backbone"]), CPU)
+    onnx_graph.write(out, segmenter, (len(record.channels), *record.patch), about)
+
+
+def _description(record: RunRecord, about: Mapping[str, Any]) -> dict[str, Any]:
     """What a program needs to know to use the weights, as JSON."""
     return {
         "format": "macl-export",
@@ -228,5 +240,4 @@ def _description(record: RunRecord, saved: Checkpoint, about: Mapping[str, Any])
         "prepared": record.prepared.model_dump(mode="json"),
         "patch": list(record.patch),
         "label_values": list(record.label_values),
-        "tensors": {name: list(tensor.shape) for name, tensor in saved.tensors.items()},
     }
