@@ -630,10 +630,11 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run.", show_default=False)],
     to: Annotated[
-        Literal["nnunet", "torch", "onnx", "macl-release"],
+        Literal["nnunet", "nnssl", "torch", "onnx", "macl-release"],
         typer.Option(
-            help="nnunet: for -pretrained_weights. torch: safetensors and JSON. onnx: a segmenter's "
-            "graph. macl-release: as MACL's authors save weights."
+            help="nnunet: for -pretrained_weights. nnssl: for nnUNetv2_train_pretrained. torch: "
+            "safetensors and JSON. onnx: a segmenter's graph. macl-release: as MACL's authors save "
+            "weights."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="File to write; a model card goes beside it.")],

@@ -29,6 +29,7 @@ from macl.stages.finetune import finetune
 from macl.stages.pretrain import pretrain
 from macl.stages.split import split
 from macl.utils import checkpoint
+from macl.utils.errors import MaclError
 
 FEATURES = [4, 6, 6]
 PLANNED = "backbone_settings.plans={}"
@@ -270,6 +271,63 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
         assert (answer.code, answer.err.count("\n")) == (1, 1), answer.err
         assert message in answer.err
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- nnssl
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_a_checkpoint_of_nnssl_says_where_the_encoder_stands(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """All that nnU-Net's `like_nnssl` and `PretrainedTrainer` read of one."""
+    out = tmp_path / "pre.pth"
+    content = exported(folder / kind / "run", out, "--to", "nnssl")
+    state, plan = content["network_weights"], content["nnssl_adaptation_plan"]
+    own = trained(folder / kind / "run")
+    stated = toy_plans(FEATURES, residual=kind == "residual")["configurations"]["3d_lowres"]
+    network = plan["architecture_plans"]
+    assert network["arch_class_name"] == stated["architecture"]["network_class_name"]
+    assert network["arch_kwargs_requiring_import"] == stated["architecture"]["_kw_requires_import"]
+    kwargs = stated["architecture"]["arch_kwargs"]
+    slope = {"inplace": True, "negative_slope": 0.01}
+    assert network["arch_kwargs"] == {**kwargs, "nonlin_kwargs": slope}
+    configuration = next(iter(plan["pretrain_plan"]["configurations"].values()))
+    assert configuration == {"spacing": None, "patch_size": [16, 32, 32]}
+    assert plan["recommended_downstream_patchsize"] == [16, 32, 32]
+    assert (plan["pretrain_num_input_channels"], plan["key_to_lpe"]) == (1, None)
+    encoder = {name for name in state if name.startswith(plan["key_to_encoder"] + ".")}
+    stem = {name for name in state if name.startswith(plan["key_to_stem"] + ".")}
+    assert {name for name in own if name.startswith("encoder.")} <= encoder | stem
+    for name in plan["keys_to_in_proj"]:
+        assert name.startswith(plan["key_to_stem"])
+        assert torch.equal(state[f"{name}.weight"], state[f"{plan['keys_to_in_proj'][0]}.weight"])
+        assert state[f"{name}.weight"].shape[1] == 1
+    assert [{*citation} for citation in content["citations"]] == [{"type", "name", "apa_citations"}]
+    del content["macl"]  # as a checkpoint of nnssl's own
+    torch.save(content, out)
+    back = read_foreign(out, 2)
+    assert all(torch.equal(back.tensors[name], own[name]) for name in own)
+    architecture = back.about["backbone_settings"]["architecture"]
+    assert architecture["features"] == FEATURES
+    assert architecture["residual"] == (kind == "residual")
+
+
+def test_what_nnssl_does_not_have(folder: Path, tmp_path: Path) -> None:
+    answer = macl("export", folder / "unet", "--to", "nnssl", "--out", tmp_path / "x.pth")
+    assert (answer.code, answer.err.count("\n")) == (1, 1), answer.err
+    assert "--set backbone=nnunet" in answer.err
+    content = {
+        "network_weights": {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(4, 1, 3, 3, 3)},
+        "nnssl_adaptation_plan": {"architecture_plans": {"arch_class_name": "PrimusM"}},
+    }
+    torch.save(content, tmp_path / "primus.pth")
+    with pytest.raises(MaclError, match=r"plans a PrimusM .* only PlainConvUNet"):
+        read_foreign(tmp_path / "primus.pth", 2)
+    content["nnssl_adaptation_plan"]["architecture_plans"] = {"arch_class_name": "ResEncL"}
+    torch.save(content, tmp_path / "resenc.pth")
+    about = read_foreign(tmp_path / "resenc.pth", 2).about
+    assert about["backbone_settings"]["architecture"]["features"] == [32, 64, 128, 256, 320, 320]
 
 
 # ---------------------------------------------------------------- ONNX

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from macl.config import PluginSettings, validate
 from macl.models._nnunet_plans import read_architecture, read_channels
 from macl.models.conversion import onnx_graph, pickled
 from macl.models.conversion.macl_release import to_authors_names
+from macl.models.conversion.nnssl import nnssl_entries
 from macl.models.conversion.nnunet import to_checkpoint
 from macl.models.nnunet import CONFIGURATIONS
 from macl.models.nnunet import Settings as NnunetSettings
@@ -31,7 +32,7 @@ from macl.utils.files import write_json, write_text
 from macl.utils.progress import say
 
 CPU = torch.device("cpu")
-Format = Literal["nnunet", "torch", "onnx", "macl-release"]
+Format = Literal["nnunet", "nnssl", "torch", "onnx", "macl-release"]
 
 
 def export(
@@ -44,7 +45,8 @@ def export(
 ) -> None:
     """Write the weights of a run in the format of another program, with a model card.
 
-    nnunet: a file for nnU-Net's `-pretrained_weights`. torch: safetensors, described in a JSON file
+    nnunet: a file for nnU-Net's `-pretrained_weights`. nnssl: a checkpoint of nnssl's with its
+    adaptation plan, for nnU-Net's `nnUNetv2_train_pretrained`. torch: safetensors, described in a JSON file
     beside it. onnx: a segmenter's graph, described in its metadata. macl-release: the layout of the
     program that MACL's authors released.
 
@@ -76,6 +78,8 @@ def export(
     saved = read_weights(run, record)
     if to == "nnunet":
         transfer = _write_nnunet(run, record, saved, out, plans, configuration)
+    elif to == "nnssl":
+        transfer = _write_nnssl(run, record, saved, out)
     elif to == "macl-release":
         transfer = _write_released(run, record, saved, out)
     elif to == "onnx":
@@ -95,6 +99,7 @@ def export(
 
 _FORMATS: dict[Format, str] = {
     "nnunet": "checkpoint for nnU-Net's `-pretrained_weights`",
+    "nnssl": "checkpoint of nnssl's, for nnU-Net's `nnUNetv2_train_pretrained`",
     "torch": "safetensors, with a description as JSON beside it",
     "onnx": "ONNX graph: normalised images (B, C, *patch) to logits (B, K, *patch)",
     "macl-release": "state of the network that MACL's authors released, as PyTorch saves it",
@@ -165,12 +170,7 @@ def _write_nnunet(
     plans: Path | None,
     configuration: str | None,
 ) -> Transfer:
-    if record.settings["backbone"] != "nnunet":
-        raise MaclError(
-            f"{run} trained the network {record.settings['backbone']}, and nnU-Net takes that of "
-            "its plan alone: train with --set backbone=nnunet --set backbone_settings.plans=…."
-        )
-    settings = validate(NnunetSettings, record.settings["backbone_settings"])
+    settings = _planned_network(run, record)
     channels = len(record.channels)
     if plans is not None:
         name = configuration or settings.configuration or CONFIGURATIONS[record.settings["dims"]]
@@ -184,11 +184,49 @@ def _write_nnunet(
         channels = planned
     elif configuration is not None:
         raise MaclError("--configuration names one of a plan's: add --plans nnUNetPlans.json.")
+    content, transfer = _checkpoint(run, record, saved, settings, channels)
+    pickled.write(out, content)
+    return transfer
+
+
+def _write_nnssl(run: Path, record: RunRecord, saved: Checkpoint, out: Path) -> Transfer:
+    settings = _planned_network(run, record)
+    if record.settings["dims"] != 3:
+        raise MaclError(f"{run} trained slices, and nnssl has volumes alone: choose --to nnunet.")
+    assert settings.architecture is not None
+    channels = len(record.channels)
+    content, transfer = _checkpoint(run, record, saved, settings, channels)
+    entries = nnssl_entries(settings.architecture, channels, record.patch, _spacing_mm(record))
+    pickled.write(out, {**content, **entries})
+    return transfer
+
+
+def _planned_network(run: Path, record: RunRecord) -> NnunetSettings:
+    """The settings of nnU-Net's network; MaclError if the run trained another."""
+    if record.settings["backbone"] != "nnunet":
+        raise MaclError(
+            f"{run} trained the network {record.settings['backbone']}, and nnU-Net takes that of "
+            "its plan alone: train with --set backbone=nnunet --set backbone_settings.plans=…."
+        )
+    return validate(NnunetSettings, record.settings["backbone_settings"])
+
+
+def _checkpoint(
+    run: Path, record: RunRecord, saved: Checkpoint, settings: NnunetSettings, channels: int
+) -> tuple[dict[str, Any], Transfer]:
     assert settings.architecture is not None
     state, transfer = _complete(run, record, saved, settings, channels)
     stages = len(settings.architecture.features) - 1
-    pickled.write(out, to_checkpoint(state, stages, _about(record, saved)))
-    return transfer
+    return to_checkpoint(state, stages, _about(record, saved)), transfer
+
+
+def _spacing_mm(record: RunRecord) -> Sequence[float] | None:
+    """The spacing that all scans were resampled to along three axes, or had; None: they differ."""
+    prepared, trained = record.prepared, record.trained_on
+    wanted = prepared.plan.spacing_mm if prepared.plan else prepared.spacing_mm
+    if isinstance(wanted, tuple) and len(wanted) == 3:
+        return wanted
+    return trained.finest_mm if trained and trained.finest_mm == trained.coarsest_mm else None
 
 
 def _require_same(run: Path, settings: NnunetSettings, plans: Path, configuration: str) -> None:

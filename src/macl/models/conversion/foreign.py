@@ -12,7 +12,8 @@ from macl.utils.checkpoint import Checkpoint
 
 
 def read_foreign(path: Path, decoder_blocks: int) -> Checkpoint:
-    """Read a checkpoint of nnU-Net or a weights file of MACL's authors (`.pth`), tensors only.
+    """Read a checkpoint of nnU-Net or nnssl, or a weights file of MACL's authors (`.pth`), tensors
+    only.
 
     Args:
         path: the file.
