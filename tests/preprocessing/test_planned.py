@@ -300,7 +300,9 @@ def test_colours_that_are_none_are_refused_case_by_case(tmp_path: Path) -> None:
     plans = write_scan_plans(tmp_path / "nnUNetPlans.json", schemes=("RGBTo01Normalization",))
     answer = macl("prepare", source, tmp_path / "a.store", "--plans", plans, "--workers", 1)
     assert answer.code == 0, answer.err
-    assert "bright: the plan takes its values as colours from 0 to 255" in answer.err
+    (refusal,) = Store.open(tmp_path / "a.store").index.refused
+    assert refusal.name == "bright"
+    assert "the plan takes its values as colours from 0 to 255" in refusal.reason
 
 
 def refused(source: Path, folder: Path, named: str, *options: object) -> None:

@@ -46,9 +46,9 @@ def export(
     """Write the weights of a run in the format of another program, with a model card.
 
     nnunet: a file for nnU-Net's `-pretrained_weights`. nnssl: a checkpoint of nnssl's with its
-    adaptation plan, for nnU-Net's `nnUNetv2_train_pretrained`. torch: safetensors, described in a JSON file
-    beside it. onnx: a segmenter's graph, described in its metadata. macl-release: the layout of the
-    program that MACL's authors released.
+    adaptation plan, for nnU-Net's `nnUNetv2_train_pretrained`. torch: safetensors, described in a
+    JSON file beside it. onnx: a segmenter's graph, described in its metadata. macl-release: the
+    layout of the program that MACL's authors released.
 
     Args:
         run: a finished run.
