@@ -296,7 +296,8 @@ def test_what_else_is_refused_of_a_plan(tmp_path: Path) -> None:
 
 def test_colours_that_are_none_are_refused_case_by_case(tmp_path: Path) -> None:
     source = nnunet.write(tmp_path / "Dataset004_Toy", cases=1, test=0, channels=("MR",))
-    write_nifti(source / "imagesTr" / "bright_0000.nii.gz", np.full((3, 8, 8), 300, np.int16))
+    bright = np.arange(200, 392, dtype=np.int16).reshape(3, 8, 8)
+    write_nifti(source / "imagesTr" / "bright_0000.nii.gz", bright)
     plans = write_scan_plans(tmp_path / "nnUNetPlans.json", schemes=("RGBTo01Normalization",))
     answer = macl("prepare", source, tmp_path / "a.store", "--plans", plans, "--workers", 1)
     assert answer.code == 0, answer.err
