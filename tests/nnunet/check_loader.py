@@ -182,11 +182,16 @@ def compare_preparation(store: Path, preprocessed: Path) -> None:
 
     opened = Store.open(store)
     written = nnUNetDatasetBlosc2(str(preprocessed))
-    said = []
+    differences = []
     for case in opened.cases:
         data, label, *_ = written.load_case(case)
-        said.append(compare(opened, case, np.asarray(data[:]), np.asarray(label[:])))
-    print(f"{preprocessed.name}: of {len(said)} prepared cases, {max(said)}.", flush=True)
+        differences.append(compare(opened, case, np.asarray(data[:]), np.asarray(label[:])))
+    largest = max(differences)
+    print(
+        f"{preprocessed.name}: {len(differences)} cases are as nnU-Net prepared them: labels equal, "
+        f"values within {largest:.1e}.",
+        flush=True,
+    )
 
 
 def check_planned(folder: Path, name: str, configuration: str) -> None:

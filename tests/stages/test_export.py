@@ -293,7 +293,7 @@ def test_a_checkpoint_of_nnssl_says_where_the_encoder_stands(
     slope = {"inplace": True, "negative_slope": 0.01}
     assert network["arch_kwargs"] == {**kwargs, "nonlin_kwargs": slope}
     configuration = next(iter(plan["pretrain_plan"]["configurations"].values()))
-    assert configuration == {"spacing": None, "patch_size": [16, 32, 32]}
+    assert configuration == {"spacing": [5.0, 1.0, 1.0], "patch_size": [16, 32, 32]}
     assert plan["recommended_downstream_patchsize"] == [16, 32, 32]
     assert (plan["pretrain_num_input_channels"], plan["key_to_lpe"]) == (1, None)
     encoder = {name for name in state if name.startswith(plan["key_to_encoder"] + ".")}

@@ -18,6 +18,9 @@ Plane = Literal["axial", "coronal", "sagittal"]
 AnatomicalAxes = tuple[AnatomicalAxis, AnatomicalAxis, AnatomicalAxis]
 """Along which slices, rows and columns are numbered."""
 
+_NAMES: AnatomicalAxes = ("left-right", "anterior-posterior", "inferior-superior")
+"""Of the axes to the left, to the back and up."""
+
 ANATOMICAL_AXES: dict[Plane, AnatomicalAxes] = {
     "axial": ("inferior-superior", "anterior-posterior", "left-right"),
     "coronal": ("anterior-posterior", "inferior-superior", "left-right"),
@@ -174,9 +177,8 @@ def axis_codes(geometry: Geometry) -> str:
 
 def anatomical_axes(geometry: Geometry, permutation: Sequence[int]) -> AnatomicalAxes:
     """The anatomical axes nearest to those of a scan's array (z, y, x), once it is transposed."""
-    names: AnatomicalAxes = ("left-right", "anterior-posterior", "inferior-superior")
     nearest = nearest_axes(geometry)
-    slices, rows, columns = (names[nearest[2 - axis]] for axis in permutation)
+    slices, rows, columns = (_NAMES[nearest[2 - axis]] for axis in permutation)
     return slices, rows, columns
 
 

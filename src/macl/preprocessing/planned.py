@@ -259,7 +259,7 @@ def _spline(array: np.ndarray, size: tuple[int, ...], order: int) -> np.ndarray:
     from scipy.ndimage import zoom
 
     factors = [1 / (old / new) for old, new in zip(array.shape, size, strict=True)]
-    resized = zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+    resized = np.asarray(zoom(array, factors, order=order, mode="nearest", grid_mode=True))
     return np.clip(resized, array.min(), array.max())
 
 

@@ -15,7 +15,7 @@ from macl.tasks.segmentation import Segmenter
 from macl.utils.errors import MaclError
 
 
-def dyn_unet(dims: int, **options: Any) -> torch.nn.Module:
+def dyn_unet(dims: int, kernel: int | list[int] = 3, **options: Any) -> torch.nn.Module:
     from monai.networks.nets.dynunet import DynUNet
 
     strides = [1, 2, [1, 2, 2][-dims:], 2]
@@ -24,7 +24,7 @@ def dyn_unet(dims: int, **options: Any) -> torch.nn.Module:
         dims,
         2,
         3,
-        [3, 3, [1, 3, 3][-dims:], 3],
+        [3, 3, kernel, 3],
         strides,
         strides[1:],
         filters=[4, 6, 8, 8],
@@ -73,6 +73,7 @@ def test_networks_that_are_not_built_here_are_refused(tmp_path: Path) -> None:
     for network, named in (
         (dyn_unet(2, res_block=True), "residual blocks"),
         (dyn_unet(2, norm_name="batch"), "BatchNorm"),
+        (dyn_unet(2, [1, 3]), "kernels differ from stage to stage"),
         (BasicUNet(2, 1, 2, features=(4, 4, 8, 8, 8, 4)), "BasicUNet"),
     ):
         torch.save(network.state_dict(), tmp_path / "model.pt")

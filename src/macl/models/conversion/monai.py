@@ -7,7 +7,7 @@
 
 Its convolutions have no bias, which InstanceNorm would remove. A state does not tell strides: they
 are the kernels of the transposed convolutions, as MONAI's guide has it. Its residual blocks
-(`res_block`) differ from nnU-Net's.
+(`res_block`) differ from nnU-Net's, and so do decoders where kernels differ from stage to stage.
 """
 
 from __future__ import annotations
@@ -59,8 +59,16 @@ def monai_checkpoint(content: object, path: Path) -> Checkpoint | None:
     tensors = {name: tensor for name, tensor in named.items() if name}
     try:
         architecture = _architecture(tensors, stages)
-    except KeyError as error:
-        raise MaclError(f"{path} is no whole DynUNet: {error} is missing.") from None
+    except (KeyError, ValueError):
+        raise MaclError(
+            f"{path} is no whole DynUNet: save the network's state_dict() and try again."
+        ) from None
+    for block, kernel in enumerate(architecture.kernels[-2::-1]):
+        if tensors[f"decoder.stages.{block}.convs.0.conv.weight"].shape[2:] != kernel:
+            raise MaclError(
+                f"{path} holds a DynUNet whose kernels differ from stage to stage, and its decoder "
+                "takes them from another stage than nnU-Net's: it is not built here."
+            )
     about = {
         "kind": "finetune",
         "dims": architecture.dims,
