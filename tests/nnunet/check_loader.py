@@ -188,7 +188,7 @@ def compare_preparation(store: Path, preprocessed: Path) -> None:
         differences.append(compare(opened, case, np.asarray(data[:]), np.asarray(label[:])))
     largest = max(differences)
     print(
-        f"{preprocessed.name}: {len(differences)} cases are as nnU-Net prepared them: labels equal, "
+        f"{preprocessed.name}: {len(differences)} cases are as nnU-Net's: labels equal, "
         f"values within {largest:.1e}.",
         flush=True,
     )
