@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from macl.preprocessing.orientation import to_scan
 from macl.preprocessing.planned import planned_label
 from macl.preprocessing.plans import read_scan_plan
 from macl.preprocessing.resampling import OnStoreGrid
+from macl.utils.errors import MaclError
 
 BODY = (slice(1, 4), slice(2, 6), slice(1, 7))
 
@@ -198,47 +199,81 @@ def test_labels_go_to_the_largest_share_or_the_nearest(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- through the command line
 
 
-def test_a_store_by_a_plan_predicts_by_the_same_plan(tmp_path: Path) -> None:
-    """The run's segmenter thresholds what the plan normalises, so the right mask is known."""
+class Planned(NamedTuple):
+    """A store of two scans, whose first three rows are empty, by a plan that moves axes."""
+
+    source: Path
+    store: Path
+    image: np.ndarray
+    label: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    folder = tmp_path_factory.mktemp("planned")
     image, label = known_case((6, 20, 24))
     image, label = image + 50, label.copy()
     image[:, :3], label[:, :3] = 0, 0
-    source = tmp_path / "Dataset004_Toy"
+    source = folder / "Dataset004_Toy"
     labels = {"background": 0, "ring": 3, "core": 9}
     nnunet.write(source, cases=0, test=0, channels=("MR",), labels=labels, numTraining=2)
     for number in range(2):
         write_nifti(source / "imagesTr" / f"a{number}_0000.nii.gz", image, affine((1, 1, 1)))
         write_nifti(source / "labelsTr" / f"a{number}.nii.gz", label, affine((1, 1, 1)))
-    plans = write_scan_plans(tmp_path / "nnUNetPlans.json", axes=(1, 0, 2))
-    store = tmp_path / "a.store"
+    plans = write_scan_plans(folder / "nnUNetPlans.json", axes=(1, 0, 2))
+    store = folder / "a.store"
     answer = macl("prepare", source, store, "--plans", plans, "--workers", 1)
     assert answer.code == 0, answer.err
     assert "nnU-Net's 3d_fullres (1 × 1 × 1 mm, ZScoreNormalization)" in answer.err
-    opened = Store.open(store)
+    return Planned(source, store, image, label)
+
+
+def test_a_store_keeps_what_the_plan_makes_of_a_scan(planned: Planned) -> None:
+    opened = Store.open(planned.store)
     case = opened.case("a0")
     assert case.size == (17, 6, 24)
     assert case.orientation.crop == ((3, 20), (0, 6), (0, 24))
     assert case.anatomical_axes[0] == "anterior-posterior"
-    np.testing.assert_array_equal(
-        to_scan(opened.read("a0", "truth"), case.orientation) > 0, label > 0
-    )
-    box = image[:, 3:].astype(float).transpose(1, 0, 2)
+    truth = to_scan(opened.read("a0", "truth"), case.orientation)
+    np.testing.assert_array_equal(truth > 0, planned.label > 0)
+    box = planned.image[:, 3:].astype(float).transpose(1, 0, 2)
     np.testing.assert_allclose(opened.read("a0")[0], (box - box.mean()) / box.std(), atol=1e-5)
 
-    run = write_threshold_run(tmp_path / "run", prepared=opened.index.prepared)
-    scan = source / "imagesTr" / "a0_0000.nii.gz"
-    for paths in ((scan,), (store, "--cases", "all")):
+
+def test_runs_of_a_planned_store_predict_by_the_same_plan(planned: Planned, tmp_path: Path) -> None:
+    """The run's segmenter thresholds what the plan normalises, so the right mask is known."""
+    prepared = Store.open(planned.store).index.prepared
+    run = write_threshold_run(tmp_path / "run", prepared=prepared)
+    scan = planned.source / "imagesTr" / "a0_0000.nii.gz"
+    for paths in ((scan,), (planned.store, "--cases", "all")):
         out = tmp_path / f"masks{len(paths)}"
         answer = macl("predict", run, *paths, "--out", out)
         assert answer.code == 0, answer.err
         mask = read_label(next(out.glob("a0*.nii.gz")))
-        np.testing.assert_array_equal(mask.array[0], label)
+        np.testing.assert_array_equal(mask.array[0], planned.label)
         assert mask.geometry.size == read_scan((scan,), 1).geometry.size
     other = tmp_path / "other.store"
-    macl("prepare", source, other, "--workers", 1)
+    macl("prepare", planned.source, other, "--workers", 1)
     answer = macl("predict", run, other, "--cases", "all", "--out", tmp_path / "none")
     assert answer.code == 1
     assert "plan None, not nnU-Net's 3d_fullres" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("crop", "plan"),
+    [([[3, 21], [0, 6], [0, 24]], True), ([[5, 5], [0, 6], [0, 24]], True), (None, False)],
+)
+def test_an_index_whose_crop_cannot_be_is_refused(
+    planned: Planned, tmp_path: Path, crop: Any, plan: bool
+) -> None:
+    index = json.loads((planned.store / "store.json").read_text())
+    if plan:
+        index["cases"][0]["orientation"]["crop"] = crop
+    else:
+        index["prepared"] |= {"plan": None, "normalisation": "zscore"}
+    (tmp_path / "store.json").write_text(json.dumps(index))
+    with pytest.raises(MaclError, match="cannot be right: of the case 'a0'"):
+        Store.open(tmp_path)
 
 
 # ---------------------------------------------------------------- plans are input
