@@ -4,23 +4,26 @@ Run in an environment with macl and nnunetv2 (`make check-nnunet`), for plain an
 in 2D and 3D. First with small plans: macl pre-trains the planned network and exports it; nnU-Net's
 own `load_pretrained_weights` reads the file into the network that nnU-Net builds; every pre-trained
 tensor must be there, under every name. Then, unless `--parts small`, with plans of nnU-Net's own
-planners: the same, then `nnUNetv2_train` takes ten steps from a fresh start and ten with
-`-pretrained_weights`, and macl reads its checkpoint. The scans are drawn, or the first cases of a
+planners: scans are prepared as nnU-Net did; the same as before; then `nnUNetv2_train` takes a few
+steps from a fresh start and as many with `-pretrained_weights`, and macl reads its checkpoint. The scans are drawn, or the first cases of a
 folder of the Medical Segmentation Decathlon (`--decathlon Task04_Hippocampus`).
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+from contextlib import redirect_stdout
+from importlib.metadata import entry_points
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -40,14 +43,17 @@ PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "nnUNetResEncUNetMPlans": "nnUNe
 PARTS = ("small", "planned")
 CONFIGURATIONS = {"2d": (2, "[32,32]"), "3d_fullres": (3, "[32,32,32]")}
 TRAINER = """
+    import os
+
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
     class ShortTrainer(nnUNetTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            self.num_epochs, self.num_iterations_per_epoch = 1, 10
-            self.num_val_iterations_per_epoch = 5
+            count = int(os.environ["CHECK_ITERATIONS"])
+            self.num_epochs, self.num_iterations_per_epoch = 1, count
+            self.num_val_iterations_per_epoch = max(1, count // 3)
             self.configuration_manager.configuration["batch_size"] = 2
 
         def perform_actual_validation(self, save_probabilities=False):
@@ -56,22 +62,20 @@ TRAINER = """
 
 
 def call(*words: object) -> str:
-    """What a command printed; its failure ends the check."""
+    """Run a command in this process, which saves its imports; its failure ends the check."""
     start = time.monotonic()
-    macl = words[0] == "macl"
-    program = (
-        [sys.executable, "-m", "macl"]
-        if macl
-        else [str(Path(sys.executable).with_name(str(words[0])))]
-    )
-    done = subprocess.run(
-        [*program, *map(str, words[1:])], capture_output=True, text=True, check=False
-    )
-    shown = " ".join(Path(str(word)).name for word in words)
+    argv = [str(word) for word in words]
+    (command,) = entry_points(group="console_scripts", name=argv[0])
+    printed = io.StringIO()
+    try:
+        with patch.object(sys, "argv", argv), redirect_stdout(printed):
+            command.load()()
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{printed.getvalue()[-3000:]}\n{' '.join(argv)} ended with {end.code}")
+    shown = " ".join(Path(word).name for word in argv)
     print(f"[{time.monotonic() - start:5.1f} s] {shown}", flush=True)
-    if done.returncode:
-        sys.exit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return done.stdout
+    return printed.getvalue()
 
 
 def copy_scans(decathlon: Path, folder: Path) -> Path:
@@ -212,7 +216,7 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
         "--set", f"backbone_settings.plans={plans}",
         "--set", f"backbone_settings.configuration={configuration}",
         "--set", "method_settings.decoder_blocks=1", "--set", f"training.size={size}",
-        "--set", "training.batch_size=4", "--set", "training.steps=2",
+        "--set", "training.batch_size=2", "--set", "training.steps=2",
     )  # fmt: skip
     call(
         "macl", "export", run, "--to", "nnunet", "--plans", plans,
@@ -239,6 +243,32 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
     assert not transfer["unused"]
 
 
+def set_up(folder: Path, iterations: int) -> None:
+    """Tell nnU-Net its folders and the trainer, before it is imported."""
+    trainers = folder / "trainers"
+    trainers.mkdir()
+    (trainers / "short.py").write_text(textwrap.dedent(TRAINER))
+    os.environ |= {
+        **{f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")},
+        "nnUNet_extTrainer": str(trainers),
+        "nnUNet_compile": "f",
+        "CHECK_ITERATIONS": str(iterations),
+    }
+
+
+def plan(names: list[str], configurations: list[str]) -> None:
+    """Plan with each planner; all of them share what is preprocessed for the first."""
+    os.environ |= {"nnUNet_n_proc_DA": "1"}
+    first, *more = names
+    call(
+        "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[first], "-np", 1, "-npfp", 1,
+        "-c", *configurations,
+    )  # fmt: skip
+    for name in more:
+        call("nnUNetv2_plan_experiment", "-d", 999, "-pl", PLANNERS[name])
+    os.environ |= {"nnUNet_n_proc_DA": "0"}  # no processes in training; the planner takes no 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
@@ -246,37 +276,24 @@ def main() -> None:
     parser.add_argument(
         "--configurations", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS)
     )
+    parser.add_argument("--iterations", type=int, default=10, help="of each training of nnU-Net's")
     parser.add_argument("--decathlon", type=Path, help="a folder such as Task04_Hippocampus")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        set_up(folder, chosen.iterations)
         if "small" in chosen.parts:
             check_small(folder / "small")
-        if "planned" not in chosen.parts:
-            return
-        trainers = folder / "trainers"
-        trainers.mkdir()
-        (trainers / "short.py").write_text(textwrap.dedent(TRAINER))
-        os.environ |= {
-            **{f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")},
-            "nnUNet_extTrainer": str(trainers),
-            "nnUNet_n_proc_DA": "1",
-            "nnUNet_compile": "f",
-        }
-        raw = folder / "raw" / DATASET
-        if chosen.decathlon:
-            copy_scans(chosen.decathlon, raw)
-        else:
-            write_scans(raw)
-        for plans in chosen.plans:
-            call(
-                "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[plans], "-np", 1,
-                "-npfp", 1, "-c", *chosen.configurations,
-            )  # fmt: skip
-        os.environ |= {"nnUNet_n_proc_DA": "0"}  # The planner does not take it.
-        for plans in chosen.plans:
-            for configuration in chosen.configurations:
-                check_planned(folder, plans, configuration)
+        if "planned" in chosen.parts:
+            raw = folder / "raw" / DATASET
+            if chosen.decathlon:
+                copy_scans(chosen.decathlon, raw)
+            else:
+                write_scans(raw)
+            plan(chosen.plans, chosen.configurations)
+            for plans in chosen.plans:
+                for configuration in chosen.configurations:
+                    check_planned(folder, plans, configuration)
     print("nnU-Net takes what macl exports, and macl what nnU-Net has trained.")
 
 
