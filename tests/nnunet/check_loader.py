@@ -5,8 +5,9 @@ in 2D and 3D. First with small plans: macl pre-trains the planned network and ex
 own `load_pretrained_weights` reads the file into the network that nnU-Net builds; every pre-trained
 tensor must be there, under every name. Then, unless `--parts small`, with plans of nnU-Net's own
 planners: scans are prepared as nnU-Net did; the same as before; then `nnUNetv2_train` takes a few
-steps from a fresh start and as many with `-pretrained_weights`, and macl reads its checkpoint. The scans are drawn, or the first cases of a
-folder of the Medical Segmentation Decathlon (`--decathlon Task04_Hippocampus`).
+steps from a fresh start and as many with `-pretrained_weights`, and macl reads its checkpoint. The
+scans are drawn, or the first cases of a folder of the Medical Segmentation Decathlon
+(`--decathlon Task04_Hippocampus`).
 """
 
 from __future__ import annotations
