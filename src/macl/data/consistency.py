@@ -32,10 +32,12 @@ def contradiction(index: StoreIndex) -> str | None:
         return "a class or a label value is there twice"
     if index.prepared.normalisation is None:
         return "it does not say how the scans were normalised"
+    plan = index.prepared.plan
+    if plan is not None and len(plan.channels) != len(index.channels):
+        return f"it has {len(index.channels)} channels, but its plan {len(plan.channels)}"
     seen: set[str] = set()
     for case in index.cases:
-        planned = index.prepared.plan is not None
-        problem = _contradiction_in(case, len(index.channels), len(names), planned)
+        problem = _contradiction_in(case, len(index.channels), len(names), plan is not None)
         if problem is None and (not case.name or case.name in seen):
             problem = "its name is there twice, or empty"
         if problem:

@@ -43,10 +43,14 @@ def planned_image(volume: Volume, plan: ScanPlan) -> tuple[OnStoreGrid, StoredSc
     """Prepare a scan as planned.
 
     Raises:
-        RefusedCaseError: the plan's spacing needs the scan's own, which is unknown, or the values
-            are not those of colours where the plan says so.
+        RefusedCaseError: the plan is of other channels, its spacing needs the scan's own, which is
+            unknown, or the values are not those of colours where the plan says so.
     """
     geometry = volume.geometry
+    if len(volume.array) != len(plan.channels):
+        raise RefusedCaseError(
+            f"it has {len(volume.array)} channels, but the plan is of {len(plan.channels)}"
+        )
     if not geometry.spacing_known and min(geometry.size) > 1:
         raise RefusedCaseError("its file gives no spacing, which the plan resamples from")
     orientation = planned_orientation(geometry, plan)
