@@ -217,7 +217,7 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
         "--set", f"backbone_settings.plans={plans}",
         "--set", f"backbone_settings.configuration={configuration}",
         "--set", "method_settings.decoder_blocks=1", "--set", f"training.size={size}",
-        "--set", "training.batch_size=2", "--set", "training.steps=2",
+        "--set", "training.batch_size=4", "--set", "training.steps=2",
     )  # fmt: skip
     call(
         "macl", "export", run, "--to", "nnunet", "--plans", plans,
