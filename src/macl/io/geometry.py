@@ -178,8 +178,12 @@ def axis_codes(geometry: Geometry) -> str:
 def anatomical_axes(geometry: Geometry, permutation: Sequence[int]) -> AnatomicalAxes:
     """The anatomical axes nearest to those of a scan's array (z, y, x), once it is transposed."""
     nearest = nearest_axes(geometry)
-    slices, rows, columns = (_NAMES[nearest[2 - axis]] for axis in permutation)
-    return slices, rows, columns
+
+    def name(axis: int) -> AnatomicalAxis:
+        return _NAMES[nearest[2 - axis]]
+
+    slices, rows, columns = permutation
+    return name(slices), name(rows), name(columns)
 
 
 def array_axis(axis: ArrayAxis | AnatomicalAxis, along: AnatomicalAxes) -> ArrayAxis:

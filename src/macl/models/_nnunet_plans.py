@@ -122,7 +122,7 @@ def configuration_of(plans: Mapping[str, Any], name: str, path: Path) -> dict[st
     Raises:
         MaclError: there is none of that name, or its network takes another one's masks.
     """
-    configurations = plans.get("configurations")
+    configurations: Any = plans.get("configurations")
     stated: dict[str, Any] = {}
     following: Any = name
     seen: set[str] = set()
