@@ -2,12 +2,14 @@
 #   TORCH_INDEX   where to take PyTorch from; on Linux without a GPU, https://download.pytorch.org/whl/cpu saves gigabytes
 #   PYTHON, VENV  which Python (3.11 or later) builds the environment, and where
 #   NNUNET_VENV   the environment of `make check-nnunet`, which tries exports in nnU-Net itself
+#   NNUNET_ARGS   what it is told, e.g. NNUNET_ARGS="--decathlon Task04_Hippocampus" for real scans
 #   OUT           where the demo writes
 #   MINUTES       how long `make gpu-figures` may measure; GPU_FIGURES, e.g. "--acdc FOLDER", is handed on to it
 #   PYTEST_ARGS   what pytest is told, e.g. PYTEST_ARGS="tests/test_metrics.py -x"
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 NNUNET_VENV ?= .venv-nnunet
+NNUNET_ARGS ?=
 OUT ?= demo
 TORCH_INDEX ?=
 MINUTES ?= 60
@@ -38,7 +40,8 @@ docs: $(VENV)/.docs-ready
 	@echo "The site: build/docs/index.html"
 
 check-nnunet: $(NNUNET_VENV)/.ready
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_preparation.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py $(NNUNET_ARGS)
 
 $(NNUNET_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(NNUNET_VENV)

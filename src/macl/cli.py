@@ -353,6 +353,16 @@ def prepare(
         Literal["soft_tissue", "lung", "bone", "brain", "liver"] | None,
         typer.Option(help="CT: clip to this window in Hounsfield units instead of percentiles."),
     ] = None,
+    plans: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prepare as this nnUNetPlans.json does: axes, crop, spacing and normalisation.",
+        ),
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option(help="Of the plans. Default: 3d_fullres.")
+    ] = None,
     frames: FramesOption = False,
     keep_identity: Annotated[
         bool, typer.Option(help="Keep names of folders and DICOM patient ids: no hashes.")
@@ -368,6 +378,8 @@ def prepare(
     from macl.config import PrepareSettings, validate
     from macl.stages.prepare import prepare as run
 
+    if configuration and plans is None:
+        raise MaclError("--configuration names one of a plan's: add --plans nnUNetPlans.json.")
     chosen = {
         "spacing_mm": spacing_mm,
         "plane": plane,
@@ -384,6 +396,8 @@ def prepare(
         patients=patients,
         labels=labels,
         workers=workers,
+        plans=plans,
+        configuration=configuration or "3d_fullres",
     )
     if any(case.labelled for case in index.cases):
         _next(("split", store, "--out", "my.json"))
@@ -739,10 +753,11 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run.", show_default=False)],
     to: Annotated[
-        Literal["nnunet", "torch", "macl-release"],
+        Literal["nnunet", "nnssl", "torch", "onnx", "macl-release"],
         typer.Option(
-            help="nnunet: for -pretrained_weights. torch: safetensors and JSON. macl-release: as "
-            "MACL's authors save weights."
+            help="nnunet: for -pretrained_weights. nnssl: for nnUNetv2_train_pretrained. torch: "
+            "safetensors and JSON. onnx: a segmenter's graph. macl-release: as MACL's authors save "
+            "weights."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="File to write; a model card goes beside it.")],

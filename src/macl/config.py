@@ -41,6 +41,70 @@ class PluginSettings(Settings):
     """Base of the settings of a method or a backbone."""
 
 
+NormalisationScheme = Literal[
+    "ZScoreNormalization",
+    "CTNormalization",
+    "NoNormalization",
+    "RescaleTo01Normalization",
+    "RGBTo01Normalization",
+]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SplineOrder = Annotated[int, Field(ge=0, le=5)]
+
+
+class PlannedChannel(Settings):
+    """How an nnU-Net plan normalises a channel; low to deviation are for CTNormalization."""
+
+    scheme: NormalisationScheme
+    masked: bool = Field(
+        default=False, description="ZScoreNormalization: of the region that is not 0 alone"
+    )
+    low: Finite = Field(default=0.0, description="0.5th percentile of the plan's foreground")
+    high: Finite = Field(default=0.0, description="its 99.5th percentile")
+    mean: Finite = 0.0
+    deviation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("low is above high")
+        return self
+
+
+class ScanPlan(Settings):
+    """How a configuration of an nnU-Net plan prepares scans; it stands in for the plan's file."""
+
+    configuration: str
+    axes: tuple[int, int, int] = Field(
+        description="which axis of the scan's (z, y, x) comes first, second and third"
+    )
+    reoriented: bool = Field(
+        default=False, description="the scan's axes are turned to right-anterior-superior first"
+    )
+    spacing_mm: tuple[Millimetres, Millimetres] | tuple[Millimetres, Millimetres, Millimetres] = (
+        Field(description="along the last two or all three of these axes")
+    )
+    channels: tuple[PlannedChannel, ...] = Field(min_length=1)
+    image_order: SplineOrder = Field(default=3, description="of the splines for images")
+    label_order: SplineOrder = Field(default=1, description="of the splines for labels")
+    separate_coarse_axis: bool | None = Field(
+        default=None,
+        description="resample the coarsest axis by nearest neighbour; none: where it stands out",
+    )
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        if sorted(self.axes) != [0, 1, 2]:
+            raise ValueError("axes names each of 0, 1 and 2 once")
+        return self
+
+    def __str__(self) -> str:
+        spacing = " × ".join(f"{mm:.4g}" for mm in self.spacing_mm)
+        schemes = ", ".join(dict.fromkeys(channel.scheme for channel in self.channels))
+        return f"nnU-Net's {self.configuration} ({spacing} mm, {schemes})"
+
+
 class PrepareSettings(Settings):
     """How scans become a store; kept in the store and in each run, for `predict` to do the same."""
 
@@ -54,8 +118,8 @@ class PrepareSettings(Settings):
         description="resample to this spacing: one number (in plane), three (z, y, x), or median "
         "(three numbers, by nnU-Net's rule; a store holds the numbers); none: as scanned",
     )
-    normalisation: Literal["clip_zscore", "zscore"] | None = Field(
-        default=None, description="none: as the reader says"
+    normalisation: Literal["clip_zscore", "zscore", "planned"] | None = Field(
+        default=None, description="none: as the reader says; planned: goes with plan"
     )
     window: Literal["soft_tissue", "lung", "bone", "brain", "liver"] | None = Field(
         default=None,
@@ -67,6 +131,11 @@ class PrepareSettings(Settings):
     keep_identity: bool = Field(
         default=False,
         description="keep names of folders and DICOM ids, no hashes",
+    )
+    plan: ScanPlan | None = Field(
+        default=None,
+        description="prepare as an nnU-Net plan does, in place of plane, spacing_mm, normalisation "
+        "and window",
     )
 
     @field_validator("spacing_mm", mode="before")
@@ -86,6 +155,19 @@ class PrepareSettings(Settings):
                 "give one number (in plane), three as z,y,x, or median; in millimetres, above 0",
             )
         return tuple(numbers) if len(numbers) == 3 else numbers[0]
+
+    @model_validator(mode="after")
+    def _check_plan(self) -> Self:
+        """A plan says all of how a scan looks; nothing else may."""
+        if self.plan is None and self.normalisation == "planned":
+            raise ValueError("normalisation=planned goes with a plan")
+        others = (self.plane != "auto", self.spacing_mm is not None, self.window is not None)
+        if self.plan and (any(others) or self.normalisation not in (None, "planned")):
+            raise ValueError(
+                "a plan says how scans lie, their spacing and their normalisation: leave out "
+                "plane, spacing_mm, normalisation and window"
+            )
+        return self
 
 
 Stage = Literal["pretrain", "finetune", "selftrain"]

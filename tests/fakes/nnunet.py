@@ -98,3 +98,63 @@ def write_plans(path: Path, features: list[int], **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plans(features, **options)))
     return path
+
+
+def scan_plans(
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0),
+    schemes: tuple[str, ...] = ("ZScoreNormalization",),
+    masked: bool = False,
+    axes: tuple[int, int, int] = (0, 1, 2),
+    reader: str = "SimpleITKIO",
+    **more: Any,
+) -> dict[str, Any]:
+    """A plan that says how scans are prepared, as nnU-Net 2.8.1 writes it; `more` replaces entries
+    of its one configuration."""
+    resampling = {
+        f"resampling_fn_{part}": "resample_data_or_seg_to_shape" for part in ("data", "seg")
+    }
+    orders = {"data": 3, "seg": 1}
+    options = {
+        f"resampling_fn_{part}_kwargs": {
+            "is_seg": part == "seg",
+            "order": order,
+            "order_z": 0,
+            "force_separate_z": None,
+        }
+        for part, order in orders.items()
+    }
+    return {
+        "dataset_name": "Dataset004_Toy",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": reader,
+        "transpose_forward": list(axes),
+        "configurations": {
+            "2d" if len(spacing_mm) == 2 else "3d_fullres": {
+                "preprocessor_name": "DefaultPreprocessor",
+                "spacing": list(spacing_mm),
+                "normalization_schemes": list(schemes),
+                "use_mask_for_norm": [masked] * len(schemes),
+                **resampling,
+                **options,
+                **more,
+            }
+        },
+        "foreground_intensity_properties_per_channel": {
+            str(number): {
+                "max": 400.0,
+                "mean": 100.0,
+                "median": 90.0,
+                "min": -200.0,
+                "percentile_00_5": 20.0,
+                "percentile_99_5": 150.0,
+                "std": 40.0,
+            }
+            for number in range(len(schemes))
+        },
+    }
+
+
+def write_scan_plans(path: Path, *arguments: Any, **options: Any) -> Path:
+    """Write a plan that says how scans are prepared."""
+    path.write_text(json.dumps(scan_plans(*arguments, **options)))
+    return path

@@ -3,45 +3,58 @@
 Run in an environment with macl and nnunetv2 (`make check-nnunet`), for plain and residual networks
 in 2D and 3D. First with small plans: macl pre-trains the planned network and exports it; nnU-Net's
 own `load_pretrained_weights` reads the file into the network that nnU-Net builds; every pre-trained
-tensor must be there, under every name. Then, unless `--loader-only`, with plans of nnU-Net's own
-planners: the same, then `nnUNetv2_train -pretrained_weights` takes two steps, and macl reads its
-checkpoint.
+tensor must be there, under every name. Then, unless `--parts small`, with plans of nnU-Net's own
+planners: scans are prepared as nnU-Net did; the same as before; then `nnUNetv2_train` takes a few
+steps from a fresh start and as many with `-pretrained_weights`, and macl reads its checkpoint. The
+scans are drawn, or the first cases of a folder of the Medical Segmentation Decathlon
+(`--decathlon Task04_Hippocampus`).
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
-import subprocess
+import shutil
 import sys
 import tempfile
 import textwrap
 import time
+from contextlib import redirect_stdout
+from importlib.metadata import entry_points
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import torch
+from check_preparation import compare
 
 from fakes.nnunet import LABELS, write_plans
 from fakes.scans import affine, anatomy, write_nifti
 from fakes.toy_store import write_toy_store
+from macl.data.store import Store
 from macl.models.conversion.nnunet import nnunet_names
 from macl.stages.export import export
 from macl.stages.pretrain import pretrain
 from macl.utils import checkpoint
 
-DATASET, CASES = "Dataset999_Check", 6
+DATASET, CASES = "Dataset999_Check", 10
 PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM"}
+PARTS = ("small", "planned")
 CONFIGURATIONS = {"2d": (2, "[32,32]"), "3d_fullres": (3, "[32,32,32]")}
 TRAINER = """
+    import os
+
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
     class ShortTrainer(nnUNetTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            self.num_epochs, self.num_iterations_per_epoch = 1, 2
-            self.num_val_iterations_per_epoch = 1
+            count = int(os.environ["CHECK_ITERATIONS"])
+            self.num_epochs, self.num_iterations_per_epoch = 1, count
+            self.num_val_iterations_per_epoch = max(1, count // 3)
             self.configuration_manager.configuration["batch_size"] = 2
 
         def perform_actual_validation(self, save_probabilities=False):
@@ -50,22 +63,39 @@ TRAINER = """
 
 
 def call(*words: object) -> str:
-    """What a command printed; its failure ends the check."""
+    """Run a command in this process, which saves its imports; its failure ends the check."""
     start = time.monotonic()
-    macl = words[0] == "macl"
-    program = (
-        [sys.executable, "-m", "macl"]
-        if macl
-        else [str(Path(sys.executable).with_name(str(words[0])))]
-    )
-    done = subprocess.run(
-        [*program, *map(str, words[1:])], capture_output=True, text=True, check=False
-    )
-    shown = " ".join(Path(str(word)).name for word in words)
+    argv = [str(word) for word in words]
+    (command,) = entry_points(group="console_scripts", name=argv[0])
+    printed = io.StringIO()
+    try:
+        with patch.object(sys, "argv", argv), redirect_stdout(printed):
+            command.load()()
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{printed.getvalue()[-3000:]}\n{' '.join(argv)} ended with {end.code}")
+    shown = " ".join(Path(word).name for word in argv)
     print(f"[{time.monotonic() - start:5.1f} s] {shown}", flush=True)
-    if done.returncode:
-        sys.exit(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return done.stdout
+    return printed.getvalue()
+
+
+def copy_scans(decathlon: Path, folder: Path) -> Path:
+    """A raw data set of nnU-Net's, of the first cases of one of the Decathlon."""
+    described = json.loads((decathlon / "dataset.json").read_text())
+    images = sorted(path.name for path in (decathlon / "imagesTr").glob("[!.]*.nii.gz"))[:CASES]
+    for part, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (folder / part).mkdir(parents=True)
+        for name in images:
+            copied = folder / part / name.replace(".nii.gz", ending)
+            shutil.copyfile(decathlon / part / name, copied)
+    written = {
+        "channel_names": described["modality"],
+        "labels": {name: int(value) for value, name in described["labels"].items()},
+        "numTraining": len(images),
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(written))
+    return folder
 
 
 def write_scans(folder: Path) -> Path:
@@ -151,14 +181,38 @@ def check_small(folder: Path) -> None:
             load(plans, configuration, run, file)
 
 
+def compare_preparation(store: Path, preprocessed: Path) -> None:
+    """Compare a store's cases with what nnU-Net has preprocessed by the same plan."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    opened = Store.open(store)
+    written = nnUNetDatasetBlosc2(str(preprocessed))
+    differences = []
+    for case in opened.cases:
+        data, label, *_ = written.load_case(case)
+        differences.append(compare(opened, case, np.asarray(data[:]), np.asarray(label[:])))
+    largest = max(differences)
+    print(
+        f"{preprocessed.name}: {len(differences)} cases are as nnU-Net's: labels equal, "
+        f"values within {largest:.1e}.",
+        flush=True,
+    )
+
+
 def check_planned(folder: Path, name: str, configuration: str) -> None:
     """Pre-train, export, load and train, for one configuration of nnU-Net's own plan."""
     dims, size = CONFIGURATIONS[configuration]
     plans = folder / "preprocessed" / DATASET / f"{name}.json"
     run = folder / f"{name}-{configuration}"
-    file = folder / f"{run.name}.pth"
+    file, store = folder / f"{run.name}.pth", folder / f"{run.name}.store"
     call(
-        "macl", "pretrain", folder / "check.store", "--out", run, "--device", "cpu",
+        "macl", "prepare", folder / "raw" / DATASET, store, "--workers", 1, "--plans", plans,
+        "--configuration", configuration,
+    )  # fmt: skip
+    stated = json.loads(plans.read_text())["configurations"][configuration]
+    compare_preparation(store, plans.parent / stated["data_identifier"])
+    call(
+        "macl", "pretrain", store, "--out", run, "--device", "cpu",
         "--set", f"dims={dims}", "--set", "backbone=nnunet",
         "--set", f"backbone_settings.plans={plans}",
         "--set", f"backbone_settings.configuration={configuration}",
@@ -170,14 +224,17 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
         "--configuration", configuration, "--out", file,
     )  # fmt: skip
     load(plans, configuration, run, file)
-    words = ("-p", name, "-tr", "ShortTrainer", "-device", "cpu")
-    printed = call("nnUNetv2_train", 999, configuration, "all", *words, "-pretrained_weights", file)
-    print(*(line for line in printed.splitlines() if "loss" in line), sep="\n")
+    words = (999, configuration, "all", "-p", name, "-tr", "ShortTrainer", "-device", "cpu")
+    for start in ((), ("-pretrained_weights", file)):
+        printed = call("nnUNetv2_train", *words, *start)
+        print(*(line for line in printed.splitlines() if "_loss" in line), sep="\n", flush=True)
 
+    split = folder / f"{run.name}.json"
+    call("macl", "split", store, "--out", split, "--test", "1", "--budgets", "1")
     result = folder / "results" / DATASET / f"ShortTrainer__{name}__{configuration}" / "fold_all"
     call(
-        "macl", "finetune", folder / "check.store", "--init", result / "checkpoint_final.pth",
-        "--split", folder / "check.json", "--labels", "1", "--out", folder / f"{run.name}-tuned",
+        "macl", "finetune", store, "--init", result / "checkpoint_final.pth",
+        "--split", split, "--labels", "1", "--out", folder / f"{run.name}-tuned",
         "--device", "cpu", "--set", f"training.size={size}", "--set", "training.batch_size=2",
         "--set", "training.steps=1",
     )  # fmt: skip
@@ -187,41 +244,57 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
     assert not transfer["unused"]
 
 
+def set_up(folder: Path, iterations: int) -> None:
+    """Tell nnU-Net its folders and the trainer, before it is imported."""
+    trainers = folder / "trainers"
+    trainers.mkdir()
+    (trainers / "short.py").write_text(textwrap.dedent(TRAINER))
+    os.environ |= {
+        **{f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")},
+        "nnUNet_extTrainer": str(trainers),
+        "nnUNet_compile": "f",
+        "CHECK_ITERATIONS": str(iterations),
+    }
+
+
+def plan(names: list[str], configurations: list[str]) -> None:
+    """Plan with each planner; all of them share what is preprocessed for the first."""
+    os.environ |= {"nnUNet_n_proc_DA": "1"}
+    first, *more = names
+    call(
+        "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[first], "-np", 1, "-npfp", 1,
+        "-c", *configurations,
+    )  # fmt: skip
+    for name in more:
+        call("nnUNetv2_plan_experiment", "-d", 999, "-pl", PLANNERS[name])
+    os.environ |= {"nnUNet_n_proc_DA": "0"}  # no processes in training; the planner takes no 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loader-only", action="store_true", help="small plans, no training")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--plans", nargs="*", default=list(PLANNERS), choices=list(PLANNERS))
     parser.add_argument(
         "--configurations", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS)
     )
+    parser.add_argument("--iterations", type=int, default=10, help="of each training of nnU-Net's")
+    parser.add_argument("--decathlon", type=Path, help="a folder such as Task04_Hippocampus")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        check_small(folder / "small")
-        if chosen.loader_only:
-            return
-        trainers = folder / "trainers"
-        trainers.mkdir()
-        (trainers / "short.py").write_text(textwrap.dedent(TRAINER))
-        os.environ |= {
-            **{f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")},
-            "nnUNet_extTrainer": str(trainers),
-            "nnUNet_n_proc_DA": "1",
-            "nnUNet_compile": "f",
-        }
-        raw = write_scans(folder / "raw" / DATASET)
-        for plans in chosen.plans:
-            call(
-                "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[plans], "-np", 1,
-                "-npfp", 1, "-c", *chosen.configurations,
-            )  # fmt: skip
-        os.environ |= {"nnUNet_n_proc_DA": "0"}  # The planner does not take it.
-        call("macl", "prepare", raw, folder / "check.store", "--workers", 1)
-        call("macl", "split", folder / "check.store", "--out", folder / "check.json",
-             "--test", "1", "--budgets", "1")  # fmt: skip
-        for plans in chosen.plans:
-            for configuration in chosen.configurations:
-                check_planned(folder, plans, configuration)
+        set_up(folder, chosen.iterations)
+        if "small" in chosen.parts:
+            check_small(folder / "small")
+        if "planned" in chosen.parts:
+            raw = folder / "raw" / DATASET
+            if chosen.decathlon:
+                copy_scans(chosen.decathlon, raw)
+            else:
+                write_scans(raw)
+            plan(chosen.plans, chosen.configurations)
+            for plans in chosen.plans:
+                for configuration in chosen.configurations:
+                    check_planned(folder, plans, configuration)
     print("nnU-Net takes what macl exports, and macl what nnU-Net has trained.")
 
 

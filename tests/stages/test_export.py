@@ -10,18 +10,26 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fakes.command import macl
 from fakes.nnunet import plans as toy_plans
 from fakes.nnunet import write_plans
 from fakes.toy_store import write_toy_store
+from macl.data.store import Store
+from macl.inference.members import load_member
+from macl.inference.sliding_window import predict_volume
+from macl.models.conversion import onnx_graph
 from macl.models.conversion.foreign import read_foreign
 from macl.models.conversion.nnunet import nnunet_names
+from macl.plugins import find
+from macl.preprocessing.normalisation import normalise
+from macl.records.runs import read_record
 from macl.stages.finetune import finetune
 from macl.stages.pretrain import pretrain
 from macl.stages.split import split
 from macl.utils import checkpoint
+from macl.utils.errors import MaclError
 
 FEATURES = [4, 6, 6]
 PLANNED = "backbone_settings.plans={}"
@@ -262,4 +270,127 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
         answer = macl("export", *words)
         assert (answer.code, answer.err.count("\n")) == (1, 1), answer.err
         assert message in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- nnssl
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_a_checkpoint_of_nnssl_says_where_the_encoder_stands(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """All that nnU-Net's `like_nnssl` and `PretrainedTrainer` read of one."""
+    out = tmp_path / "pre.pth"
+    content = exported(folder / kind / "run", out, "--to", "nnssl")
+    state, plan = content["network_weights"], content["nnssl_adaptation_plan"]
+    own = trained(folder / kind / "run")
+    stated = toy_plans(FEATURES, residual=kind == "residual")["configurations"]["3d_lowres"]
+    network = plan["architecture_plans"]
+    assert network["arch_class_name"] == stated["architecture"]["network_class_name"]
+    assert network["arch_kwargs_requiring_import"] == stated["architecture"]["_kw_requires_import"]
+    kwargs = stated["architecture"]["arch_kwargs"]
+    slope = {"inplace": True, "negative_slope": 0.01}
+    assert network["arch_kwargs"] == {**kwargs, "nonlin_kwargs": slope}
+    configuration = next(iter(plan["pretrain_plan"]["configurations"].values()))
+    assert configuration == {"spacing": [5.0, 1.0, 1.0], "patch_size": [16, 32, 32]}
+    assert plan["recommended_downstream_patchsize"] == [16, 32, 32]
+    assert (plan["pretrain_num_input_channels"], plan["key_to_lpe"]) == (1, None)
+    encoder = {name for name in state if name.startswith(plan["key_to_encoder"] + ".")}
+    stem = {name for name in state if name.startswith(plan["key_to_stem"] + ".")}
+    assert {name for name in own if name.startswith("encoder.")} <= encoder | stem
+    for name in plan["keys_to_in_proj"]:
+        assert name.startswith(plan["key_to_stem"])
+        assert torch.equal(state[f"{name}.weight"], state[f"{plan['keys_to_in_proj'][0]}.weight"])
+        assert state[f"{name}.weight"].shape[1] == 1
+    assert [{*citation} for citation in content["citations"]] == [{"type", "name", "apa_citations"}]
+    del content["macl"]  # as a checkpoint of nnssl's own
+    torch.save(content, out)
+    back = read_foreign(out, 2)
+    assert all(torch.equal(back.tensors[name], own[name]) for name in own)
+    architecture = back.about["backbone_settings"]["architecture"]
+    assert architecture["features"] == FEATURES
+    assert architecture["residual"] == (kind == "residual")
+
+
+def test_what_nnssl_does_not_have(folder: Path, tmp_path: Path) -> None:
+    answer = macl("export", folder / "unet", "--to", "nnssl", "--out", tmp_path / "x.pth")
+    assert (answer.code, answer.err.count("\n")) == (1, 1), answer.err
+    assert "--set backbone=nnunet" in answer.err
+    content = {
+        "network_weights": {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(4, 1, 3, 3, 3)},
+        "nnssl_adaptation_plan": {"architecture_plans": {"arch_class_name": "PrimusM"}},
+    }
+    torch.save(content, tmp_path / "primus.pth")
+    with pytest.raises(MaclError, match=r"plans a PrimusM .* only PlainConvUNet"):
+        read_foreign(tmp_path / "primus.pth", 2)
+    content["nnssl_adaptation_plan"]["architecture_plans"] = {"arch_class_name": "ResEncL"}
+    torch.save(content, tmp_path / "resenc.pth")
+    about = read_foreign(tmp_path / "resenc.pth", 2).about
+    assert about["backbone_settings"]["architecture"]["features"] == [32, 64, 128, 256, 320, 320]
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+class InRuntime(nn.Module):
+    """A graph in onnxruntime, in place of a network."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install 'macl[onnx]'")
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.anything = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        (logits,) = self.session.run(["logits"], {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_masks_of_an_onnx_graph_are_those_of_the_segmenter(
+    folder: Path, tmp_path: Path, dims: int
+) -> None:
+    pytest.importorskip("onnxscript", reason="needs pip install 'macl[onnx]'")
+    run, out = folder / "segmenter", tmp_path / "segmenter.onnx"
+    if dims == 2:
+        run = tmp_path / "slices"
+        finetune(
+            folder / "toy.store", run, init="scratch", split=str(folder / "toy.json"), labels="2",
+            overrides=["backbone_settings.width=4", "training.size=32", *SHORT], device="cpu",
+        )  # fmt: skip
+    answer = macl("export", run, "--to", "onnx", "--out", out)
+    assert answer.code == 0, answer.err
+    assert answer.err.count("\n") == 1
+    graph, record = InRuntime(out).eval(), read_record(run)
+    described = json.loads(graph.session.get_modelmeta().custom_metadata_map["macl"])
+    assert described["patch"] == list(record.patch)
+    assert described["prepared"] == record.prepared.model_dump(mode="json")
+    assert described["classes"] == ["background", "ring", "disc"]
+    assert "## Intended use" in (tmp_path / "segmenter.card.md").read_text()
+    member = load_member(run, record, find("models", record.settings["backbone"]), "cpu")
+    store = Store.open(folder / "toy.store")
+    for name in ("patient001", "patient002"):
+        image = torch.from_numpy(normalise(store.read(name), store.case(name).normalisation))
+        ours, theirs = (
+            predict_volume(network, image, patch=record.patch, batch_size=3).argmax(0)
+            for network in (member.network, graph)
+        )
+        assert (ours == theirs).float().mean() >= 0.9999
+
+
+def test_what_has_no_classes_has_no_graph(folder: Path, tmp_path: Path) -> None:
+    answer = macl("export", folder / "unet", "--to", "onnx", "--out", tmp_path / "x.onnx")
+    assert (answer.code, answer.err.count("\n")) == (1, 1), answer.err
+    assert "pre-training run" in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None)
+    answer = macl("export", folder / "segmenter", "--to", "onnx", "--out", tmp_path / "x.onnx")
+    assert (answer.code, answer.err.count("\n")) == (1, 1), answer.err
+    assert "pip install 'macl[onnx]'" in answer.err
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 from fakes.toy_store import write_toy_store
 from macl.config import FinetuneSettings, SpatialSettings, resolve
 from macl.data.store import Store
+from macl.io.geometry import ANATOMICAL_AXES
 from macl.models.network import total_stride
 from macl.models.unet import UNet
 from macl.tasks.networks import PATCH_VOXELS, median_spacing_mm, resolve_patch
@@ -153,7 +154,7 @@ def test_the_papers_recipe_stays_as_published(store: Store) -> None:
 @pytest.mark.parametrize("recipe", ["strong", "paper"])
 def test_fine_tuning_of_oriented_scans(store: Store, recipe: str) -> None:
     settings = finetune_settings(recipe, (), store=store, init="scratch", init_network={})
-    axes = mirror_axes(settings, ("background", "heart"), "axial")
+    axes = mirror_axes(settings, ("background", "heart"), ANATOMICAL_AXES["axial"])
     largest = settings.augmentation.spatial.rotation_degrees
     assert (axes, largest) == (((), 30.0) if recipe == "strong" else (("row", "column"), 180.0))
 
@@ -164,7 +165,7 @@ def test_axes_named_by_hand_are_mirrored_in_oriented_anatomy_too(store: Store) -
     )
     assert settings.anatomy == "oriented"
     assert settings.augmentation.spatial.mirror == 0.5
-    assert mirror_axes(settings, ("background", "brain"), "axial") == ("column",)
+    assert mirror_axes(settings, ("background", "brain"), ANATOMICAL_AXES["axial"]) == ("column",)
 
 
 def test_gentler_views_stay_as_gentle(store: Store) -> None:

@@ -80,7 +80,9 @@ def batch(slices: int = 2, side: int = 32, step: int = 0) -> Batch:
 def test_axes_that_would_swap_left_and_right_are_not_mirrored(
     classes: tuple[str, ...], plane: str, axes: tuple
 ) -> None:
-    assert mirror_axes(FinetuneSettings(augmentation=UPRIGHT), classes, plane) == axes
+    assert (
+        mirror_axes(FinetuneSettings(augmentation=UPRIGHT), classes, ANATOMICAL_AXES[plane]) == axes
+    )
 
 
 VOLUMES: dict[str, Any] = {"dims": 3, "training": {"size": (32, 64, 64)}}
@@ -102,7 +104,7 @@ def test_of_a_volume_with_sides_only_the_left_right_axis_is_not_mirrored(
     classes: tuple[str, ...], plane: Plane, axes: tuple[ArrayAxis, ...]
 ) -> None:
     settings = FinetuneSettings(augmentation=UPRIGHT, **VOLUMES)
-    assert mirror_axes(settings, classes, plane) == axes
+    assert mirror_axes(settings, classes, ANATOMICAL_AXES[plane]) == axes
 
 
 @pytest.mark.parametrize(
@@ -124,14 +126,18 @@ def test_half_turns_take_mirrors_from_volumes_with_sides(
     """A half turn joins the two axes of its plane; thin patches are turned in plane alone."""
     spatial = SpatialSettings(rotation_degrees=rotation, tilt_degrees=tilt)
     settings = FinetuneSettings(augmentation=AugmentationSettings(spatial=spatial), **patch)
-    assert mirror_axes(settings, SIDED, plane) == axes
+    assert mirror_axes(settings, SIDED, ANATOMICAL_AXES[plane]) == axes
 
 
 def test_a_mirrored_row_and_a_half_turn_are_a_mirrored_column() -> None:
     turning = AugmentationSettings(spatial=SpatialSettings(rotation_degrees=180.0))
     classes = ("background", "left kidney", "right kidney")
-    assert mirror_axes(FinetuneSettings(augmentation=turning), classes, "axial") == ()
-    assert mirror_axes(FinetuneSettings(augmentation=STILL), classes, "axial") == ("row",)
+    assert (
+        mirror_axes(FinetuneSettings(augmentation=turning), classes, ANATOMICAL_AXES["axial"]) == ()
+    )
+    assert mirror_axes(FinetuneSettings(augmentation=STILL), classes, ANATOMICAL_AXES["axial"]) == (
+        "row",
+    )
     always = AugmentationSettings(
         spatial=SpatialSettings(
             mirror=1.0,
@@ -158,8 +164,15 @@ def test_a_mirrored_row_and_a_half_turn_are_a_mirrored_column() -> None:
 
 def test_mirror_axes_as_set() -> None:
     settings = FinetuneSettings(mirror_axes=("column",))
-    assert mirror_axes(settings, ("background", "left kidney"), "axial") == ("column",)
-    assert mirror_axes(FinetuneSettings(mirror_axes=()), ("background", "liver"), "axial") == ()
+    assert mirror_axes(settings, ("background", "left kidney"), ANATOMICAL_AXES["axial"]) == (
+        "column",
+    )
+    assert (
+        mirror_axes(
+            FinetuneSettings(mirror_axes=()), ("background", "liver"), ANATOMICAL_AXES["axial"]
+        )
+        == ()
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,10 +187,13 @@ def test_mirror_axes_by_the_names_of_the_anatomy(plane: Plane, axes: tuple[Array
     names = ("left-right", "anterior-posterior", "inferior-superior")
     for name, axis in zip(names, axes, strict=True):
         settings = FinetuneSettings(mirror_axes=(name,), **VOLUMES)
-        assert mirror_axes(settings, SIDED, plane) == (axis,)
+        assert mirror_axes(settings, SIDED, ANATOMICAL_AXES[plane]) == (axis,)
         assert ANATOMICAL_AXES[plane][AXES.index(axis)] == name
     twice = FinetuneSettings(mirror_axes=("row", *names), **VOLUMES)
-    assert mirror_axes(twice, SIDED, plane) == ("row", *(axis for axis in axes if axis != "row"))
+    assert mirror_axes(twice, SIDED, ANATOMICAL_AXES[plane]) == (
+        "row",
+        *(axis for axis in axes if axis != "row"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,9 +201,11 @@ def test_mirror_axes_by_the_names_of_the_anatomy(plane: Plane, axes: tuple[Array
     [("slice", "axial"), ("inferior-superior", "axial"), ("left-right", "sagittal")],
 )
 def test_an_axis_that_a_slice_lacks_is_no_mirror_axis(name: Any, plane: Plane) -> None:
-    with pytest.raises(MaclError, match=f"mirror_axes names {name}.*{plane} slices"):
-        mirror_axes(FinetuneSettings(mirror_axes=("row", name)), SIDED, plane)
-    assert mirror_axes(FinetuneSettings(mirror_axes=(name,), **VOLUMES), SIDED, plane) == ("slice",)
+    with pytest.raises(MaclError, match=f"mirror_axes names {name}.*these slices"):
+        mirror_axes(FinetuneSettings(mirror_axes=("row", name)), SIDED, ANATOMICAL_AXES[plane])
+    assert mirror_axes(
+        FinetuneSettings(mirror_axes=(name,), **VOLUMES), SIDED, ANATOMICAL_AXES[plane]
+    ) == ("slice",)
 
 
 @pytest.mark.parametrize("axes", [(), ("row",), ("column",), ("row", "column")])

@@ -32,9 +32,12 @@ def contradiction(index: StoreIndex) -> str | None:
         return "a class or a label value is there twice"
     if index.prepared.normalisation is None:
         return "it does not say how the scans were normalised"
+    plan = index.prepared.plan
+    if plan is not None and len(plan.channels) != len(index.channels):
+        return f"it has {len(index.channels)} channels, but its plan {len(plan.channels)}"
     seen: set[str] = set()
     for case in index.cases:
-        problem = _contradiction_in(case, len(index.channels), len(names))
+        problem = _contradiction_in(case, len(index.channels), len(names), plan is not None)
         if problem is None and (not case.name or case.name in seen):
             problem = "its name is there twice, or empty"
         if problem:
@@ -43,7 +46,7 @@ def contradiction(index: StoreIndex) -> str | None:
     return None
 
 
-def _contradiction_in(case: StoredCase, channels: int, classes: int) -> str | None:
+def _contradiction_in(case: StoredCase, channels: int, classes: int, planned: bool) -> str | None:
     size = case.size
     if case.channels != channels:
         return f"{case.channels} channels, not the store's {channels}"
@@ -64,13 +67,13 @@ def _contradiction_in(case: StoredCase, channels: int, classes: int) -> str | No
     if case.labelled and not classes:
         return "a label, though the store has no classes"
     return (
-        _contradiction_in_space(case)
+        _contradiction_in_space(case, planned)
         or _contradiction_in_numbers(case, channels)
         or _contradiction_in_counts(case, classes)
     )
 
 
-def _contradiction_in_space(case: StoredCase) -> str | None:
+def _contradiction_in_space(case: StoredCase, planned: bool) -> str | None:
     geometry, orientation = case.geometry, case.orientation
     if case.spacing_mm is not None and not _all_positive(case.spacing_mm):
         return f"the spacing {case.spacing_mm}"
@@ -82,8 +85,12 @@ def _contradiction_in_space(case: StoredCase) -> str | None:
         return f"the permutation {permutation}"
     if orientation.scanned_size != tuple(geometry.size[2 - axis] for axis in permutation):
         return f"the permutation {permutation}, which does not lead to {orientation.scanned_size}"
-    if not _leads_to_anatomy(geometry, orientation):
+    if not planned and not _leads_to_anatomy(geometry, orientation):
         return f"the permutation {permutation} or the flips {orientation.flipped}"
+    if orientation.crop is not None:
+        spans = zip(orientation.crop, orientation.scanned_size, strict=True)
+        if not planned or not all(0 <= start < stop <= side for (start, stop), side in spans):
+            return f"the crop {orientation.crop}"
     return None
 
 

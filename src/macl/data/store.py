@@ -1,9 +1,12 @@
 """The store: prepared scans on disk, with an index that says what each case is.
 
 `store.json` is the index. `cases/<name>.image.b2nd` holds an image (C, Z, Y, X) in the scan's own
-integers, `cases/<name>.label.b2nd` its label (Z, Y, X) as uint8. Where a scan was resampled,
-`cases/<name>.truth.b2nd` keeps the label at the scan's own resolution, so that evaluation happens
-there.
+integers, `cases/<name>.label.b2nd` its label (Z, Y, X) as uint8. Where a scan was resampled or
+cropped, `cases/<name>.truth.b2nd` keeps the whole label at the scan's own resolution, so that
+evaluation happens there.
+
+A store prepared by a plan of nnU-Net's holds float32 that is normalised already: there,
+normalisation precedes resampling.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pydantic import Field, ValidationError
 from macl.config import PrepareSettings, Settings, validate
 from macl.data import arrays
 from macl.data.consistency import contradiction
-from macl.io.geometry import Geometry
+from macl.io.geometry import AnatomicalAxes, Geometry, anatomical_axes
 from macl.utils.errors import MaclError
 from macl.utils.files import inside, read_json, sha256, write_text
 
@@ -45,15 +48,29 @@ class Orientation(Settings):
     The scan's array (z, y, x) is transposed by `permutation`, then flipped along `flipped`. This
     gives the store's (Z, Y, X) axes: slices of `plane`, in left-posterior-superior order. Axial
     slices run from inferior to superior, their rows from anterior to posterior, and their columns
-    from right to left. Resampling follows.
+    from right to left. Cropping and resampling follow. A plan of nnU-Net's has its own order of
+    axes.
     """
 
     plane: Literal["axial", "coronal", "sagittal"]
     permutation: tuple[int, int, int]
     flipped: tuple[bool, bool, bool]
     scanned_size: tuple[int, int, int] = Field(
-        description="(Z, Y, X) voxels along the store's axes, before resampling"
+        description="(Z, Y, X) voxels along the store's axes, before cropping and resampling"
     )
+    crop: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = Field(
+        default=None,
+        description="along Z, Y and X, the first voxel that is kept and the one behind the last; "
+        "none: all are kept",
+    )
+
+    @property
+    def kept_size(self) -> tuple[int, int, int]:
+        """(Z, Y, X) voxels after cropping, before resampling."""
+        if self.crop is None:
+            return self.scanned_size
+        z, y, x = (stop - start for start, stop in self.crop)
+        return z, y, x
 
 
 class Normalisation(Settings):
@@ -114,6 +131,11 @@ class StoredCase(Settings):
     def labelled(self) -> bool:
         """Whether the case has a label."""
         return "label" in self.arrays
+
+    @property
+    def anatomical_axes(self) -> AnatomicalAxes:
+        """Along which slices, rows and columns are numbered."""
+        return anatomical_axes(self.geometry, self.orientation.permutation)
 
 
 class Refused(Settings):

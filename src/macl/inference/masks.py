@@ -10,7 +10,7 @@ import numpy as np
 
 from macl.inference.scans import PreparedScan
 from macl.inference.sliding_window import SegmenterMember, predict_slices
-from macl.preprocessing.orientation import orient
+from macl.preprocessing.orientation import kept_part, orient
 from macl.preprocessing.resampling import to_scanned_size
 from macl.utils.errors import MaclError
 from macl.utils.memory import free_host_bytes
@@ -40,6 +40,8 @@ def segment(
 ) -> Segmentation:
     """Segment a scan slice by slice, so that only its mask and its image are whole in memory.
 
+    What was cropped away is background.
+
     Args:
         ensemble: segmenters of the same classes; their probabilities are averaged.
         scan: the scan.
@@ -52,11 +54,13 @@ def segment(
     """
     size = scan.geometry.size[::-1]
     values = smallest_array(label_values)
-    mask = np.empty(size, dtype=values.dtype)
+    mask = np.full(size, values[0])
     kept = _room_for_probabilities(len(values), size) if with_probabilities else None
     # Views in the order of the slices, so that nothing is copied when a scan lies otherwise.
-    mask_slices = orient(mask, scan.orientation)
-    kept_slices = None if kept is None else orient(kept, scan.orientation)
+    mask_slices = kept_part(orient(mask, scan.orientation), scan.orientation)
+    kept_slices = None
+    if kept is not None:
+        kept_slices = kept_part(orient(kept, scan.orientation), scan.orientation)
     slices = predict_slices(ensemble, scan.image, scan.normalisation, batch_size=batch_size)
     on_scan = to_scanned_size(slices, scan.image.shape[1], scan.orientation)
     for index, probabilities in enumerate(on_scan):
@@ -74,7 +78,9 @@ def _room_for_probabilities(classes: int, size: Sequence[int]) -> np.ndarray:
             f"{needed / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB are free: "
             "predict without --probabilities, or on a machine with more memory."
         )
-    return np.empty((classes, *size), dtype=np.float32)
+    probabilities = np.zeros((classes, *size), dtype=np.float32)
+    probabilities[0] = 1
+    return probabilities
 
 
 def smallest_array(values: Sequence[int]) -> np.ndarray:

@@ -202,7 +202,8 @@ def group_channels(
 
 def prepared_settings(prepared: PrepareSettings) -> dict[str, object]:
     """The settings of `prepare` that change what a segmenter is shown."""
-    return prepared.model_dump(exclude={"keep_identity", "frames"})
+    settings = prepared.model_dump(exclude={"keep_identity", "frames", "plan"})
+    return {**settings, "plan": prepared.plan}
 
 
 # ---------------------------------------------------------------- files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Literal, get_args
@@ -14,12 +15,18 @@ from macl.utils.text import format_size
 
 Plane = Literal["axial", "coronal", "sagittal"]
 
-ANATOMICAL_AXES: dict[Plane, tuple[AnatomicalAxis, AnatomicalAxis, AnatomicalAxis]] = {
+AnatomicalAxes = tuple[AnatomicalAxis, AnatomicalAxis, AnatomicalAxis]
+"""Along which slices, rows and columns are numbered."""
+
+_NAMES: AnatomicalAxes = ("left-right", "anterior-posterior", "inferior-superior")
+"""Of the axes to the left, to the back and up."""
+
+ANATOMICAL_AXES: dict[Plane, AnatomicalAxes] = {
     "axial": ("inferior-superior", "anterior-posterior", "left-right"),
     "coronal": ("anterior-posterior", "inferior-superior", "left-right"),
     "sagittal": ("left-right", "inferior-superior", "anterior-posterior"),
 }
-"""The anatomical axes along which slices, rows and columns are numbered, for slices in a plane."""
+"""Of slices in a plane, in a store whose scans were turned left-posterior-superior."""
 
 LARGEST_CORNER_SHIFT = 0.1
 """Grids are equal if their corners lie no further apart than this share of the smallest spacing."""
@@ -168,13 +175,24 @@ def axis_codes(geometry: Geometry) -> str:
     )
 
 
-def array_axis(axis: ArrayAxis | AnatomicalAxis, plane: Plane) -> ArrayAxis:
-    """The array axis that a name of the array or of the anatomy means, for slices in a plane."""
+def anatomical_axes(geometry: Geometry, permutation: Sequence[int]) -> AnatomicalAxes:
+    """The anatomical axes nearest to those of a scan's array (z, y, x), once it is transposed."""
+    nearest = nearest_axes(geometry)
+
+    def name(axis: int) -> AnatomicalAxis:
+        return _NAMES[nearest[2 - axis]]
+
+    slices, rows, columns = permutation
+    return name(slices), name(rows), name(columns)
+
+
+def array_axis(axis: ArrayAxis | AnatomicalAxis, along: AnatomicalAxes) -> ArrayAxis:
+    """The array axis that a name of the array or of the anatomy means, for axes that run so."""
     match axis:
         case "slice" | "row" | "column":
             return axis
         case _:
-            return get_args(ArrayAxis)[ANATOMICAL_AXES[plane].index(axis)]
+            return get_args(ArrayAxis)[along.index(axis)]
 
 
 def _format_numbers(values: tuple[float, ...]) -> str:

@@ -56,7 +56,7 @@ def read_architecture(path: Path, configuration: str) -> NnunetArchitecture:
 
 def architecture_of(plans: Mapping[str, Any], configuration: str, path: Path) -> NnunetArchitecture:
     """As `read_architecture`, of a plan that has been read from `path`."""
-    stated = _configuration(plans.get("configurations"), path, configuration)
+    stated = configuration_of(plans, configuration, path)
     network = stated.get("architecture")
     if not isinstance(network, Mapping):
         raise MaclError(
@@ -78,6 +78,32 @@ def architecture_of(plans: Mapping[str, Any], configuration: str, path: Path) ->
         ) from None
 
 
+def stated_architecture(architecture: NnunetArchitecture) -> dict[str, Any]:
+    """The `architecture` block of a plan that states this network."""
+    name = RESIDUAL if architecture.residual else PLAIN
+    modules, dims = "torch.nn.modules", architecture.dims
+    return {
+        "network_class_name": f"dynamic_network_architectures.architectures.unet.{name}",
+        "arch_kwargs": {
+            "n_stages": len(architecture.features),
+            "features_per_stage": list(architecture.features),
+            "conv_op": f"{modules}.conv.Conv{dims}d",
+            "kernel_sizes": [list(kernel) for kernel in architecture.kernels],
+            "strides": [list(stride) for stride in architecture.strides],
+            CONVOLUTIONS_OF[name]: list(architecture.convolutions),
+            "n_conv_per_stage_decoder": list(architecture.decoder_convolutions),
+            "conv_bias": architecture.bias,
+            "norm_op": f"{modules}.instancenorm.InstanceNorm{dims}d",
+            "norm_op_kwargs": {"eps": architecture.norm_eps, "affine": architecture.norm_affine},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True, "negative_slope": architecture.negative_slope},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
 def read_channels(path: Path, configuration: str) -> int | None:
     """How many image channels a plan has; None: it does not say.
 
@@ -85,13 +111,18 @@ def read_channels(path: Path, configuration: str) -> int | None:
         MaclError: the file or the configuration is missing.
     """
     plans = read_json(path, "an nnU-Net plan")
-    stated = _configuration(plans.get("configurations"), path, configuration)
+    stated = configuration_of(plans, configuration, path)
     schemes = stated.get("normalization_schemes")
     return len(schemes) if isinstance(schemes, list) and schemes else None
 
 
-def _configuration(configurations: Any, path: Path, name: str) -> dict[str, Any]:
-    """A configuration with what it inherits from others."""
+def configuration_of(plans: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """A configuration of a plan that has been read from `path`, with what it inherits from others.
+
+    Raises:
+        MaclError: there is none of that name, or its network takes another one's masks.
+    """
+    configurations: Any = plans.get("configurations")
     stated: dict[str, Any] = {}
     following: Any = name
     seen: set[str] = set()

@@ -109,6 +109,8 @@ def _data(record: RunRecord) -> Iterator[str]:
         spacing = finest if finest == coarsest else f"{finest} to {coarsest}"
         yield f"- Spacing as trained (z, y, x): {spacing} mm."
     prepared = record.prepared.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    if record.prepared.plan:
+        prepared["plan"] = record.prepared.plan
     stated = ", ".join(f"{name} {value}" for name, value in prepared.items())
     yield f"- Prepared with: {stated or 'the default settings'}."
 

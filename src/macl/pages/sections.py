@@ -245,6 +245,8 @@ def store_facts(run: ReportedRun) -> StoreFacts:
 
 
 def _prepared(settings: PrepareSettings) -> tuple[str, ...]:
+    if settings.plan:
+        return (f"as {settings.plan}",)
     spacing = settings.spacing_mm
     if isinstance(spacing, tuple):
         resampled = f"{' × '.join(f'{step:g}' for step in spacing)} mm"

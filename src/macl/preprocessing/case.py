@@ -21,7 +21,9 @@ from macl.io.source import Case
 from macl.io.volume import read_scan
 from macl.preprocessing.findings import TOO_LARGE
 from macl.preprocessing.labels import as_classes, label_on_grid, mask_note, require_declared
-from macl.preprocessing.normalisation import StoredScan, as_stored, content_of
+from macl.preprocessing.normalisation import StoredScan, as_stored, content_of, measure
+from macl.preprocessing.orientation import orient
+from macl.preprocessing.planned import planned_image, planned_label
 from macl.preprocessing.resampling import OnStoreGrid, label_to_store_grid, to_store_grid
 from macl.utils.errors import RefusedCaseError
 from macl.utils.files import ASIDE, write_text
@@ -116,11 +118,22 @@ def prepare_image(volume: Volume, settings: PrepareSettings) -> tuple[OnStoreGri
     """Bring a scan to the store's grid, then to the store's numbers, for `prepare` and `predict`.
 
     Raises:
-        RefusedCaseError: a spacing is asked for, and the scan's own is unknown.
+        RefusedCaseError: a spacing is asked for, and the scan's own is unknown; or the values are
+            not such as a plan takes.
     """
+    if settings.plan:
+        return planned_image(volume, settings.plan)
     grid = to_store_grid(volume, settings)
-    kind = settings.normalisation or "clip_zscore"
+    kind = "zscore" if settings.normalisation == "zscore" else "clip_zscore"
     return grid, as_stored(grid.array, volume.rescale, kind, settings.window)
+
+
+def _prepare_label(label: np.ndarray, grid: OnStoreGrid, settings: PrepareSettings) -> np.ndarray:
+    """(z, y, x) labels 0…K → (Z, Y, X) uint8 on the grid of their scan."""
+    if settings.plan:
+        return planned_label(label, grid, settings.plan)
+    _, slices, rows, columns = grid.array.shape
+    return label_to_store_grid(label, grid.orientation, (slices, rows, columns), grid.nearest_axis)
 
 
 def unreferenced_arrays(store: Path, kept: set[str]) -> list[Path]:
@@ -144,16 +157,17 @@ def _prepare(job: CaseJob) -> tuple[StoredCase, tuple[str, ...]]:
     class_voxels = None
     if label is not None:
         orientation = grid.orientation
-        prepared = label_to_store_grid(label, orientation, size, grid.nearest_axis)
+        prepared = _prepare_label(label, grid, settings)
         arrays["label"] = write_array(job.store, case.name, "label", prepared)
         counts = np.bincount(prepared.ravel(), minlength=len({*job.labels.values()}))
         class_voxels = tuple(counts.tolist())
-        if size != orientation.scanned_size:
-            truth = label_to_store_grid(label, orientation, orientation.scanned_size)
+        if orientation.crop or size != orientation.scanned_size:
+            truth = orient(label, orientation).astype(np.uint8)
             arrays["truth"] = write_array(job.store, case.name, "truth", truth)
     notes = (*volume.notes, *mask_note(volume.array))
     if slices == 1:
         notes = (*notes, "a single slice, whose position in the body is unknown")
+    measured = measure(stored.array, "zscore") if settings.plan else stored.normalisation
     return StoredCase(
         name=case.name,
         patient=case.patient,
@@ -165,7 +179,7 @@ def _prepare(job: CaseJob) -> tuple[StoredCase, tuple[str, ...]]:
         normalisation=stored.normalisation,
         rescale=stored.rescale,
         arrays=arrays,
-        content=content_of(stored.array, stored.normalisation),
+        content=content_of(stored.array, measured),
         class_voxels=class_voxels,
     ), notes
 

@@ -67,6 +67,13 @@ def orient(array: np.ndarray, orientation: Orientation) -> np.ndarray:
     return np.flip(np.transpose(array, axes), _flipped_axes(lead, orientation))
 
 
+def kept_part(oriented: np.ndarray, orientation: Orientation) -> np.ndarray:
+    """What cropping keeps of an oriented array (…, *scanned_size): a view (…, *kept_size)."""
+    if orientation.crop is None:
+        return oriented
+    return oriented[..., *(slice(start, stop) for start, stop in orientation.crop)]
+
+
 def to_scan(array: np.ndarray, orientation: Orientation) -> np.ndarray:
     """Undo `orient`: (…, *scanned_size) → the scan's own (…, z, y, x), as a copy."""
     lead = array.ndim - 3

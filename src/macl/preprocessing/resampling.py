@@ -20,7 +20,7 @@ from macl.config import PrepareSettings
 from macl.data.store import Orientation
 from macl.io.geometry import Volume
 from macl.preprocessing.normalisation import is_whole
-from macl.preprocessing.orientation import choose_orientation, orient, spacing_of
+from macl.preprocessing.orientation import choose_orientation, kept_part, orient, spacing_of
 from macl.utils.errors import RefusedCaseError
 
 ANISOTROPIC_RATIO = 3.0
@@ -43,12 +43,15 @@ class OnStoreGrid:
         orientation: the way back to the scan's axes.
         spacing_mm: (z, y, x); None where the scan's file gives none.
         nearest_axis: the axis of (Z, Y, X) that is resampled by nearest neighbour, if any.
+        outside: (*kept_size) where a plan sees no body: outside the region that is not 0; None:
+            not asked for.
     """
 
     array: np.ndarray
     orientation: Orientation
     spacing_mm: Spacing | None
     nearest_axis: int | None
+    outside: np.ndarray | None = None
 
 
 # ---------------------------------------------------------------- scan → store
@@ -119,7 +122,7 @@ def choose_nearest_axis(scanned_mm: Spacing, wanted_mm: Spacing) -> int | None:
 def label_to_store_grid(
     label: np.ndarray, orientation: Orientation, size: Size, nearest_axis: int | None = None
 ) -> np.ndarray:
-    """Orient a label, and resample it to `size`.
+    """Orient and crop a label, and resample it to `size`.
 
     Interpolates each class's share and takes the largest, so that no class appears between two
     others.
@@ -133,8 +136,8 @@ def label_to_store_grid(
     Returns:
         (*size) uint8.
     """
-    oriented = orient(label, orientation)
-    if size == orientation.scanned_size:
+    oriented = kept_part(orient(label, orientation), orientation)
+    if size == orientation.kept_size:
         return np.ascontiguousarray(oriented, dtype=np.uint8)
     classes = np.arange(int(label.max(initial=0)) + 1, dtype=np.uint8)[:, None, None]
     orders = _orders(1, nearest_axis)
@@ -185,7 +188,7 @@ def _resample(array: np.ndarray, size: Size, nearest_axis: int | None) -> np.nda
 def to_scanned_size(
     slices: Iterable[np.ndarray], count: int, orientation: Orientation
 ) -> Iterator[np.ndarray]:
-    """Bring a scan's probabilities back to its own resolution, linearly in each axis.
+    """Bring what was kept of a scan back to its own resolution, linearly in each axis.
 
     Takes slices as they come and keeps two of them, so that a volume need not fit into memory.
 
@@ -195,10 +198,10 @@ def to_scanned_size(
         orientation: of the scan.
 
     Yields:
-        (K, *scanned_size[1:]) float32 for each slice of the scan, scanned_size[0] of them;
-        `to_scan` brings them to the scan's own axes.
+        (K, *kept_size[1:]) float32 probabilities for each slice that was kept of the scan,
+        kept_size[0] of them; `to_scan` brings whole scans to their own axes.
     """
-    depth, *size = orientation.scanned_size
+    depth, *size = orientation.kept_size
     for plane in _across_planes(iter(slices), count, depth, 1, np.float32):
         yield _in_plane(plane, (size[0], size[1]), (1, 1), np.float32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from macl.config import PluginSettings, validate
 from macl.models._nnunet_plans import read_architecture, read_channels
-from macl.models.conversion import pickled
+from macl.models.conversion import onnx_graph, pickled
 from macl.models.conversion.macl_release import to_authors_names
+from macl.models.conversion.nnssl import nnssl_entries
 from macl.models.conversion.nnunet import to_checkpoint
 from macl.models.nnunet import CONFIGURATIONS
 from macl.models.nnunet import Settings as NnunetSettings
@@ -23,14 +24,15 @@ from macl.records.runs import SCORES, RunRecord, read_record, read_weights
 from macl.records.scores import read_rows, summarise
 from macl.tasks.networks import plugin_settings
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
-from macl.tasks.segmentation import build_segmenter, segmenter_settings
+from macl.tasks.segmentation import build_segmenter, load_segmenter, segmenter_settings
 from macl.utils import checkpoint
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import write_json, write_text
 from macl.utils.progress import say
 
-Format = Literal["nnunet", "torch", "macl-release"]
+CPU = torch.device("cpu")
+Format = Literal["nnunet", "nnssl", "torch", "onnx", "macl-release"]
 
 
 def export(
@@ -43,8 +45,10 @@ def export(
 ) -> None:
     """Write the weights of a run in the format of another program, with a model card.
 
-    nnunet: a file for nnU-Net's `-pretrained_weights`. torch: safetensors, described in a JSON file
-    beside it. macl-release: the layout of the program that MACL's authors released.
+    nnunet: a file for nnU-Net's `-pretrained_weights`. nnssl: a checkpoint of nnssl's with its
+    adaptation plan, for nnU-Net's `nnUNetv2_train_pretrained`. torch: safetensors, described in a
+    JSON file beside it. onnx: a segmenter's graph, described in its metadata. macl-release: the
+    layout of the program that MACL's authors released.
 
     Args:
         run: a finished run.
@@ -56,7 +60,7 @@ def export(
 
     Raises:
         MaclError: the run is not finished, its network does not exist in that format or differs
-            from the planned one, or a file to write is there already.
+            from the planned one, packages are missing, or a file to write is there already.
     """
     if to != "nnunet" and (plans is not None or configuration is not None):
         raise MaclError(f"--plans and --configuration are for --to nnunet alone, not for {to}.")
@@ -74,13 +78,19 @@ def export(
     saved = read_weights(run, record)
     if to == "nnunet":
         transfer = _write_nnunet(run, record, saved, out, plans, configuration)
+    elif to == "nnssl":
+        transfer = _write_nnssl(run, record, saved, out)
     elif to == "macl-release":
         transfer = _write_released(run, record, saved, out)
+    elif to == "onnx":
+        transfer = None
+        _write_onnx(run, record, _description(record, _about(record, saved)), out)
     else:
         transfer = None
         about = _about(record, saved)
         checkpoint.write(out, saved.tensors, about)
-        write_json(described, _description(record, saved, about))
+        tensors = {name: list(tensor.shape) for name, tensor in saved.tensors.items()}
+        write_json(described, {**_description(record, about), "tensors": tensors})
     write_text(card, model_card(record, _FORMATS[to], transfer, _scores(run)))
     if transfer:
         say(transfer.table())
@@ -89,7 +99,9 @@ def export(
 
 _FORMATS: dict[Format, str] = {
     "nnunet": "checkpoint for nnU-Net's `-pretrained_weights`",
+    "nnssl": "checkpoint of nnssl's, for nnU-Net's `nnUNetv2_train_pretrained`",
     "torch": "safetensors, with a description as JSON beside it",
+    "onnx": "ONNX graph: normalised images (B, C, *patch) to logits (B, K, *patch)",
     "macl-release": "state of the network that MACL's authors released, as PyTorch saves it",
 }
 
@@ -158,12 +170,7 @@ def _write_nnunet(
     plans: Path | None,
     configuration: str | None,
 ) -> Transfer:
-    if record.settings["backbone"] != "nnunet":
-        raise MaclError(
-            f"{run} trained the network {record.settings['backbone']}, and nnU-Net takes that of "
-            "its plan alone: train with --set backbone=nnunet --set backbone_settings.plans=…."
-        )
-    settings = validate(NnunetSettings, record.settings["backbone_settings"])
+    settings = _planned_network(run, record)
     channels = len(record.channels)
     if plans is not None:
         name = configuration or settings.configuration or CONFIGURATIONS[record.settings["dims"]]
@@ -177,11 +184,49 @@ def _write_nnunet(
         channels = planned
     elif configuration is not None:
         raise MaclError("--configuration names one of a plan's: add --plans nnUNetPlans.json.")
+    content, transfer = _checkpoint(run, record, saved, settings, channels)
+    pickled.write(out, content)
+    return transfer
+
+
+def _write_nnssl(run: Path, record: RunRecord, saved: Checkpoint, out: Path) -> Transfer:
+    settings = _planned_network(run, record)
+    if record.settings["dims"] != 3:
+        raise MaclError(f"{run} trained slices, and nnssl has volumes alone: choose --to nnunet.")
+    assert settings.architecture is not None
+    channels = len(record.channels)
+    content, transfer = _checkpoint(run, record, saved, settings, channels)
+    entries = nnssl_entries(settings.architecture, channels, record.patch, _spacing_mm(record))
+    pickled.write(out, {**content, **entries})
+    return transfer
+
+
+def _planned_network(run: Path, record: RunRecord) -> NnunetSettings:
+    """The settings of nnU-Net's network; MaclError if the run trained another."""
+    if record.settings["backbone"] != "nnunet":
+        raise MaclError(
+            f"{run} trained the network {record.settings['backbone']}, and nnU-Net takes that of "
+            "its plan alone: train with --set backbone=nnunet --set backbone_settings.plans=…."
+        )
+    return validate(NnunetSettings, record.settings["backbone_settings"])
+
+
+def _checkpoint(
+    run: Path, record: RunRecord, saved: Checkpoint, settings: NnunetSettings, channels: int
+) -> tuple[dict[str, Any], Transfer]:
     assert settings.architecture is not None
     state, transfer = _complete(run, record, saved, settings, channels)
     stages = len(settings.architecture.features) - 1
-    pickled.write(out, to_checkpoint(state, stages, _about(record, saved)))
-    return transfer
+    return to_checkpoint(state, stages, _about(record, saved)), transfer
+
+
+def _spacing_mm(record: RunRecord) -> Sequence[float] | None:
+    """The spacing that all scans were resampled to along three axes, or had; None: they differ."""
+    prepared, trained = record.prepared, record.trained_on
+    wanted = prepared.plan.spacing_mm if prepared.plan else prepared.spacing_mm
+    if isinstance(wanted, tuple) and len(wanted) == 3:
+        return wanted
+    return trained.finest_mm if trained and trained.finest_mm == trained.coarsest_mm else None
 
 
 def _require_same(run: Path, settings: NnunetSettings, plans: Path, configuration: str) -> None:
@@ -218,7 +263,12 @@ def _write_released(run: Path, record: RunRecord, saved: Checkpoint, out: Path) 
     return transfer
 
 
-def _description(record: RunRecord, saved: Checkpoint, about: Mapping[str, Any]) -> dict[str, Any]:
+def _write_onnx(run: Path, record: RunRecord, about: Mapping[str, Any], out: Path) -> None:
+    segmenter = load_segmenter(run, find("models", record.settings["backbone"]), CPU)
+    onnx_graph.write(out, segmenter, (len(record.channels), *record.patch), about)
+
+
+def _description(record: RunRecord, about: Mapping[str, Any]) -> dict[str, Any]:
     """What a program needs to know to use the weights, as JSON."""
     return {
         "format": "macl-export",
@@ -228,5 +278,4 @@ def _description(record: RunRecord, saved: Checkpoint, about: Mapping[str, Any])
         "prepared": record.prepared.model_dump(mode="json"),
         "patch": list(record.patch),
         "label_values": list(record.label_values),
-        "tensors": {name: list(tensor.shape) for name, tensor in saved.tensors.items()},
     }

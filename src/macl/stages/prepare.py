@@ -13,7 +13,7 @@ from pathlib import Path
 
 import macl
 from macl import plugins
-from macl.config import PrepareSettings
+from macl.config import PrepareSettings, validate
 from macl.data.store import CASES, INDEX, Refused, Store, StoredCase, StoreIndex, write_index
 from macl.io.deidentification import Pseudonyms
 from macl.io.source import Source
@@ -30,6 +30,8 @@ from macl.preprocessing.case import (
 from macl.preprocessing.findings import classes_of, examine_all, examine_label
 from macl.preprocessing.fingerprint import fingerprint_source
 from macl.preprocessing.labels import Classes
+from macl.preprocessing.planned import planned_size
+from macl.preprocessing.plans import read_scan_plan
 from macl.preprocessing.resampling import prepared_size
 from macl.preprocessing.source import SourceScan, recognise, scan_source
 from macl.preprocessing.statements import with_statements
@@ -50,6 +52,8 @@ def prepare(
     patients: str | None = None,
     labels: AnyPath | None = None,
     workers: int | None = None,
+    plans: AnyPath | None = None,
+    configuration: str = "3d_fullres",
 ) -> StoreIndex:
     """Turn the scans in `source` into a store, leaving out broken cases with a reason.
 
@@ -63,6 +67,9 @@ def prepare(
         patients, labels: who was scanned and where labels are, if the layout does not say; see
             `macl.preprocessing.statements`.
         workers: processes; None: one per core.
+        plans: an `nnUNetPlans.json` that says how scans are prepared, in place of what `settings`
+            says of that; None: there is none.
+        configuration: of the plans.
 
     Raises:
         MaclError: no scans; no reader fits, or several do; `store` holds something else or is being
@@ -78,6 +85,9 @@ def prepare(
     scan = scan_source(
         source, listing, settings.keep_identity, settings.frames, pseudonyms, shared=True
     )
+    if plans is not None:
+        plan = read_scan_plan(Path(plans), configuration, scan.source.channels)
+        settings = validate(PrepareSettings, {**settings.model_dump(), "plan": plan})
     settings = _resolve(settings, scan)
     checksum = _checksum(scan.source, settings)
     if finished := _finished(store, checksum):
@@ -130,6 +140,9 @@ def _require_apart(source: Path, store: Path) -> None:
 def _resolve(settings: PrepareSettings, scan: SourceScan) -> PrepareSettings:
     """Fill in what the reader knows and nobody has asked for, and the numbers of a median."""
     source = scan.source
+    if settings.plan:
+        say(f"The scans are prepared as {settings.plan}.")
+        return settings.model_copy(update={"normalisation": "planned"})
     if settings.window and source.modality in ("MR", "photograph"):
         raise MaclError(
             f"--window {settings.window} is for CT, but this is {source.modality}: leave it out."
@@ -204,10 +217,16 @@ def _uncompressed_bytes(scan: SourceScan, settings: PrepareSettings) -> int:
     channels = len(scan.source.channels)
     total = 0
     for case in fingerprint_source(scan, settings.plane).cases:
-        voxels = prod(prepared_size(case.size, case.spacing_mm, settings.spacing_mm))
-        one_byte = scan.headers[case.name].dtype in ("uint8", "8-bit unsigned integer")
+        header = scan.headers[case.name]
+        if settings.plan:
+            voxels = prod(planned_size(header.geometry, settings.plan))
+            voxel_bytes = 4
+        else:
+            voxels = prod(prepared_size(case.size, case.spacing_mm, settings.spacing_mm))
+            one_byte = header.dtype in ("uint8", "8-bit unsigned integer")
+            voxel_bytes = 1 if one_byte else 2
         label_and_truth = voxels + prod(case.size) if case.labelled else 0
-        total += voxels * channels * (1 if one_byte else 2) + label_and_truth
+        total += voxels * channels * voxel_bytes + label_and_truth
     return total
 
 

@@ -24,7 +24,7 @@ from macl.data.batch import Batch
 from macl.data.store import Store
 from macl.engine.compiling import to_device_layout
 from macl.engine.task import Quantity, StepOutput, Task
-from macl.io.geometry import Plane, array_axis
+from macl.io.geometry import AnatomicalAxes, array_axis
 from macl.losses import soft_dice
 from macl.models.layers import conv, initialise_convolutions
 from macl.models.network import Network, total_stride
@@ -158,7 +158,7 @@ def at_size(labels: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def mirror_axes(
-    settings: FinetuneSettings, classes: tuple[str, ...], plane: Plane
+    settings: FinetuneSettings, classes: tuple[str, ...], along: AnatomicalAxes
 ) -> tuple[ArrayAxis, ...]:
     """The axes of the patch that may be mirrored: as set, or all that do not swap classes.
 
@@ -170,7 +170,7 @@ def mirror_axes(
     Args:
         settings: resolved, so that the patch is the one to train on.
         classes: names of the classes.
-        plane: the plane of the slices.
+        along: which anatomical axes slices, rows and columns follow.
 
     Raises:
         MaclError: the settings name an axis that a slice lacks.
@@ -179,10 +179,10 @@ def mirror_axes(
     if settings.mirror_axes != "auto":
         chosen: list[ArrayAxis] = []
         for name in settings.mirror_axes:
-            axis = array_axis(name, plane)
+            axis = array_axis(name, along)
             if axis not in axes:
                 raise MaclError(
-                    f"mirror_axes names {name}, along which {plane} slices have no extent: "
+                    f"mirror_axes names {name}, along which these slices have no extent: "
                     "leave it out, or train on volumes (dims=3)."
                 )
             if axis not in chosen:
@@ -192,7 +192,7 @@ def mirror_axes(
         return ()
     if not any(re.search(r"(?<![a-z])(left|right|l|r)(?![a-z])", name.lower()) for name in classes):
         return axes
-    left_right = array_axis("left-right", plane)
+    left_right = array_axis("left-right", along)
     return tuple(
         axis for axis in axes if axis != left_right and not _half_turn(settings, {axis, left_right})
     )

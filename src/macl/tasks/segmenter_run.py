@@ -181,7 +181,7 @@ def start_segmenter(
     warn_of_unseen_classes(store, cases, start.labels)
     warn_of_other_pseudonyms(store, weights)
     warn_of_other_scans(store, cases, weights)
-    axes = mirror_axes(settings, store.index.classes, store.case(cases[0]).orientation.plane)
+    axes = mirror_axes(settings, store.index.classes, store.case(cases[0]).anatomical_axes)
     segmenter = fresh_segmenter(store, settings, network, start.options.seed)
     transfer = transplant(weights.name, weights.tensors, segmenter.named_state())
     if weights.tensors:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from macl.models.conversion import pickled
 from macl.models.conversion.macl_release import authors_checkpoint
+from macl.models.conversion.monai import monai_checkpoint
 from macl.models.conversion.nnunet import NETWORK_WEIGHTS, nnunet_checkpoint
 from macl.utils.checkpoint import Checkpoint
 
 
 def read_foreign(path: Path, decoder_blocks: int) -> Checkpoint:
-    """Read a checkpoint of nnU-Net or a weights file of MACL's authors (`.pth`), tensors only.
+    """Read a checkpoint of nnU-Net or nnssl, or weights of MONAI's DynUNet or of MACL's authors
+    (`.pth`, `.pt`), tensors only.
 
     Args:
         path: the file.
@@ -25,4 +27,4 @@ def read_foreign(path: Path, decoder_blocks: int) -> Checkpoint:
     content = pickled.read(path)
     if isinstance(content, Mapping) and isinstance(content.get(NETWORK_WEIGHTS), Mapping):
         return nnunet_checkpoint(content, path)
-    return authors_checkpoint(content, path, decoder_blocks)
+    return monai_checkpoint(content, path) or authors_checkpoint(content, path, decoder_blocks)

@@ -88,7 +88,8 @@ def authors_checkpoint(content: Any, path: Path, decoder_blocks: int) -> Checkpo
     if not tensors:
         raise MaclError(
             f"{path} holds no tensor of the released MACL network "
-            "(share_encoder.…, online_decoder.…), and no checkpoint of nnU-Net (network_weights)."
+            "(share_encoder.…, online_decoder.…), no checkpoint of nnU-Net (network_weights), and "
+            "no DynUNet of MONAI's (input_block.…)."
         )
     about = {"kind": "pretrain", "method": "macl", "dims": 2, "decoder_blocks": decoder_blocks}
     return Checkpoint(tensors, about)

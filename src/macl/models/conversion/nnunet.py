@@ -5,7 +5,8 @@ module of its block (`conv` is `all_modules.0`, `norm` is `all_modules.1`), and 
 again as part of the decoder (`decoder.encoder.…`). Our names are the plain ones. The heads are
 `decoder.seg_layers.<stage>` there, deepest first.
 
-A checkpoint of nnU-Net keeps the plan that it was trained with, so that its network is known.
+A checkpoint of nnU-Net keeps the plan that it was trained with, so that its network is known; so
+does one of nnssl, in another place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from macl.models._nnunet_plans import architecture_of
+from macl.models._nnunet_plans import NnunetArchitecture, architecture_of
+from macl.models.conversion.nnssl import ADAPTATION, nnssl_architecture
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError
 
@@ -131,10 +133,17 @@ def _network(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return {
             name: described[name] for name in ("backbone", "backbone_settings") if name in described
         }
+    if ADAPTATION in content:
+        architecture = nnssl_architecture(content[ADAPTATION], path)
+        return {} if architecture is None else _nnunet("3d_fullres", architecture)
     trained = content.get("init_args")
     if not isinstance(trained, Mapping) or not isinstance(trained.get("plans"), Mapping):
         return {}
     name = str(trained.get("configuration"))
-    plan = architecture_of(trained["plans"], name, path).model_dump(mode="json")
-    settings = {"configuration": name, "architecture": plan}
+    return _nnunet(name, architecture_of(trained["plans"], name, path))
+
+
+def _nnunet(configuration: str, architecture: NnunetArchitecture) -> dict[str, Any]:
+    plan = architecture.model_dump(mode="json")
+    settings = {"configuration": configuration, "architecture": plan}
     return {"backbone": "nnunet", "backbone_settings": settings}
