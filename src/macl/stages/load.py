@@ -86,7 +86,7 @@ class SegmentationModel:
         Raises:
             MaclError: the model averages several.
         """
-        if len(self.networks) > 1:
+        if len(self.networks) != 1:
             raise MaclError(f"The model averages {len(self.networks)} networks: see networks.")
         return self.networks[0]
 
