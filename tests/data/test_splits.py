@@ -93,7 +93,7 @@ def test_unlabelled_cases_are_of_no_test_or_validation_person(brains: Store) -> 
 
 
 def test_an_unknown_budget_is_answered_with_the_known_ones(brains: Store) -> None:
-    with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1: name one"):
+    with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1, and all: name one"):
         resolve_split(by_person(), brains).labelled_cases("10%")
 
 

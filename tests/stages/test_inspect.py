@@ -202,7 +202,7 @@ def test_a_segmenter_is_described_by_its_scores(tmp_path: Path) -> None:
     assert (scores["dice"], scores["cases"], scores["unit"]) == (dice, 3, "mm")
     shown = macl("inspect", tmp_path / "scored").out
     assert f"dice {dice:.6g}" in shown
-    assert "learning rate" not in shown
+    assert "augmentation" not in shown
 
 
 @pytest.mark.parametrize("what", ["source", "store", "scan"])

@@ -66,7 +66,6 @@ def test_amounts_that_make_no_sense(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"test": "0"}, "takes 0 of 100 labelled people"),
         ({"test": "100"}, "takes 100 of 100 labelled people"),
         ({"budgets": "81"}, "budget 81 needs 81 people, but 80 with labels are outside the test"),
         ({"budgets": "0,8"}, "budget 0 is 0 people"),
