@@ -46,12 +46,13 @@ CONFIGURATIONS = {"2d": (2, "[32,32]"), "3d_fullres": (3, "[32,32,32]")}
 TRAINER = """
     import os
 
+    import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
     class ShortTrainer(nnUNetTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
+        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+            super().__init__(plans, configuration, fold, dataset_json, device)
             count = int(os.environ["CHECK_ITERATIONS"])
             self.num_epochs, self.num_iterations_per_epoch = 1, count
             self.num_val_iterations_per_epoch = max(1, count // 3)
