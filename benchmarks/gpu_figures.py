@@ -6,8 +6,8 @@
 Or `make gpu-figures MINUTES=60`. Each figure is a command of its own. What was measured stands in
 OUT, so that a later call goes on with what is left, and so does a command that ran out of time. The
 page OUT/gpu_figures_DATE.md is written anew after every figure. With the folders of ACDC and of the
-Decathlon's Hippocampus, as downloaded, the small grids are run too. --tiny tries all of it at a
-size that a CPU manages in minutes; its figures mean nothing.
+Decathlon's Hippocampus, as downloaded, grids on them are run too, the small ones first. --tiny
+tries all of it at a size that a CPU manages in minutes; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -170,11 +170,12 @@ def _loop(script: str, device: Sequence[str], tiny: bool) -> tuple[str, ...]:
 
 
 def _grids(arguments: argparse.Namespace) -> Iterator[Figure]:
-    """Preparing a data set, then its small grid, which goes on where it was stopped."""
+    """Preparing a data set, then a grid on it, which goes on where it was stopped."""
     python = (sys.executable, "-m", "macl")
     grids = (
         ("hippocampus", arguments.hippocampus, "hippocampus.store", (), "hippocampus_small.toml"),
         ("acdc", arguments.acdc, "acdc_small.store", ("--spacing-mm", "2.5"), "acdc_small.toml"),
+        ("acdc_full", arguments.acdc, "acdc.store", (), "acdc.toml"),
     )
     for name, folder, store, options, grid in grids:
         if folder is None:
@@ -184,7 +185,7 @@ def _grids(arguments: argparse.Namespace) -> Iterator[Figure]:
         run = (*python, "benchmark", str(HERE / grid), "--out", f"{{out}}/{name}", "--device")
         yield Figure(
             f"grid_{name}",
-            f"Does pre-training help on {name}, at a small size?",
+            f"Does pre-training help ({grid})?",
             (*run, arguments.device),
             10,
         )
@@ -203,7 +204,7 @@ def run_within(
         earlier, left = answers.get(figure.name), (end - time.monotonic()) / 60
         if earlier and earlier.exit_code == 0:
             continue
-        if left < min(figure.minutes, minutes):
+        if left < min(figure.minutes, 0.9 * minutes):
             print(f"{figure.name}: left for another call, {left:.1f} minutes are too few")
             continue
         print(f"[{number}/{len(figures)}] {figure.name}: {figure.question}", flush=True)
@@ -217,6 +218,8 @@ def run_within(
 def _run(figure: Figure, out: Path, seconds: float) -> Answer:
     places = {"out": str(out), "json": str(out / f"{figure.name}.json")}
     words = [word.format(**places) for word in figure.command]
+    found = Path(places["json"])
+    found.unlink(missing_ok=True)
     start = time.monotonic()
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -227,7 +230,6 @@ def _run(figure: Figure, out: Path, seconds: float) -> Answer:
             exit_code = process.returncode
         except subprocess.TimeoutExpired:
             output = _end(process)
-    found = Path(places["json"])
     figures = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
     taken = (time.monotonic() - start) / 60
     return Answer(figure.name, " ".join(words), exit_code, taken, figures, output[-4000:])

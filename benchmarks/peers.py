@@ -23,6 +23,7 @@ import itertools
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ def monai_iteration(measured: Measured) -> Callable[[], object]:
     """The same augmentation, loss and optimiser, as a MONAI user would write them."""
     from monai import transforms
     from monai.losses.dice import DiceCELoss
+    from monai.utils.type_conversion import convert_to_tensor
 
     settings, both = measured.settings, ["image", "label"]
     spatial, intensity = settings.augmentation.spatial, settings.augmentation.intensity
@@ -154,7 +156,9 @@ def monai_iteration(measured: Measured) -> Callable[[], object]:
             transforms.RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), prob=intensity.blur),
             transforms.RandScaleIntensityd("image", 0.25, prob=intensity.brightness),
             transforms.RandScaleIntensityFixedMeand("image", factors=0.25, prob=intensity.contrast),
-            transforms.RandSimulateLowResolutiond("image", intensity.low_resolution),
+            transforms.RandSimulateLowResolutiond(
+                "image", intensity.low_resolution, upsample_mode="bilinear"
+            ),
             transforms.RandAdjustContrastd(
                 "image", intensity.gamma, (0.7, 1.5), retain_stats=True
             ),
@@ -171,7 +175,10 @@ def monai_iteration(measured: Measured) -> Callable[[], object]:
     def iterate() -> None:
         chosen = itertools.islice(slices, training.batch_size)
         made = [changed({"image": image, "label": label})[0] for image, label in chosen]
-        images, labels = (torch.stack([each[key].as_tensor() for each in made]) for key in both)
+        images, labels = (
+            torch.stack([convert_to_tensor(each[key], track_meta=False) for each in made])
+            for key in both
+        )
         loss = compare(network(images), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), training.gradient_clip or 12.0)
@@ -331,6 +338,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
+    warnings.filterwarnings("ignore", module="monai")  # of slices without a structure
     has = {name: importlib.util.find_spec(name) is not None for name in ("monai", "nnunetv2")}
     with tempfile.TemporaryDirectory() as scratch:
         store = (

@@ -120,3 +120,17 @@ def test_slices_of_noise_hold_no_content_whatever_the_file_stores(window: str | 
         np.testing.assert_allclose(
             content_of(stored.array, stored.normalisation), (0, 0.25, 0.25, 0.25, 0), atol=0.005
         )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("span", [2, 30, 250, 60_000])
+def test_percentiles_are_those_of_the_sorted_voxels(dtype: type, span: int) -> None:
+    random = np.random.default_rng(0)
+    lowest = 0 if np.dtype(dtype).kind == "u" else -30_000
+    for shape in ((3, 5, 7), (2, 31, 17)):
+        highest = lowest + min(span, 255 if dtype == np.uint8 else span)
+        voxels = random.integers(lowest, highest, shape)
+        voxels.flat[:2] = lowest, highest - 1
+        found = measure(voxels.astype(dtype)[None], "clip_zscore")
+        low, high = np.percentile(voxels, (1.0, 99.0))
+        assert (found.low, found.high) == ((low,), (high,))

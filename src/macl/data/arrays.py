@@ -6,7 +6,9 @@ reference to other files. Its header says so before any of it is read.
 A chunk is 16 slices and a block, the least that is decompressed, 128 rows of one slice. Measured
 on ACDC, Hippocampus, a 4-channel and a synthetic 512 × 512 × 200 volume: as large as one chunk per
 slice (±0.3 %), written faster, and a slice is read as fast (0.3–0.8 ms); a 64³ patch of the large
-volume takes 9 ms, against 10–26 ms with one chunk per slice.
+volume takes 9 ms, against 10–26 ms with one chunk per slice. Zstandard's level 1, in memory, takes
+0.29 of the processor time of level 5 straight to the disk on ACDC and 0.44 on Hippocampus, for
+files 3.6 and 2.0 % larger.
 """
 
 from __future__ import annotations

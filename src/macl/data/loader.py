@@ -13,7 +13,7 @@ from macl.data.batch import Batch
 from macl.data.patch_cache import FetchedVoxels, PatchCache
 from macl.data.rng import SampleRng
 from macl.data.sampling import EpochSampler, GroupedSampler, MixedSampler, find_class_voxels
-from macl.data.windows import Windows, full_shape
+from macl.data.windows import full_shape
 from macl.distributed.collectives import require_even_parts, require_even_shards
 from macl.utils.progress import say, warn
 from macl.utils.text import format_size
@@ -24,14 +24,14 @@ class _FetchedBatch:
     """One rank's part of a step's batch, before it is cut from the voxels.
 
     Attributes:
-        samples: (B,) int64, the samples' numbers.
-        windows: of the patches.
+        samples: (B,) int64, the samples' numbers, on the device.
+        centres: (B, 3), on the device; see `Batch`.
         voxels: of the patches, on the device.
         neighbours: likewise of their neighbours; None unless the task asks for them.
     """
 
     samples: Tensor
-    windows: Windows
+    centres: Tensor
     voxels: FetchedVoxels
     neighbours: FetchedVoxels | None
 
@@ -157,26 +157,25 @@ class Loader:
     def _fetch(self, step: int) -> _FetchedBatch:
         shard = slice(self.rank, None, self.world_size)
         samples, windows = self.sampler.draw(step)
-        samples, windows = samples[shard].contiguous(), windows.rows(shard)
+        samples, windows = self.cache.send(samples[shard].contiguous()), windows.rows(shard)
+        centres = self.cache.send(self.cache.volumes.centres(windows, self.patch))
         neighbours = None
         if self.with_neighbours:
             beside = self.cache.volumes.neighbours(windows, self.patch)
             neighbours = self.cache.fetch(beside, self.patch)
         voxels = self.cache.fetch(windows, self.patch)
-        return _FetchedBatch(samples, windows, voxels, neighbours)
+        return _FetchedBatch(samples, centres, voxels, neighbours)
 
     def _make(self, step: int, fetched: _FetchedBatch, progress: float) -> Batch:
-        device = self.cache.device
-        samples = fetched.samples.to(device, non_blocking=True)
-        centres = self.cache.volumes.centres(fetched.windows, self.patch)
+        step_number = torch.full((), step, device=self.cache.device)
         images, labels, labelled = self.cache.cut(fetched.voxels, self.patch)
         neighbours = None
         if fetched.neighbours is not None:
             neighbours, _, _ = self.cache.cut(fetched.neighbours, self.patch)
         return Batch(
             images=images,
-            centres=centres.to(device, non_blocking=True),
-            rng=SampleRng(self.seed, torch.full((), step, device=device), samples),
+            centres=fetched.centres,
+            rng=SampleRng(self.seed, step_number, fetched.samples),
             labels=labels,
             labelled=labelled,
             neighbours=neighbours,

@@ -156,7 +156,7 @@ class PatchCache:
         if self.residence == "device" and self._resident is not None:
             columns = (self._starts[windows.volumes, None], sizes, within)
             layout = torch.cat((*columns, windows.volumes[:, None]), dim=1)
-            return FetchedVoxels(*self._resident, layout.to(self.device, non_blocking=True))
+            return FetchedVoxels(*self._resident, self.send(layout))
         first = within.clamp(min=0)
         sides = (within + torch.tensor(full_shape(patch))).minimum(sizes) - first
         counts = sides.prod(1)
@@ -166,12 +166,13 @@ class PatchCache:
         images = torch.cat([image for image, _ in blocks])
         labels = [label for _, label in blocks if label is not None]
         return FetchedVoxels(
-            images=self._send(images),
-            labels=self._send(torch.cat(labels)) if labels else None,
-            layout=self._send(layout),
+            images=self.send(images),
+            labels=self.send(torch.cat(labels)) if labels else None,
+            layout=self.send(layout),
         )
 
-    def _send(self, values: Tensor) -> Tensor:
+    def send(self, values: Tensor) -> Tensor:
+        """Values on the device; the host does not wait for a GPU to have them."""
         if self.device.type == "cuda":
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)
