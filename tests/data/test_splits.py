@@ -188,7 +188,7 @@ def test_a_split_file_survives_writing_and_reading(tmp_path: Path) -> None:
         ({"budgets": {"10%": ()}}, "names nobody to train on"),
         ({"test": ("a", "a")}, "test names a twice"),
         ({"identify_by": "index"}, "labelled_patients is needed"),
-        ({"test": ()}, "test"),
+        ({"test": (), "budgets": {}}, "needs test people or a budget"),
         ({"tset": ("a",)}, "tset"),
     ],
 )

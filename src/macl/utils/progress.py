@@ -28,6 +28,17 @@ def be_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Inside the block, be quiet."""
+    before = _quiet
+    be_quiet(True)
+    try:
+        yield
+    finally:
+        be_quiet(before)
+
+
 def say(message: str) -> None:
     """Print one line to stderr, from rank 0 alone; stdout is for results."""
     if not _quiet:
