@@ -133,7 +133,8 @@ def _open_folder(out: AnyPath | None, plan: AnyPath | None) -> Path:
     """The folder to write, which holds nothing yet, or a run."""
     if out is None and plan is None:
         raise MaclError("There is no folder to write: name one with --out.")
-    folder = Path(out) if out is not None else Path(plan or "").absolute().parent
+    # Runs remember where their start lay, so that it must be called the same every time.
+    folder = Path(out).absolute() if out is not None else Path(plan or "").absolute().parent
     if folder.exists() and not folder.is_dir():
         raise MaclError(f"--out {folder} is a file: choose a folder.")
     refuse_links(folder)
@@ -257,7 +258,7 @@ class _RunFolder:
     def _split(self) -> None:
         plan, folder = self.plan, self.out / "splits"
         labelled = splitting.structures(Store.open(self.store), plan.group)
-        if len(labelled) < max(1, plan.folds, 2 * plan.tests):
+        if len(labelled) < max(plan.folds, 2 if plan.tests else 1):
             raise MaclError(
                 f"Only {len(labelled)} people have labels that can be used, too few for the plan: "
                 f"see what was refused above, or change folds and test in a copy of "
@@ -390,6 +391,8 @@ def _summary(result: RunResult, plan: RunPlan, out: Path) -> str:
         lines.append(f"New scan macl predict {named} SCAN --out MASKS")
     if refused := len(Store.open(out / STORE).index.refused):
         lines.append(f"Refused  {refused} scans, with the reasons in {out / STORE / INDEX}")
+    if (names := out / f"{STORE}.private.json").is_file():
+        lines.append(f"Names    {names} says which scan a hashed name means: keep it to yourself")
     lines += [f"Weights  {result.pretrained}, pre-trained without labels"]
     lines += [f"Page     {result.page}", f"Plan     {out / PLAN}"]
     return "\n".join(lines)

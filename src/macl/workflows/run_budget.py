@@ -86,7 +86,7 @@ class Workload:
 
     Attributes:
         models: segmenters; 0: there are no labels.
-        may_selftrain: whether there are unlabelled scans.
+        may_selftrain: whether there are people without labels.
         epoch_steps: steps of an epoch of pre-training.
     """
 
@@ -130,8 +130,8 @@ class Budget:
         patches = sum(
             math.ceil(size[0] / depth) for size in self.facts.prepared_sizes(design.spacing_mm)
         )
-        unlabelled = len(self.facts.fingerprint.cases) > self.facts.labelled
-        return Workload(self.models(folds), unlabelled, patches // design.pretrain_batch)
+        may_selftrain = bool(self.facts.unlabelled_people)
+        return Workload(self.models(folds), may_selftrain, patches // design.pretrain_batch)
 
     def steps(self, design: NetworkDesign, speed: DesignSpeed, folds: int) -> TrainingSteps:
         """What the budget leaves for training."""
@@ -363,7 +363,7 @@ def _about_time(plan: RunPlan, budget: Budget, timed: TimedDesign) -> Iterator[s
         )
     work = budget.workload(timed.design, plan.folds)
     if work.models and not work.may_selftrain:
-        yield "Self-training: none, since every scan has labels."
+        yield "Self-training: none, since everybody has labels."
     elif work.models and not plan.selftrain:
         yield f"Self-training: none, since fewer than {LEAST_SELFTRAINING:,} steps may do harm."
     richer = replace(budget, minutes=4 * budget.minutes)

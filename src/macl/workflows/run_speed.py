@@ -23,7 +23,7 @@ from macl.preprocessing.resampling import Spacing
 from macl.tasks.pretraining import build_method
 from macl.tasks.run_settings import pretrain_settings
 from macl.tasks.segmentation import SegmentationTask, build_segmenter, resolve_finetuning
-from macl.utils.memory import is_out_of_memory
+from macl.utils.memory import is_out_of_memory, within_free_memory
 from macl.utils.progress import quietly
 
 SELFTRAINING_COST = 2.2
@@ -111,7 +111,7 @@ def measure(design: NetworkDesign, device: str, seconds: float) -> DesignSpeed |
         The speed; None if the memory is too small.
     """
     try:
-        with quietly():
+        with quietly(), within_free_memory():
             return _measure(design, device, seconds)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
