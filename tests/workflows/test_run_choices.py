@@ -131,8 +131,10 @@ def test_the_time_is_used_and_kept(budget: float, models: int) -> None:
     steps = allot(budget, SPEED, Workload(models, may_selftrain=True, epoch_steps=1000))
     spent = seconds(steps, models)
     assert spent <= budget
-    at_its_end = steps.finetune == run_budget.MOST_STEPS
-    assert spent >= 0.85 * budget or at_its_end or steps.pretrain == run_budget.MOST_EPOCH_STEPS
+    longest = (
+        TrainingSteps(20_000, 6000, 6000) if models else TrainingSteps(run_budget.MOST_EPOCH_STEPS)
+    )
+    assert spent >= 0.9 * budget or steps == longest
 
 
 def test_self_training_waits_for_time_that_lets_it_help() -> None:
@@ -177,7 +179,9 @@ def test_the_plan_fits_the_minutes(
     minutes: float, labelled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, _ = choose(minutes, monkeypatch, labelled=labelled, unlabelled=40)
-    assert 0.7 * 60 * minutes <= chosen.plan.seconds <= 60 * minutes
+    assert chosen.plan.seconds <= 60 * minutes
+    could_be_longer = any("More time" in reason for reason in chosen.reasons)
+    assert chosen.plan.seconds >= 0.8 * 60 * minutes or not could_be_longer
     assert bool(chosen.plan.finetune) == (labelled > 0)
 
 

@@ -179,18 +179,26 @@ def allot(seconds: float, speed: DesignSpeed, work: Workload) -> TrainingSteps:
     epochs = MOST_EPOCHS * work.epoch_steps
     most = min(MOST_EPOCH_STEPS, max(FEWEST_EPOCH_STEPS, epochs))
 
-    def pretraining(share: float) -> int:
-        return _whole(share * seconds / speed.pretrain, most)
+    def pretraining(left: float) -> int:
+        return _whole(left / speed.pretrain, most)
+
+    def segmenters(share: float, finetuning: float) -> TrainingSteps:
+        """With this share for pre-training at most, and this share of the rest for fine-tuning."""
+        for_one = (seconds - pretraining(share * seconds) * speed.pretrain) / work.models
+        finetune = _whole(finetuning * for_one / speed.finetune, MOST_STEPS)
+        selftrain, used = 0, finetune * speed.finetune
+        if finetuning < 1:
+            selftrain = _whole((for_one - used) / speed.selftrain, MOST_STEPS)
+            used += selftrain * speed.selftrain
+        return TrainingSteps(pretraining(seconds - work.models * used), finetune, selftrain)
 
     if not work.models:
-        return TrainingSteps(pretraining(1.0))
-    for_one = seconds / work.models
+        return TrainingSteps(pretraining(seconds))
     if work.may_selftrain:
-        finetune = _whole(0.35 * for_one / speed.finetune, MOST_STEPS)
-        selftrain = _whole(0.4 * for_one / speed.selftrain, MOST_STEPS)
-        if min(finetune, selftrain) >= LEAST_SELFTRAINING:
-            return TrainingSteps(pretraining(0.25), finetune, selftrain)
-    return TrainingSteps(pretraining(0.4), _whole(0.6 * for_one / speed.finetune, MOST_STEPS))
+        steps = segmenters(0.25, finetuning=0.45)
+        if min(steps.finetune, steps.selftrain) >= LEAST_SELFTRAINING:
+            return steps
+    return segmenters(0.4, finetuning=1.0)
 
 
 def _whole(steps: float, most: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,7 +112,7 @@ def measure(design: NetworkDesign, device: str, seconds: float) -> DesignSpeed |
         The speed; None if the memory is too small.
     """
     try:
-        with quietly(), within_free_memory():
+        with quietly(), nullcontext() if has_gpu(device) else within_free_memory():
             return _measure(design, device, seconds)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
