@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,22 +141,29 @@ def test_killed_at_every_stage_it_ends_with_the_same_masks(
     )
 
 
-def test_one_model_with_a_test_and_one_without(scans: Path, tmp_path: Path) -> None:
-    changes = {"folds": 0, "selftrain": None}
-    tested = write_tiny_plan(tmp_path / "tested.toml", scans, test="1", **changes)
-    answer = macl("run", "--plan", tested, "--out", tmp_path / "tested")
+def begun(whole: Path, out: Path, scans: Path, **changes: object) -> Path:
+    """The plan of a run of the same scans that has got as far as their store."""
+    shutil.copytree(whole / "store", out / "store")
+    return write_tiny_plan(out / "plan.toml", scans, **changes)
+
+
+def test_one_model_with_a_test(whole: Path, scans: Path, tmp_path: Path) -> None:
+    plan = begun(whole, tmp_path / "out", scans, folds=0, test="1", selftrain=None)
+    answer = macl("run", "--plan", plan)
     assert answer.code == 0, answer.err
-    record = read_record(tmp_path / "tested/runs/finetuned")
-    assert len(record.test_cases) == 1
-    assert len(record.patients) == 2
+    record = read_record(tmp_path / "out/runs/finetuned")
+    assert (len(record.test_cases), len(record.patients)) == (1, 2)
     assert {*record.test_cases}.isdisjoint(record.seen_patients)
     assert "on 1 person, whom training never saw" in answer.out
-    everybody = write_tiny_plan(tmp_path / "all.toml", scans, test="0", **changes)
-    answer = macl("run", "--plan", everybody, "--out", tmp_path / "all")
+
+
+def test_one_model_without_a_test(whole: Path, scans: Path, tmp_path: Path) -> None:
+    plan = begun(whole, tmp_path / "out", scans, folds=0, test="0", selftrain=None)
+    answer = macl("run", "--plan", plan)
     assert answer.code == 0, answer.err
-    assert read_record(tmp_path / "all/runs/finetuned").patients == tuple(CASES[:3])
+    assert read_record(tmp_path / "out/runs/finetuned").patients == tuple(CASES[:3])
     assert "There are no scores" in answer.out
-    assert len(masks_of(tmp_path / "all")) == 6
+    assert len(masks_of(tmp_path / "out")) == 6
 
 
 def test_without_labels_it_ends_with_weights_and_a_page(tmp_path: Path) -> None:
@@ -253,7 +261,6 @@ def test_a_folder_follows_one_plan(whole: Path, scans: Path, tmp_path: Path) -> 
     assert "already follows another plan" in one_sentence("--plan", plan, "--out", whole)
 
 
-def test_too_few_labels_for_the_folds(scans: Path, tmp_path: Path) -> None:
-    plan = write_tiny_plan(tmp_path / "a.toml", scans, folds=5)
-    words = one_sentence("--plan", plan, "--out", tmp_path / "out")
+def test_too_few_labels_for_the_folds(whole: Path, scans: Path, tmp_path: Path) -> None:
+    words = one_sentence("--plan", begun(whole, tmp_path / "out", scans, folds=5))
     assert "Only 3 people have labels that can be used" in words

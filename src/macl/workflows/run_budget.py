@@ -159,8 +159,8 @@ class Budget:
         scores = SCORE_SECONDS_PER_VOXEL * facts.labelled_voxels * facts.classes
         return ExpectedSeconds(
             prepare=self.prepare_seconds,
-            predict=predict + RUN_SECONDS * models,
-            report=PAGE_SECONDS + RUN_SECONDS * models + scores,
+            predict=round(predict + RUN_SECONDS * models, 1),
+            report=round(PAGE_SECONDS + RUN_SECONDS * models + scores, 1),
         )
 
 
@@ -245,7 +245,7 @@ def choose_plan(
     dims, why_dims = choose_dims(facts, gpu)
     (folds, test), why_split = choose_split(facts)
     designs = [design_network(facts, dims, side, width, gpu) for side, width in NETWORK_SIZES[dims]]
-    prepare_seconds = expected_prepare_seconds(facts, designs[0].spacing_mm)
+    prepare_seconds = round(expected_prepare_seconds(facts, designs[0].spacing_mm), 1)
     budget = Budget(facts, request.minutes, started, prepare_seconds)
     chosen = choose_design(budget, designs, folds, device, measure)
     if chosen is None:

@@ -196,6 +196,4 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, float):
-        value = round(value, 6)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -188,7 +188,7 @@ def _seconds_per_step(
         own = SampleRng(0, torch.full((), number, device=fabric.device), samples)
         stepper(Batch(images, centres, own, labels=labels, neighbours=images))
 
-    return LOADING * _mean_seconds(step, fabric, seconds)
+    return float(f"{LOADING * _mean_seconds(step, fabric, seconds):.3g}")
 
 
 @torch.inference_mode()
@@ -216,7 +216,7 @@ def _mean_seconds(work: Callable[[int], None], fabric: Fabric, seconds: float) -
     while done < FEWEST_STEPS or _now(fabric) - start < seconds:
         done += 1
         work(done)
-    return max((_now(fabric) - start) / done, math.ulp(1.0))
+    return (_now(fabric) - start) / done
 
 
 def _now(fabric: Fabric) -> float:
