@@ -241,7 +241,8 @@ def test_a_mistake_in_a_plan_is_a_sentence(
 def test_a_mistake_is_answered_before_anything_is_written(scans: Path, tmp_path: Path) -> None:
     out, options = tmp_path / "out", ["--device", "cpu"]
     assert "does not exist" in one_sentence(tmp_path / "none", "--out", out, *options)
-    assert "in a known layout" in one_sentence(tmp_path, "--out", out, *options)
+    (tmp_path / "empty").mkdir()
+    assert "in a known layout" in one_sentence(tmp_path / "empty", "--out", out, *options)
     assert "lies within the scans" in one_sentence(scans, "--out", scans / "out", *options)
     assert "minutes" in one_sentence(scans, "--out", out, "--minutes", 0, *options)
     plan = write_tiny_plan(tmp_path / "a.toml", scans)

@@ -11,6 +11,7 @@ from macl.config import PrepareSettings
 from macl.io.source import Source
 from macl.preprocessing.fingerprint import CaseFingerprint, DatasetFingerprint
 from macl.preprocessing.source import SourceScan
+from macl.utils.errors import MaclError
 from macl.workflows import run_budget
 from macl.workflows.run_budget import TrainingSteps, Workload, allot, choose_plan
 from macl.workflows.run_choices import choose_dims, choose_spacing, choose_split
@@ -216,7 +217,7 @@ def test_a_network_that_does_not_fit_into_memory_is_left_out(
         return SPEED if design.width == 8 else None
 
     assert choose_plan(request, facts(), time.perf_counter(), measure).plan.width == 8
-    with pytest.raises(Exception, match="Not even the smallest network fits"):
+    with pytest.raises(MaclError, match="Not even the smallest network fits"):
         choose_plan(request, facts(), time.perf_counter(), lambda *_: None)
 
 

@@ -28,7 +28,15 @@ from macl.stages.pretrain import pretrain
 from macl.stages.report import report
 from macl.stages.selftrain import selftrain
 from macl.utils.errors import MaclError
-from macl.utils.files import ASIDE, AnyPath, file_lock, refuse_links, write_json, write_text
+from macl.utils.files import (
+    ASIDE,
+    AnyPath,
+    clear_unfinished,
+    file_lock,
+    refuse_links,
+    write_json,
+    write_text,
+)
 from macl.utils.progress import say
 from macl.utils.text import format_duration
 from macl.workflows.cells import has_decoder
@@ -118,6 +126,7 @@ def run(
         return None
     busy = f"Another `macl run` is at work in {folder}: wait until it ends."
     with file_lock(folder / LOCK, busy):
+        clear_unfinished(folder)
         if not (folder / PLAN).is_file():
             write_text(folder / PLAN, plan_text(chosen, reasons))
         result = _RunFolder(folder, chosen).make()
