@@ -249,6 +249,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write. Default: that of --plan.")
     ] = None,
+    reader: Annotated[
+        str | None, typer.Option(help="Layout of SCANS. Default: recognised.")
+    ] = None,
     labels: LabelsOption = None,
     patients: PatientsOption = None,
     minutes: Annotated[
@@ -277,6 +280,7 @@ def run(
     run_all(
         scans,
         out,
+        reader=reader,
         labels=labels,
         patients=patients,
         minutes=minutes,

@@ -77,6 +77,7 @@ def run(
     scans: AnyPath | None = None,
     out: AnyPath | None = None,
     *,
+    reader: str | None = None,
     labels: AnyPath | None = None,
     patients: str | None = None,
     minutes: float = 60.0,
@@ -93,6 +94,7 @@ def run(
     Args:
         scans: a folder of scans.
         out: the folder to write; None: that of the plan.
+        reader: the layout of the scans; None: recognised.
         labels: a folder of labels named like the scans, or a table; None: as the layout says.
         patients: who was scanned; see `prepare`.
         minutes: the budget for everything.
@@ -109,7 +111,7 @@ def run(
     started = time.perf_counter()
     folder = None if dry_run and out is None else _open_folder(out, plan)
     if plan is not None:
-        if scans or labels or patients:
+        if scans or reader or labels or patients:
             raise MaclError("The plan says where scans and labels are: change them there.")
         chosen, reasons = read_plan(Path(plan)), ()
         if folder and (folder / PLAN).is_file() and read_plan(folder / PLAN) != chosen:
@@ -117,8 +119,11 @@ def run(
     elif scans is None:
         raise MaclError("There are no scans: name a folder of scans, or a plan with --plan.")
     else:
-        values = {"scans": scans, "labels": labels, "patients": patients, "minutes": minutes}
-        request = validate(RunRequest, {**values, "device": device})
+        values = {
+            "scans": scans, "reader": reader, "labels": labels, "patients": patients,
+            "minutes": minutes, "device": device,
+        }  # fmt: skip
+        request = validate(RunRequest, values)
         chosen, reasons = _find_or_choose(folder, request, started)
     say("\n".join((*reasons, "The plan:", render_plan(chosen))))
     if dry_run or folder is None:
@@ -172,7 +177,7 @@ def _find_or_choose(
                 f"`macl run --plan {folder / PLAN}`."
             )
         return plan, (f"Going on with the plan in {folder / PLAN}.",)
-    facts = read_facts(request.scans, request.labels, request.patients)
+    facts = read_facts(request)
     people = len(facts.labelled_people | facts.unlabelled_people)
     say(
         f"{request.scans}: {len(facts.fingerprint.cases)} scans of {people} people, "
@@ -259,6 +264,7 @@ class _RunFolder:
         prepare(
             plan.scans,
             self.store,
+            reader=plan.reader,
             settings=plan.prepare,
             patients=plan.patients,
             labels=plan.labels,

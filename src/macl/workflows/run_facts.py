@@ -21,6 +21,7 @@ from macl.preprocessing.source import SourceScan, recognise, scan_source
 from macl.preprocessing.statements import with_statements
 from macl.utils.errors import MaclError
 from macl.utils.parallel import available_cores
+from macl.workflows.run_plan import RunRequest
 
 TRIED_AT = (0.25, 0.5, 0.75)
 """Which scans are prepared to see how long it takes: at these places in the order of size."""
@@ -114,23 +115,23 @@ def median_of_axes(rows: Sequence[Spacing]) -> Spacing:
     return z, y, x
 
 
-def read_facts(scans: Path, labels: Path | None, patients: str | None) -> SourceFacts:
+def read_facts(request: RunRequest) -> SourceFacts:
     """Read the headers of a folder of scans.
 
     Args:
-        scans: the folder.
-        labels, patients: as for `prepare`.
+        request: names the folder, and what else `prepare` wants to know.
 
     Raises:
         MaclError: there is no such folder, no reader knows it, or it holds no scan that can be
             used.
     """
-    start = time.perf_counter()
+    start, scans = time.perf_counter(), request.scans
     if not scans.is_dir():
         what = "is a file" if scans.exists() else "does not exist"
         raise MaclError(f"{scans} {what}: name a folder of scans.")
-    layout = recognise(scans, plugins.readers())
-    listing = with_statements(layout.read(scans), patients, labels)
+    reader = request.reader
+    layout = plugins.reader(reader) if reader else recognise(scans, plugins.readers())
+    listing = with_statements(layout.read(scans), request.patients, request.labels)
     scan = scan_source(scans, listing)
     if not scan.source.cases:
         reasons = [f"{name}: {why}" for name, why in scan.source.refused.items()][:3]

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from macl.config import PatchSide, PrepareSettings, Seed, Settings, read_toml, validate
+from macl.preprocessing.statements import TABLES
 from macl.utils.errors import MaclError
 
 HEAD = """\
@@ -25,6 +26,7 @@ class RunRequest(Settings):
     """What the user asks for."""
 
     scans: Path = Field(description="folder of scans")
+    reader: str | None = Field(default=None, description="layout of the scans; none: recognised")
     labels: Path | None = Field(
         default=None, description="folder or table of labels; none: as the layout says"
     )
@@ -36,8 +38,16 @@ class RunRequest(Settings):
 
     def with_absolute_paths(self, folder: Path) -> Self:
         """The same with paths that were relative to a folder."""
-        labels = folder / self.labels if self.labels else None
-        return self.model_copy(update={"scans": folder / self.scans, "labels": labels})
+        labels, patients = self.labels, self.patients
+        if patients and patients.lower().endswith(TABLES):
+            patients = str(folder / patients)
+        return self.model_copy(
+            update={
+                "scans": folder / self.scans,
+                "labels": folder / labels if labels else None,
+                "patients": patients,
+            }
+        )
 
 
 class TrainingPlan(Settings):
