@@ -398,9 +398,10 @@ def _summary(result: RunResult, plan: RunPlan, out: Path) -> str:
         models = f", {len(result.models)} models averaged" if len(result.models) > 1 else ""
         lines.append(f"Masks    {result.masks} ({masks} scans{models})")
         if plan.folds:
+            every_fold = result.models[0].name.removesuffix("1") + "*"
             lines.append(
                 "         of labelled people, those by a model that never saw them: "
-                f"{out / 'runs' / '*' / runs.PREDICTIONS}"
+                f"{out / 'runs' / every_fold / runs.PREDICTIONS}"
             )
         named = " ".join(map(str, result.models))
         lines.append(f"New scan macl predict {named} SCAN --out MASKS")
