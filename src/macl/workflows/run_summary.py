@@ -1,0 +1,64 @@
+"""What `macl run` says at its end: what was made, where, and what the numbers allow."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import fmean
+
+from macl.data.splits import group_of
+from macl.data.store import INDEX, Store
+from macl.records import runs
+from macl.records.scores import render, summarise
+from macl.workflows.run_plan import RunPlan
+from macl.workflows.run_steps import PLAN, STORE, RunResult
+
+ROUGH = 20
+"""Scores of fewer people are called a rough idea."""
+
+
+def summary(result: RunResult, plan: RunPlan, out: Path) -> str:
+    """What was made, where, and what the numbers allow."""
+    lines = []
+    if result.scores:
+        lines += [render(summarise(result.scores, "strict")), _what_scores_allow(result, plan, out)]
+    elif result.models:
+        lines.append("There are no scores: nobody's labels were kept to test.")
+    if result.masks:
+        masks = len([*result.masks.glob("*.nii*")])
+        models = f", {len(result.models)} models averaged" if len(result.models) > 1 else ""
+        lines.append(f"Masks    {result.masks} ({masks} scans{models})")
+        if plan.folds:
+            every_fold = result.models[0].name.removesuffix("1") + "*"
+            lines.append(
+                "         of labelled people, those by a model that never saw them: "
+                f"{out / 'runs' / every_fold / runs.PREDICTIONS}"
+            )
+        named = " ".join(map(str, result.models))
+        lines.append(f"New scan macl predict {named} SCAN --out MASKS")
+    if refused := len(Store.open(out / STORE).index.refused):
+        lines.append(f"Refused  {refused} scans, with the reasons in {out / STORE / INDEX}")
+    if (names := out / f"{STORE}.private.json").is_file():
+        lines.append(f"Names    {names} says which scan a hashed name means: keep it to yourself")
+    lines += [f"Weights  {result.pretrained}, pre-trained without labels"]
+    lines += [f"Page     {result.page}", f"Plan     {out / PLAN}"]
+    return "\n".join(lines)
+
+
+def _what_scores_allow(result: RunResult, plan: RunPlan, out: Path) -> str:
+    cases = Store.open(out / STORE).index.cases
+    people_of = {case.name: group_of(case.patient, plan.group) for case in cases}
+    by_person: dict[str, list[float]] = {}
+    for row in result.scores:
+        if not math.isnan(row.dice):
+            by_person.setdefault(people_of[row.case], []).append(row.dice)
+    means = [100 * fmean(values) for values in by_person.values()]
+    if not means:
+        return "No structure is in the test, so its scores say nothing."
+    people = "1 person" if len(means) == 1 else f"{len(means)} people"
+    whom = "each by a model that never saw them" if plan.folds else "whom training never saw"
+    rough = ": so few that it is a rough idea" if len(means) < ROUGH else ""
+    return (
+        f"Mean Dice {fmean(means):.1f} % ({min(means):.1f} to {max(means):.1f}) on {people}, "
+        f"{whom}; one seed{rough}."
+    )
