@@ -12,11 +12,12 @@ from macl.io.source import Source
 from macl.preprocessing.fingerprint import CaseFingerprint, DatasetFingerprint
 from macl.preprocessing.source import SourceScan
 from macl.utils.errors import MaclError
-from macl.workflows import run_budget
-from macl.workflows.run_budget import TrainingSteps, Workload, allot, choose_plan
+from macl.workflows import run_budget, run_planner
+from macl.workflows.run_budget import TrainingSteps, Workload, allot
 from macl.workflows.run_choices import choose_dims, choose_spacing, choose_split
 from macl.workflows.run_facts import SourceFacts
 from macl.workflows.run_plan import RunRequest
+from macl.workflows.run_planner import choose_plan
 from macl.workflows.run_speed import DesignSpeed, NetworkDesign
 
 Triple = tuple[float, float, float]
@@ -157,7 +158,7 @@ def test_no_time_gives_the_shortest_training() -> None:
 
 def choose(
     minutes: float, monkeypatch: pytest.MonkeyPatch, step_seconds: float = 0.02, **about: int
-) -> tuple[run_budget.ChosenPlan, list[NetworkDesign]]:
+) -> tuple[run_planner.ChosenPlan, list[NetworkDesign]]:
     """The plan on a machine whose steps take as long as voxels and width say."""
     timed: list[NetworkDesign] = []
 
@@ -168,7 +169,7 @@ def choose(
             step, step, 2 * step, step / 50, 500_000, design.pretrain_size, design.finetune_size
         )
 
-    monkeypatch.setattr(run_budget, "expected_prepare_seconds", lambda *_: 10.0)
+    monkeypatch.setattr(run_planner, "expected_prepare_seconds", lambda *_: 10.0)
     request = RunRequest(scans=Path("scans"), minutes=minutes, device="cpu")
     chosen = choose_plan(request, facts(**about), time.perf_counter(), measure)
     return chosen, timed
@@ -210,7 +211,7 @@ def test_a_slow_machine_gets_a_small_network_and_is_told(monkeypatch: pytest.Mon
 def test_a_network_that_does_not_fit_into_memory_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_budget, "expected_prepare_seconds", lambda *_: 10.0)
+    monkeypatch.setattr(run_planner, "expected_prepare_seconds", lambda *_: 10.0)
     request = RunRequest(scans=Path("scans"), minutes=60, device="cpu")
 
     def measure(design: NetworkDesign, device: str, seconds: float) -> DesignSpeed | None:
