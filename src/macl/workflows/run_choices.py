@@ -35,8 +35,6 @@ POSITIONS_RECIPE, SINGLE_SLICES_RECIPE = "macl-plus", "masked"
 PATIENTS_PER_POSITION = 4
 """Of the recipe for volumes."""
 
-PATCH_UNIT = 16
-
 
 class SplitChoice(NamedTuple):
     """Who tests: `folds` and `test` as in a plan."""
@@ -120,8 +118,8 @@ def design_network(
         pretrain_recipe=SINGLE_SLICES_RECIPE if facts.median_size[0] == 1 else POSITIONS_RECIPE,
         pretrain_set=("patients_per_position=1",) if too_few else (),
         finetune_recipe="strong-3d" if dims == 3 else "strong",
-        pretrain_size=tuple(_rounded_up(min(side, share * size)) for size in median),
-        finetune_size=tuple(_rounded_up(min(side, size)) for size in median),
+        pretrain_size=tuple(math.ceil(min(side, share * size)) for size in median),
+        finetune_size=tuple(math.ceil(min(side, size)) for size in median),
         pretrain_batch=32 if dims == 2 and has_gpu else 16,
         finetune_batch=2 if dims == 3 else 10 if has_gpu else 8,
         channels=facts.channels,
@@ -129,7 +127,3 @@ def design_network(
         mirrors=1 if facts.oriented else 2**dims,
         oriented=facts.oriented,
     )
-
-
-def _rounded_up(side: float) -> int:
-    return PATCH_UNIT * math.ceil(side / PATCH_UNIT)

@@ -19,9 +19,6 @@ HEAD = """\
 """
 
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
 class RunRequest(Settings):
     """What the user asks for."""
 
@@ -34,7 +31,9 @@ class RunRequest(Settings):
         default=None, description="who was scanned, as `macl prepare --patients` takes it"
     )
     minutes: float = Field(gt=0, allow_inf_nan=False, description="the time for everything")
-    device: Device = Field(default="auto", description="where to compute")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="where to compute"
+    )
 
     def with_absolute_paths(self, folder: Path) -> Self:
         """The same with paths that were relative to a folder."""
