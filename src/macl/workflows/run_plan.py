@@ -13,6 +13,9 @@ from macl.config import PatchSide, PrepareSettings, Seed, Settings, read_toml, v
 from macl.preprocessing.statements import TABLES
 from macl.utils.errors import MaclError
 
+PLAN, STORE = "plan.toml", "store"
+"""In the folder of a run."""
+
 HEAD = """\
 # The plan of `macl run`. Edit it and run it: macl run --plan plan.toml
 # (with --out for another folder, once training has begun).
@@ -186,7 +189,8 @@ def plan_text(plan: RunPlan, reasons: Iterable[str]) -> str:
 def _lines(settings: BaseModel) -> Iterator[str]:
     fields = type(settings).model_fields
     tables: dict[str, BaseModel] = {}
-    for name, field in fields.items():
+    # Without a description are the format and its version, which come first.
+    for name, field in sorted(fields.items(), key=lambda item: bool(item[1].description)):
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
             tables[name] = value

@@ -24,31 +24,11 @@ from macl.utils.errors import MaclError
 from macl.utils.files import write_json
 from macl.utils.progress import say
 from macl.workflows.cells import has_decoder
-from macl.workflows.run_plan import RunPlan
+from macl.workflows.run_plan import PLAN, STORE, RunPlan
+from macl.workflows.run_summary import RunResult, what_scores_allow
 
-PLAN = "plan.toml"
-STORE = "store"
 EVERYBODY = "100%"
 """The label budget: everybody who does not test."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run has made.
-
-    Attributes:
-        models: folders of the segmenters, whose probabilities are averaged; none without labels.
-        pretrained: folder of the pre-training run.
-        masks: folder of the masks of all scans; None without labels.
-        page: the report.
-        scores: one row per tested scan and class.
-    """
-
-    models: tuple[Path, ...]
-    pretrained: Path
-    masks: Path | None
-    page: Path
-    scores: tuple[ScoreRow, ...]
 
 
 @dataclass(frozen=True)
@@ -226,15 +206,15 @@ class RunFolder:
 
     def _report(self) -> None:
         reported = [run for run, _ in (*self.selftrained, *self.finetuned)]
-        report([*reported, self.pretrained], self.out / "report.html", notes=self._notes())
-
-    def _notes(self) -> Sequence[str]:
+        notes = []
         if self.plan.folds:
-            return [
+            notes.append(
                 f"Cross-validation: every labelled person is tested by the one of "
                 f"{self.plan.folds} models that never saw them."
-            ]
-        return []
+            )
+        if scores := self.scores():
+            notes.append(what_scores_allow(scores, self.plan, Store.open(self.store)))
+        report([*reported, self.pretrained], self.out / "report.html", notes=notes)
 
 
 def _count(models: Sequence[object]) -> str:

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from macl.data.splits import group_of
 from macl.data.store import INDEX, Store
 from macl.records import runs
-from macl.records.scores import render, summarise
-from macl.workflows.run_plan import RunPlan
-from macl.workflows.run_steps import PLAN, STORE, RunResult
+from macl.records.scores import ScoreRow, render, summarise
+from macl.workflows.run_plan import PLAN, STORE, RunPlan
 
 ROUGH = 20
 """Scores of fewer people are called a rough idea."""
 
 
+@dataclass(frozen=True)
+class RunResult:
+    """What a run has made.
+
+    Attributes:
+        models: folders of the segmenters, whose probabilities are averaged; none without labels.
+        pretrained: folder of the pre-training run.
+        masks: folder of the masks of all scans; None without labels.
+        page: the report.
+        scores: one row per tested scan and class.
+    """
+
+    models: tuple[Path, ...]
+    pretrained: Path
+    masks: Path | None
+    page: Path
+    scores: tuple[ScoreRow, ...]
+
+
 def summary(result: RunResult, plan: RunPlan, out: Path) -> str:
     """What was made, where, and what the numbers allow."""
-    lines = []
+    lines, store = [], Store.open(out / STORE)
     if result.scores:
-        lines += [render(summarise(result.scores, "strict")), _what_scores_allow(result, plan, out)]
+        lines.append(render(summarise(result.scores, "strict")))
+        lines.append(what_scores_allow(result.scores, plan, store))
     elif result.models:
         lines.append("There are no scores: nobody's labels were kept to test.")
     if result.masks:
@@ -36,7 +57,7 @@ def summary(result: RunResult, plan: RunPlan, out: Path) -> str:
             )
         named = " ".join(map(str, result.models))
         lines.append(f"New scan macl predict {named} SCAN --out MASKS")
-    if refused := len(Store.open(out / STORE).index.refused):
+    if refused := len(store.index.refused):
         lines.append(f"Refused  {refused} scans, with the reasons in {out / STORE / INDEX}")
     if (names := out / f"{STORE}.private.json").is_file():
         lines.append(f"Names    {names} says which scan a hashed name means: keep it to yourself")
@@ -45,11 +66,11 @@ def summary(result: RunResult, plan: RunPlan, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _what_scores_allow(result: RunResult, plan: RunPlan, out: Path) -> str:
-    cases = Store.open(out / STORE).index.cases
-    people_of = {case.name: group_of(case.patient, plan.group) for case in cases}
+def what_scores_allow(scores: Sequence[ScoreRow], plan: RunPlan, store: Store) -> str:
+    """One sentence: how well whom, and how far that goes."""
+    people_of = {case.name: group_of(case.patient, plan.group) for case in store.index.cases}
     by_person: dict[str, list[float]] = {}
-    for row in result.scores:
+    for row in scores:
         if not math.isnan(row.dice):
             by_person.setdefault(people_of[row.case], []).append(row.dice)
     means = [100 * fmean(values) for values in by_person.values()]
