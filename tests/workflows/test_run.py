@@ -42,7 +42,7 @@ def whole(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def masks_of(out: Path) -> dict[str, np.ndarray]:
     return {
-        path.name: np.array(nibabel.load(path).dataobj)  # pyright: ignore[reportAttributeAccessIssue]
+        path.name: np.asarray(nibabel.load(path).dataobj)  # pyright: ignore[reportAttributeAccessIssue]
         for path in sorted((out / "masks").glob("*.nii.gz"))
     }
 
