@@ -92,6 +92,16 @@ def test_unlabelled_cases_are_of_no_test_or_validation_person(brains: Store) -> 
         resolve_split(by_person(**validating), labelled).unlabelled_cases("2")
 
 
+def test_a_split_may_lack_a_test_or_budgets(brains: Store) -> None:
+    everybody = resolve_split(by_person(test=()), brains)
+    assert everybody.test_cases == ()
+    assert everybody.pretraining_cases == tuple(brains.cases)
+    apart = resolve_split(by_person(budgets={}), brains)
+    assert apart.pretraining_cases == ("brain_003", "brain_004", "brain_005", "brain_007")
+    with pytest.raises(MaclError, match="no label budget '1'; it has none"):
+        apart.labelled_cases("1")
+
+
 def test_an_unknown_budget_is_answered_with_the_known_ones(brains: Store) -> None:
     with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1: name one"):
         resolve_split(by_person(), brains).labelled_cases("10%")

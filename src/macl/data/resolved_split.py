@@ -52,7 +52,7 @@ class ResolvedSplit:
         if budget not in self.budget_cases:
             raise MaclError(
                 f"The split {self.split.name!r} has no label budget {budget!r}; it has "
-                f"{listed(self.budget_cases)}: name one."
+                f"{listed(self.budget_cases) or 'none'}: name one, or use a split that has it."
             )
         return self.budget_cases[budget]
 
