@@ -14,6 +14,7 @@ from macl import __version__, cli
 
 STAGES = [
     "demo",
+    "run",
     "inspect",
     "prepare",
     "split",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from macl.stages.split import split
     from macl.utils.errors import MaclError
     from macl.workflows.benchmark import benchmark
+    from macl.workflows.run import run
 
 __version__ = "0.1.0"
 
@@ -44,11 +45,16 @@ __all__ = [
     "prepare",
     "pretrain",
     "report",
+    "run",
     "selftrain",
     "split",
 ]
 
-_ELSEWHERE = {"MaclError": "macl.utils.errors", "benchmark": "macl.workflows.benchmark"}
+_ELSEWHERE = {
+    "MaclError": "macl.utils.errors",
+    "benchmark": "macl.workflows.benchmark",
+    "run": "macl.workflows.run",
+}
 """The modules of those that are no stage."""
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = {
     "demo": "macl demo --out demo",
+    "run": "macl run scans --labels masks --out first --minutes 30",
     "inspect": "macl inspect scans",
     "prepare": "macl prepare scans my.store",
     "split": "macl split my.store --out my.json --test 20% --budgets 8,25%",
@@ -288,6 +289,55 @@ def demo(
     from macl.workflows.demo import demo as run
 
     run(out, VOLUMES if volumes else SLICES)
+
+
+@app.command()
+def run(
+    scans: Annotated[
+        Path | None, typer.Argument(help="A folder of scans, in a known layout or in any other.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write. Default: that of --plan.")
+    ] = None,
+    reader: Annotated[
+        str | None, typer.Option(help="Layout of SCANS. Default: recognised.")
+    ] = None,
+    labels: LabelsOption = None,
+    patients: PatientsOption = None,
+    minutes: Annotated[
+        float, typer.Option(help="Time for everything; more gives a better model.")
+    ] = 60.0,
+    device: DeviceOption = Device.auto,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLAN.toml", help="Follow this plan, such as an edited OUT/plan.toml."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, with its times; write nothing.")
+    ] = False,
+) -> None:
+    """Turn scans and a few labels into masks, scores and a page: the whole path.
+
+    Settings are chosen from the data and this machine and written to OUT/plan.toml. Kill it at any
+    time and run it again: it goes on. Without labels it ends with pre-trained weights.
+    """
+    from macl.workflows.run import run as run_all
+
+    if plan is None and (scans is None or (out is None and not dry_run)):
+        raise typer.BadParameter(f"missing SCANS or --out. For example: {EXAMPLES['run']}")
+    run_all(
+        scans,
+        out,
+        reader=reader,
+        labels=labels,
+        patients=patients,
+        minutes=minutes,
+        device=device.value,
+        plan=plan,
+        dry_run=dry_run,
+    )
 
 
 @app.command()

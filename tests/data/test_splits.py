@@ -92,8 +92,18 @@ def test_unlabelled_cases_are_of_no_test_or_validation_person(brains: Store) -> 
         resolve_split(by_person(**validating), labelled).unlabelled_cases("2")
 
 
+def test_a_split_may_lack_a_test_or_budgets(brains: Store) -> None:
+    everybody = resolve_split(by_person(test=()), brains)
+    assert everybody.test_cases == ()
+    assert everybody.pretraining_cases == tuple(brains.cases)
+    apart = resolve_split(by_person(budgets={}), brains)
+    assert apart.pretraining_cases == ("brain_003", "brain_004", "brain_005", "brain_007")
+    with pytest.raises(MaclError, match="no label budget '1'; it has all"):
+        apart.labelled_cases("1")
+
+
 def test_an_unknown_budget_is_answered_with_the_known_ones(brains: Store) -> None:
-    with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1, and all: name one"):
+    with pytest.raises(MaclError, match=r"no label budget '10%'; it has 1, all: name one"):
         resolve_split(by_person(), brains).labelled_cases("10%")
 
 
@@ -188,6 +198,7 @@ def test_a_split_file_survives_writing_and_reading(tmp_path: Path) -> None:
         ({"budgets": {"10%": ()}}, "names nobody to train on"),
         ({"test": ("a", "a")}, "test names a twice"),
         ({"identify_by": "index"}, "labelled_patients is needed"),
+        ({"test": (), "budgets": {}}, "needs test people or a budget"),
         ({"tset": ("a",)}, "tset"),
     ],
 )

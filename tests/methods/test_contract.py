@@ -73,10 +73,10 @@ VIEWS = {
     "interpolation": "bilinear",
 }
 WHERE = {"macl": "views", "dira": "views"}
-# With SGD: the release's, and the recipes' own. DESD needs a larger one to move by more than its
-# noise in volumes.
-RATES = {"macl": 0.01, "simsiam": 0.05, "simtriplet": 0.05}
-RATES_IN_VOLUMES = RATES | {"desd": 0.01}
+# With SGD: the release's, and the recipes' own. DESD needs a larger one, and GCL in volumes a
+# smaller one, to fall by more than its noise after the first steps.
+RATES = {"macl": 0.01, "simsiam": 0.05, "simtriplet": 0.05, "desd": 0.01}
+RATES_IN_VOLUMES = RATES | {"gcl": 1e-3}
 
 
 def write_store(folder: Path, dims: int) -> Path:
@@ -118,10 +118,6 @@ def read_log(run: Path) -> list[dict[str, float]]:
         {name: value for name, value in line.items() if name != "patches_per_second"}
         for line in lines
     ]
-
-
-UNDECIDED = {("gcl", 3)}
-"""Methods and dimensions whose main loss moves less than its noise in so few steps."""
 
 
 @dataclass(frozen=True)
@@ -191,11 +187,11 @@ def test_the_names_are_those_of_the_comparison():
 
 
 def test_its_main_loss_falls(trained: Trained):
-    """The first loss that is logged falls by more than three standard errors while it counts."""
-    if (trained.method, trained.dims) in UNDECIDED:
-        pytest.xfail("99 steps on these toy volumes do not decide it")
+    """The first loss that is logged falls by more than three standard errors while it counts, from
+    its first eighth (some are down before a quarter is over) to its last quarter."""
     part = next(name for name in trained.log[0] if name.startswith("loss_"))
-    early, late = quarters([line[part] for line in trained.log if line[part] != 0])
+    counting = [line[part] for line in trained.log if line[part] != 0]
+    early, late = counting[: len(counting) // 8], quarters(counting)[1]
     error = math.sqrt(variance(early) / len(early) + variance(late) / len(late))
     assert mean(early) - mean(late) > 3 * error
 

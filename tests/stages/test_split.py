@@ -95,7 +95,7 @@ def test_a_final_model_tests_nobody_and_takes_all_labels(tmp_path: Path) -> None
     resolved = resolve_split(tested, Store.open(store))
     assert len(resolved.labelled_cases("all")) == 9
     assert {*resolved.labelled_cases("all")}.isdisjoint(resolved.test_cases)
-    with pytest.raises(MaclError, match="it has 4, and all"):
+    with pytest.raises(MaclError, match="it has 4, all"):
         resolved.labelled_cases("5")
 
 

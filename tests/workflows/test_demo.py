@@ -185,23 +185,23 @@ def test_the_demo_from_end_to_end_and_once_more(
     assert steps == [str(number) for number in range(1, 9)]
     assert SYNTHETIC in first.err
     rows = table(first.out)
-    assert [row[:3] for row in rows] == [["labels", "alone", "1"], ["with", "unlabelled", "1"]]
-    assert all(0 <= float(cell) <= 100 for row in rows for cell in row[3:])
+    assert [row[:-4] for row in rows] == [["labels", "alone"], ["from", "MACL"], ["self-trained"]]
+    assert all(0 <= float(cell) <= 100 for row in rows for cell in row[-3:])
     assert "One seed and 2 synthetic test subjects" in first.out
     assert SYNTHETIC in first.out
     text = page.read_text(encoding="utf-8")
     assert "These subjects are synthetic" in text
     assert "grey matter" in text
-    assert text.count("data:image/jpeg") == 2 * 2 * 3 + 4
+    assert text.count("data:image/jpeg") == 3 * 2 * 3 + 4
     assert (out / "report.json").is_file()
-    assert len(list((out / "overlays").glob("*.png"))) == 2 * 2
+    assert len(list((out / "overlays").glob("*.png"))) == 3 * 2
 
     kept = [
         *out.glob("runs/*/weights.safetensors"),
         *out.glob("runs/*/predictions/*.nii.gz"),
         *out.glob("scans/**/*.gz"),
     ]
-    assert len(kept) == 4 + 2 * 2 + 2 * 5
+    assert len(kept) == 5 + 3 * 2 + 2 * 5
     before = {path: path.stat().st_mtime_ns for path in kept}
     demo(out, size)
     assert {path: path.stat().st_mtime_ns for path in kept} == before
@@ -210,7 +210,7 @@ def test_the_demo_from_end_to_end_and_once_more(
 
 def table(printed: str) -> list[list[str]]:
     """The words of each row."""
-    first = ("labels alone", "with unlabelled")
+    first = ("labels alone", "from MACL", "self-trained")
     return [line.split() for line in printed.splitlines() if line.startswith(first)]
 
 

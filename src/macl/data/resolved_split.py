@@ -55,7 +55,7 @@ class ResolvedSplit:
         if budget not in known:
             raise MaclError(
                 f"The split {self.split.name!r} has no label budget {budget!r}; it has "
-                f"{listed(self.budget_cases)}, and {ALL}: name one."
+                f"{listed([*self.budget_cases, ALL])}: name one."
             )
         if not known[budget]:
             raise MaclError(

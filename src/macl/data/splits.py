@@ -63,12 +63,14 @@ class Split(Settings):
         "settings that this split helps to choose",
     )
     budgets: dict[str, tuple[str, ...]] = Field(
-        min_length=1,
-        description="name → people to train on, smallest first; each should hold the one before",
+        description="name → people to train on, smallest first; each should hold the one before; "
+        "none: a split for pre-training alone",
     )
 
     @model_validator(mode="after")
     def _people_are_counted_once(self) -> Split:
+        if not self.test and not self.budgets:
+            raise ValueError("a split needs test people or a budget")
         lists = {
             "test": self.test, "validation": self.validation, "reserved": self.reserved,
             **self.budgets,

@@ -42,6 +42,17 @@ def be_quiet(quiet: bool) -> None:
     LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Inside the block, be quiet."""
+    before = LOGGER.level
+    be_quiet(True)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(before)
+
+
 def say(message: str) -> None:
     """Print one line to stderr, from rank 0 alone; stdout is for results."""
     if this_rank().is_zero:

@@ -164,7 +164,7 @@ class BenchmarkFolder:
             recipe=cell.training.recipe or cell.recipe,
             overrides=(*grid.finetune.set, *cell.training.set, *cell.start.network),
             device=self.device, seed=cell.seed, resume=True,
-            encoder_only=cell.start.method is not None and not _has_decoder(Path(start.init)),
+            encoder_only=cell.start.method is not None and not has_decoder(Path(start.init)),
         )  # fmt: skip
         predict([folder, grid.store], folder / runs.PREDICTIONS, device=self.device)
         summaries: dict[Convention, dict[str, Any]] = {}
@@ -243,8 +243,8 @@ def hardware(device: str) -> str:
     return f"{platform.machine()} with {os.cpu_count()} cores"
 
 
-def _has_decoder(pretrained: Path) -> bool:
-    """Whether the method trained decoder blocks; a method that trains none must be accepted."""
+def has_decoder(pretrained: Path) -> bool:
+    """Whether a pre-training run trained decoder blocks; a method that trains none is accepted."""
     tensors = checkpoint.read(pretrained / runs.WEIGHTS).tensors
     return any(name.startswith("decoder.") for name in tensors)
 

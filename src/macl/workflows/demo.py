@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from macl.stages.evaluate import evaluate
 from macl.stages.finetune import finetune
@@ -43,6 +43,17 @@ ONE_SEED = (
 )
 
 
+Training = Literal["scratch", "macl", "self-trained"]
+TITLES: dict[Training, str] = {
+    "scratch": "labels alone",
+    "macl": "from MACL",
+    "self-trained": "self-trained",
+}
+
+SHORT = ("teacher_decay=0.9", "adapt_confidence=true")
+"""Self-training so short that the teacher must follow quickly and is sure of little."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How a network of the demo is trained.
@@ -50,12 +61,14 @@ class Schedule:
     Attributes:
         recipe: name of a recipe.
         patch: sides in voxels (y, x in 2D; z, y, x in 3D).
+        more: further settings.
     """
 
     recipe: str
     patch: tuple[int, ...]
     batch_size: int
     steps: int
+    more: tuple[str, ...] = ()
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -66,6 +79,7 @@ class Schedule:
             f"training.size={list(self.patch)}",
             f"training.steps={self.steps}",
             f"training.batch_size={self.batch_size}",
+            *self.more,
         )
 
 
@@ -75,8 +89,8 @@ class DemoSize:
 
     Attributes:
         pretraining: of MACL.
-        finetuning: of the segmenters from scratch.
-        first: fine-tuning of the pre-trained segmenters, before they are self-trained.
+        finetuning: of the segmenters from scratch and from MACL.
+        first: fine-tuning of the segmenters that are self-trained afterwards.
         selftraining: whose steps cost twice those of fine-tuning: with `first`, as much as
             `finetuning`.
     """
@@ -88,7 +102,9 @@ class DemoSize:
     pretraining: Schedule = Schedule("macl-plus", (128, 128), batch_size=16, steps=100)
     finetuning: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=200)
     first: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=100)
-    selftraining: Schedule = Schedule("mean-teacher", (112, 112), batch_size=8, steps=50)
+    selftraining: Schedule = Schedule(
+        "mean-teacher", (112, 112), batch_size=8, steps=50, more=SHORT
+    )
 
 
 SLICES = DemoSize()
@@ -98,29 +114,30 @@ VOLUMES = DemoSize(
     pretraining=Schedule("macl-plus", (32, 32, 32), batch_size=16, steps=80),
     finetuning=Schedule("strong-3d", (32, 48, 48), batch_size=2, steps=300),
     first=Schedule("strong-3d", (32, 48, 48), batch_size=2, steps=150),
-    selftraining=Schedule("mean-teacher-3d", (32, 48, 48), batch_size=2, steps=75),
+    selftraining=Schedule("mean-teacher-3d", (32, 48, 48), batch_size=2, steps=75, more=SHORT),
 )
 
 
 @dataclass(frozen=True)
 class DemoCell:
-    """One segmenter: whether it saw the unlabelled scans, and its number of labelled subjects."""
+    """One segmenter: how it is trained, and its number of labelled subjects."""
 
-    uses_unlabelled: bool
+    training: Training
     labels: int
 
     @property
     def name(self) -> str:
         """The run's folder."""
-        return f"{'macl' if self.uses_unlabelled else 'scratch'}-{self.labels}"
+        return f"{self.training}-{self.labels}"
 
 
 def demo(out: Path, size: DemoSize = SLICES) -> Path:
     """Compare labels alone with labels and unlabelled scans, on synthetic subjects.
 
-    Labels alone: fine-tuning from scratch. Labels and unlabelled scans: MACL, fine-tuning, then
-    self-training. `out` then holds the scans, the store, the runs, `overlays/*.png`, `report.html`
-    and `report.json`; finished parts are kept. A table is printed.
+    Labels alone: fine-tuning from scratch. With unlabelled scans: fine-tuning from MACL's weights;
+    or half as much fine-tuning from scratch, then self-training. `out` then holds the scans, the
+    store, the runs, `overlays/*.png`, `report.html` and `report.json`; finished parts are kept. A
+    table is printed.
 
     Returns:
         The page.
@@ -131,7 +148,7 @@ def demo(out: Path, size: DemoSize = SLICES) -> Path:
     _open_folder(out, size)
     scans, store = out / "scans" / "Dataset001_Synthetic", out / "store"
     split_file = out / "split.json"
-    cells = [DemoCell(uses, labels) for labels in size.budgets for uses in (False, True)]
+    cells = [DemoCell(training, labels) for labels in size.budgets for training in TITLES]
     runs = {cell: out / "runs" / cell.name for cell in cells}
     pretrained = out / "runs" / "macl-pretraining"
     _step(1, f"make {size.subjects} synthetic subjects")
@@ -150,15 +167,15 @@ def demo(out: Path, size: DemoSize = SLICES) -> Path:
     )  # fmt: skip
     _step(5, f"train {len(cells)} segmenters")
     for cell, run in runs.items():
+        say(f"{TITLES[cell.training]}, {cell.labels} labelled:")
         common = {"split": split_file, "labels": cell.labels, "seed": SEED, "resume": True}
-        if not cell.uses_unlabelled:
-            say(f"Labels alone, {cell.labels} labelled:")
-            _train(finetune, size.finetuning, store, run, init="scratch", **common)
-            continue
-        say(f"Labels and unlabelled scans, {cell.labels} labelled:")
-        first = run.with_name(f"{run.name}-first")
-        _train(finetune, size.first, store, first, init=pretrained, **common)
-        _train(selftrain, size.selftraining, store, run, init=first, **common)
+        if cell.training == "self-trained":
+            first = run.with_name(f"{run.name}-first")
+            _train(finetune, size.first, store, first, init="scratch", **common)
+            _train(selftrain, size.selftraining, store, run, init=first, **common)
+        else:
+            init = pretrained if cell.training == "macl" else "scratch"
+            _train(finetune, size.finetuning, store, run, init=init, **common)
     _step(6, "predict the test subjects")
     for run in runs.values():
         predict([run, store], run / "predictions")
@@ -200,15 +217,14 @@ def _step(number: int, what: str) -> None:
 
 
 def _table(summaries: Mapping[DemoCell, Mapping[str, Any]]) -> str:
-    """Dice in % by class, with and without unlabelled scans, and number of labelled subjects."""
+    """Dice in % by class, training and number of labelled subjects."""
     names = [row["class"] for row in next(iter(summaries.values()))["classes"]]
     lines = [_line("Dice %, mean", "labelled", *names, "mean")]
     for cell, summary in summaries.items():
         rows = [*summary["classes"], summary["mean"]]
         means = [row["dice"]["mean"] for row in rows]
         texts = ["–" if mean is None else f"{100 * mean:.1f}" for mean in means]
-        shown = "with unlabelled" if cell.uses_unlabelled else "labels alone"
-        lines.append(_line(shown, str(cell.labels), *texts))
+        lines.append(_line(TITLES[cell.training], str(cell.labels), *texts))
     return "\n".join(lines)
 
 
