@@ -25,7 +25,7 @@ import macl
 from macl.data.coverage import Strategy
 from macl.data.draws import draw_labelled_people
 from macl.data.resolved_split import ResolvedSplit, resolve_split
-from macl.data.splits import Split, read_split, write_split
+from macl.data.splits import read_split, write_split
 from macl.data.store import Store
 from macl.records.scores import read_rows
 from macl.statistics import crossed_bootstrap_interval, signed_rank_p
@@ -61,11 +61,9 @@ def main() -> None:
             grid.store, pretrained, method=start.method, split=grid.split, recipe=start.recipe,
             overrides=changes, device=given.device, seed=repeat, resume=True,
         )  # fmt: skip
-        for name, split in splits(resolved, store, pretrained, given, repeat).items():
+        for name, path in splits(resolved, store, pretrained, given, repeat).items():
             run = given.out / "cells" / f"{name}__repeat{repeat}"
             changes = (*finetune_settings(grid, start), *(finetuning if given.steps else ()))
-            path = given.out / "splits" / f"{name}__repeat{repeat}.json"
-            write_split(path, split)
             macl.finetune(
                 grid.store, run, init=pretrained, split=path, labels=given.labels,
                 recipe=grid.recipes[0], overrides=changes, device=given.device, seed=repeat,
@@ -92,25 +90,29 @@ def splits(
     pretrained: Path,
     given: argparse.Namespace,
     repeat: int,
-) -> dict[str, Split]:
-    """The protocol's split with the people labelled at random, and by each strategy."""
+) -> dict[str, Path]:
+    """Files of the protocol's split with people labelled at random, and by each strategy."""
     drawn = draw_labelled_people(resolved, store, repeat)
-    count = len(drawn.budgets[given.labels])
-    found = {
-        RANDOM: drawn.model_copy(update={"budgets": {given.labels: drawn.budgets[given.labels]}})
+    people = drawn.budgets[given.labels]
+    paths = {
+        name: given.out / "splits" / f"{name}__repeat{repeat}.json"
+        for name in (RANDOM, *get_args(Strategy))
     }
-    base = given.out / "splits" / f"{RANDOM}__repeat{repeat}.json"
-    write_split(base, found[RANDOM])
+    write_split(paths[RANDOM], drawn.model_copy(update={"budgets": {given.labels: people}}))
     for strategy in get_args(Strategy):
+        if paths[strategy].is_file():
+            continue
         chosen = macl.choose(
-            store.path, run=pretrained, count=count, among="labelled", strategy=strategy,
-            split=base, device=given.device,
+            store.path, run=pretrained, count=len(people), among="labelled", strategy=strategy,
+            split=paths[RANDOM], device=given.device,
         )  # fmt: skip
-        people = tuple(person.person for person in chosen)
-        name = f"{drawn.name}-{strategy}"
-        changes = {"name": name, "source": f"macl choose, {strategy}, {pretrained.name}"}
-        found[strategy] = drawn.model_copy(update={**changes, "budgets": {given.labels: people}})
-    return found
+        changes = {
+            "name": f"{drawn.name}-{strategy}",
+            "source": f"macl choose, {strategy}, {pretrained.name}",
+            "budgets": {given.labels: tuple(person.person for person in chosen)},
+        }
+        write_split(paths[strategy], drawn.model_copy(update=changes))
+    return paths
 
 
 def dice_of_people(scores: Path, resolved: ResolvedSplit) -> dict[str, float]:
