@@ -216,10 +216,11 @@ def run_within(
 
 
 def _run(figure: Figure, out: Path, seconds: float) -> Answer:
-    places = {"out": str(out), "json": str(out / f"{figure.name}.json")}
-    words = [word.format(**places) for word in figure.command]
-    found = Path(places["json"])
+    found = out / f"{figure.name}.json"
     found.unlink(missing_ok=True)
+    words = [
+        word.replace("{out}", str(out)).replace("{json}", str(found)) for word in figure.command
+    ]
     start = time.monotonic()
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

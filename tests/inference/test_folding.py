@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fakes.networks import SMALL, odd_patch, small_network
+from fakes.processor import needs_bf16_convolutions
 from macl.data.store import Normalisation
 from macl.inference.folding import folded
 from macl.inference.sliding_window import SegmenterMember, predict_slices
@@ -60,7 +61,7 @@ def test_only_what_follows_a_convolution_is_folded() -> None:
     assert folded(of_the_batch) is of_the_batch
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=needs_bf16_convolutions)])
 def test_masks_are_those_of_the_network_as_it_is(monkeypatch, bf16: bool) -> None:
     """In bf16 a class may differ where two are about as probable, and nowhere else."""
     whole = segmenter("unet", 2)

@@ -39,9 +39,11 @@ def has_bf16(device: str) -> bool:
     """Whether "cpu", "cuda" or "mps" has instructions for bf16 here, and does not emulate it."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older PyTorch
+    if device != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in SETS_WITHOUT_BF16
-    return device == "cpu" and allowed and any(map(capabilities().get, BF16_INSTRUCTIONS))
+    return allowed and any(map(capabilities.get, BF16_INSTRUCTIONS))
 
 
 def computes_in_bf16(fabric: Fabric) -> bool:
