@@ -192,7 +192,7 @@ def test_the_demo_from_end_to_end_and_once_more(
     text = page.read_text(encoding="utf-8")
     assert "These subjects are synthetic" in text
     assert "grey matter" in text
-    assert text.count("data:image/jpeg") == 3 * 2 * 3 + 4
+    assert text.count("data:image/jpeg") == 3 * 2 * 3 + 5
     assert (out / "report.json").is_file()
     assert len(list((out / "overlays").glob("*.png"))) == 3 * 2
 

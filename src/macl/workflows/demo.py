@@ -43,8 +43,8 @@ ONE_SEED = (
 )
 
 
-Training = Literal["scratch", "macl", "self-trained"]
-TITLES: dict[Training, str] = {
+DemoTraining = Literal["scratch", "macl", "self-trained"]
+TITLES: dict[DemoTraining, str] = {
     "scratch": "labels alone",
     "macl": "from MACL",
     "self-trained": "self-trained",
@@ -122,7 +122,7 @@ VOLUMES = DemoSize(
 class DemoCell:
     """One segmenter: how it is trained, and its number of labelled subjects."""
 
-    training: Training
+    training: DemoTraining
     labels: int
 
     @property
