@@ -7,17 +7,18 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from macl.config import ArrayAxis
-from macl.io.geometry import AnatomicalAxes, Geometry, Plane, anatomical_axes, array_axis
+from macl.config import AnatomicalAxis, ArrayAxis
+from macl.io.geometry import ANATOMICAL_AXES, Geometry, Plane, anatomical_axes, array_axis
 from macl.preprocessing.orientation import choose_orientation, orient
 
-SCANNER_AXES: AnatomicalAxes = ("left-right", "anterior-posterior", "inferior-superior")
+SCANNER_AXES: tuple[AnatomicalAxis, ...] = ("left-right", "anterior-posterior", "inferior-superior")
 """Of a grid whose x, y and z point left, posterior and superior."""
 
 
 @pytest.mark.parametrize("axis", get_args(ArrayAxis))
-def test_an_axis_of_the_array_is_itself(axis: ArrayAxis) -> None:
-    assert array_axis(axis, SCANNER_AXES) == axis
+@pytest.mark.parametrize("plane", get_args(Plane))
+def test_an_axis_of_the_array_is_itself(axis: ArrayAxis, plane: Plane) -> None:
+    assert array_axis(axis, ANATOMICAL_AXES[plane]) == axis
 
 
 @pytest.mark.parametrize("plane", get_args(Plane))
@@ -31,9 +32,10 @@ def test_anatomical_axes_lie_where_preparation_puts_them(plane: Plane) -> None:
     )
     z, y, x = np.indices((3, 4, 5))
     orientation = choose_orientation(geometry, plane)
+    along = anatomical_axes(geometry, orientation.permutation)
+    assert along == ANATOMICAL_AXES[plane]
     for name, coordinate in zip(SCANNER_AXES, (x, y, z), strict=True):
         stored = orient(coordinate, orientation)
         rises = [bool(np.diff(stored, axis=axis).any()) for axis in range(3)]
-        along = anatomical_axes(geometry, orientation.permutation)
         assert get_args(ArrayAxis)[rises.index(True)] == array_axis(name, along)
         assert sum(rises) == 1

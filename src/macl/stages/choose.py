@@ -218,10 +218,11 @@ def _chosen_case(case: StoredCase, features: CaseFeatures) -> ChosenCase:
 
 def scanned_slice(case: StoredCase, number: int) -> int:
     """A slice of a stored case → the nearest one of its scan, as the scan's file counts them."""
-    scanned = case.orientation.scanned_size[0]
-    nearest = round((number + 0.5) * scanned / case.size[0] - 0.5)
-    nearest = min(max(nearest, 0), scanned - 1)
-    return scanned - 1 - nearest if case.orientation.flipped[0] else nearest
+    orientation = case.orientation
+    scanned, kept = orientation.scanned_size[0], orientation.kept_size[0]
+    nearest = round((number + 0.5) * kept / case.size[0] - 0.5)
+    nearest = min(max(nearest, 0), kept - 1) + (orientation.crop[0][0] if orientation.crop else 0)
+    return scanned - 1 - nearest if orientation.flipped[0] else nearest
 
 
 def render(chosen: Sequence[ChosenPerson]) -> str:
