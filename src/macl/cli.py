@@ -320,8 +320,9 @@ def run(
 ) -> None:
     """Turn scans and a few labels into masks, scores and a page: the whole path.
 
-    Settings are chosen from the data and this machine and written to OUT/plan.toml. Kill it at any
-    time and run it again: it goes on. Without labels it ends with pre-trained weights.
+    Settings are chosen from the data and this machine: see OUT/plan.toml.
+    Killed at any time and run again, it goes on.
+    Without labels it ends with pre-trained weights.
     """
     from macl.workflows.run import run as run_all
 
