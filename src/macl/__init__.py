@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from macl.stages.split import split
     from macl.utils.errors import MaclError
     from macl.workflows.benchmark import benchmark
-    from macl.workflows.run import run
+    from macl.workflows.run.command import run
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ __all__ = [
 _ELSEWHERE = {
     "MaclError": "macl.utils.errors",
     "benchmark": "macl.workflows.benchmark",
-    "run": "macl.workflows.run",
+    "run": "macl.workflows.run.command",
 }
 """The modules of those that are no stage."""
 

@@ -324,7 +324,7 @@ def run(
     Killed at any time and run again, it goes on.
     Without labels it ends with pre-trained weights.
     """
-    from macl.workflows.run import run as run_all
+    from macl.workflows.run.command import run as run_all
 
     if plan is None and (scans is None or (out is None and not dry_run)):
         raise typer.BadParameter(f"missing SCANS or --out. For example: {EXAMPLES['run']}")

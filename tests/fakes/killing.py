@@ -20,7 +20,7 @@ _processes.set_forkserver_preload(
         "macl.stages.finetune",
         "macl.stages.selftrain",
         "macl.methods.macl",
-        "macl.workflows.run",
+        "macl.workflows.run.command",
     ]
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from macl.workflows.run_plan import RunPlan, TrainingPlan, plan_text
+from macl.workflows.run.plan import RunPlan, TrainingPlan, plan_text
 
 OFTEN = ("training.checkpoint_every_steps=2", "training.log_every_steps=1")
 PRETRAIN = TrainingPlan(

@@ -18,7 +18,7 @@ from fakes.run_plans import FINETUNE, PRETRAIN, tiny_plan, write_tiny_plan
 from fakes.scans import anatomy, files_below, write_nifti
 from macl.records.runs import read_record
 from macl.records.scores import read_rows
-from macl.workflows.run_plan import plan_text, read_plan
+from macl.workflows.run.plan import plan_text, read_plan
 
 CASES = [f"toy_{number:03d}" for number in range(6)]
 

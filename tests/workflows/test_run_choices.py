@@ -12,13 +12,14 @@ from macl.io.source import Source
 from macl.preprocessing.fingerprint import CaseFingerprint, DatasetFingerprint
 from macl.preprocessing.source import SourceScan
 from macl.utils.errors import MaclError
-from macl.workflows import run_budget, run_planner
-from macl.workflows.run_budget import TrainingSteps, Workload, allot
-from macl.workflows.run_choices import choose_dims, choose_spacing, choose_split
-from macl.workflows.run_facts import SourceFacts
-from macl.workflows.run_plan import RunRequest
-from macl.workflows.run_planner import choose_plan
-from macl.workflows.run_speed import DesignSpeed, NetworkDesign
+from macl.workflows.run import budget as run_budget
+from macl.workflows.run import planner as run_planner
+from macl.workflows.run.budget import TrainingSteps, Workload, allot
+from macl.workflows.run.choices import choose_dims, choose_spacing, choose_split
+from macl.workflows.run.facts import SourceFacts
+from macl.workflows.run.plan import RunRequest
+from macl.workflows.run.planner import choose_plan
+from macl.workflows.run.speed import DesignSpeed, NetworkDesign
 
 Triple = tuple[float, float, float]
 

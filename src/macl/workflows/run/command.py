@@ -21,11 +21,11 @@ from macl.utils.files import (
 )
 from macl.utils.progress import say
 from macl.utils.text import format_duration
-from macl.workflows.run_facts import read_facts
-from macl.workflows.run_plan import PLAN, STORE, RunPlan, RunRequest, plan_text, read_plan
-from macl.workflows.run_planner import choose_plan, render_plan
-from macl.workflows.run_steps import RunFolder
-from macl.workflows.run_summary import RunResult, summary
+from macl.workflows.run.facts import read_facts
+from macl.workflows.run.plan import PLAN, STORE, RunPlan, RunRequest, plan_text, read_plan
+from macl.workflows.run.planner import choose_plan, render_plan
+from macl.workflows.run.steps import RunFolder
+from macl.workflows.run.summary import RunResult, summary
 
 LOCK = ".lock"
 

@@ -24,8 +24,8 @@ from macl.utils.errors import MaclError
 from macl.utils.files import write_json
 from macl.utils.progress import say
 from macl.workflows.cells import has_decoder
-from macl.workflows.run_plan import PLAN, STORE, RunPlan
-from macl.workflows.run_summary import RunResult, what_scores_allow
+from macl.workflows.run.plan import PLAN, STORE, RunPlan
+from macl.workflows.run.summary import RunResult, what_scores_allow
 
 EVERYBODY = "100%"
 """The label budget: everybody who does not test."""

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from macl.config import PrepareSettings
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size
-from macl.workflows.run_budget import LEAST_SELFTRAINING, Budget, TrainingSteps
-from macl.workflows.run_choices import (
+from macl.workflows.run.budget import LEAST_SELFTRAINING, Budget, TrainingSteps
+from macl.workflows.run.choices import (
     POSITIONS_RECIPE,
     SplitChoice,
     choose_dims,
     choose_split,
     design_network,
 )
-from macl.workflows.run_facts import SourceFacts, expected_prepare_seconds
-from macl.workflows.run_plan import RunPlan, RunRequest, TrainingPlan
-from macl.workflows.run_speed import DesignSpeed, NetworkDesign, has_gpu, measure
+from macl.workflows.run.facts import SourceFacts, expected_prepare_seconds
+from macl.workflows.run.plan import RunPlan, RunRequest, TrainingPlan
+from macl.workflows.run.speed import DesignSpeed, NetworkDesign, has_gpu, measure
 
 NETWORK_SIZES = {
     2: ((64, 8), (128, 8), (128, 16), (192, 16), (256, 16), (256, 32)),
@@ -40,7 +40,7 @@ COPIES_OF_WEIGHTS = 6
 """That an unfinished run keeps on disk."""
 
 Measure = Callable[[NetworkDesign, str, float], DesignSpeed | None]
-"""Times a design on a device; see `macl.workflows.run_speed`."""
+"""Times a design on a device; see `macl.workflows.run.speed`."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 
 from macl.inference.sliding_window import window_starts
-from macl.workflows.run_facts import SourceFacts
-from macl.workflows.run_plan import ExpectedSeconds
-from macl.workflows.run_speed import DesignSpeed, NetworkDesign
+from macl.workflows.run.facts import SourceFacts
+from macl.workflows.run.plan import ExpectedSeconds
+from macl.workflows.run.speed import DesignSpeed, NetworkDesign
 
 FEWEST_STEPS = 20
 MOST_STEPS = 6000

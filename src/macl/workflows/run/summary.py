@@ -12,7 +12,7 @@ from macl.data.splits import group_of
 from macl.data.store import INDEX, Store
 from macl.records import runs
 from macl.records.scores import ScoreRow, render, summarise
-from macl.workflows.run_plan import PLAN, STORE, RunPlan
+from macl.workflows.run.plan import PLAN, STORE, RunPlan
 
 ROUGH = 20
 """Scores of fewer people are called a rough idea."""

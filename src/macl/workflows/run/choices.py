@@ -6,8 +6,8 @@ import math
 from typing import Literal, NamedTuple
 
 from macl.preprocessing.resampling import Spacing
-from macl.workflows.run_facts import SourceFacts, median_of_axes
-from macl.workflows.run_speed import NetworkDesign
+from macl.workflows.run.facts import SourceFacts, median_of_axes
+from macl.workflows.run.speed import NetworkDesign
 
 CUBIC = 2.0
 """Voxels are nearly cubic if their longest side is at most so many times the shortest."""

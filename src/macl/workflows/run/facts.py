@@ -21,7 +21,7 @@ from macl.preprocessing.source import SourceScan, recognise, scan_source
 from macl.preprocessing.statements import with_statements
 from macl.utils.errors import MaclError
 from macl.utils.parallel import available_cores
-from macl.workflows.run_plan import RunRequest
+from macl.workflows.run.plan import RunRequest
 
 TRIED_AT = (0.25, 0.5, 0.75)
 """Which scans are prepared to see how long it takes: at these places in the order of size."""
