@@ -15,8 +15,9 @@ FEWEST_STEPS = 20
 MOST_STEPS = 6000
 """Of fine-tuning and of self-training; the most is the length of their recipes."""
 
-LEAST_SELFTRAINING = 1500
-"""Steps of fine-tuning and of self-training below which self-training may do harm."""
+LEAST_FINETUNING, LEAST_SELFTRAINING = 700, 350
+"""Steps of fine-tuning, and of self-training after it, with which self-training was seen to pay; a
+teacher that has learnt too little does harm."""
 
 FEWEST_EPOCH_STEPS, MOST_EPOCH_STEPS, MOST_EPOCHS = 1000, 20_000, 100
 """Pre-training lasts this many epochs at most, which are at least and at most so many steps."""
@@ -154,7 +155,7 @@ def allot(seconds: float, speed: DesignSpeed, work: Workload) -> TrainingSteps:
         return TrainingSteps(pretraining(seconds))
     if work.may_selftrain:
         steps = segmenters(0.25, finetuning=0.45)
-        if min(steps.finetune, steps.selftrain) >= LEAST_SELFTRAINING:
+        if steps.finetune >= LEAST_FINETUNING and steps.selftrain >= LEAST_SELFTRAINING:
             return steps
     return segmenters(0.4, finetuning=1.0)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from macl.config import PrepareSettings
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size
-from macl.workflows.run.budget import LEAST_SELFTRAINING, Budget, TrainingSteps
+from macl.workflows.run.budget import LEAST_FINETUNING, LEAST_SELFTRAINING, Budget, TrainingSteps
 from macl.workflows.run.choices import (
     POSITIONS_RECIPE,
     SplitChoice,
@@ -214,7 +214,10 @@ def _about_time(plan: RunPlan, budget: Budget, timed: TimedDesign) -> Iterator[s
     if work.models and not work.may_selftrain:
         yield "Self-training: none, since everybody has labels."
     elif work.models and not plan.selftrain:
-        yield f"Self-training: none, since fewer than {LEAST_SELFTRAINING:,} steps may do harm."
+        yield (
+            f"Self-training: none, since with fewer than {LEAST_FINETUNING} steps of fine-tuning "
+            f"and {LEAST_SELFTRAINING} of its own it may do harm."
+        )
     richer = replace(budget, minutes=4 * budget.minutes)
     more = richer.steps(timed.design, timed.speed, plan.folds)
     gains = [
