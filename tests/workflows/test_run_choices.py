@@ -192,12 +192,18 @@ def test_the_plan_fits_the_minutes(
 def test_more_time_buys_a_larger_network_and_then_self_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plans = [choose(minutes, monkeypatch)[0].plan for minutes in (2, 30, 600)]
+    plans = [choose(minutes, monkeypatch, labelled=2)[0].plan for minutes in (2, 30, 600)]
     widths = [plan.width for plan in plans]
     assert widths == sorted(widths)
     assert widths[0] < widths[-1]
     assert plans[0].selftrain is None
     assert plans[-1].selftrain
+
+
+def test_with_more_labels_the_time_goes_to_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, _ = choose(600, monkeypatch, labelled=4)
+    assert chosen.plan.selftrain is None
+    assert any("longer fine-tuning is worth more" in reason for reason in chosen.reasons)
 
 
 def test_a_slow_machine_gets_a_small_network_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

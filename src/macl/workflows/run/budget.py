@@ -19,6 +19,9 @@ LEAST_FINETUNING, LEAST_SELFTRAINING = 700, 350
 """Steps of fine-tuning, and of self-training after it, with which self-training was seen to pay; a
 teacher that has learnt too little does harm."""
 
+MOST_LABELLED_FOR_SELFTRAINING = 3
+"""Labelled people; with more, the same time of fine-tuning was seen to be worth as much or more."""
+
 FEWEST_EPOCH_STEPS, MOST_EPOCH_STEPS, MOST_EPOCHS = 1000, 20_000, 100
 """Pre-training lasts this many epochs at most, which are at least and at most so many steps."""
 
@@ -54,7 +57,7 @@ class Workload:
 
     Attributes:
         models: segmenters; 0: there are no labels.
-        may_selftrain: whether there are people without labels.
+        may_selftrain: whether few people have labels, and others none.
         epoch_steps: steps of an epoch of pre-training.
     """
 
@@ -89,7 +92,8 @@ class Budget:
         patches = sum(
             math.ceil(size[0] / depth) for size in self.facts.prepared_sizes(design.spacing_mm)
         )
-        may_selftrain = bool(self.facts.unlabelled_people)
+        few = len(self.facts.labelled_people) <= MOST_LABELLED_FOR_SELFTRAINING
+        may_selftrain = few and bool(self.facts.unlabelled_people)
         return Workload(self.models(folds), may_selftrain, patches // design.pretrain_batch)
 
     def steps(self, design: NetworkDesign, speed: DesignSpeed, folds: int) -> TrainingSteps:

@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 from macl.config import PrepareSettings
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size
-from macl.workflows.run.budget import LEAST_FINETUNING, LEAST_SELFTRAINING, Budget, TrainingSteps
+from macl.workflows.run.budget import (
+    LEAST_FINETUNING,
+    LEAST_SELFTRAINING,
+    MOST_LABELLED_FOR_SELFTRAINING,
+    Budget,
+    TrainingSteps,
+)
 from macl.workflows.run.choices import (
     POSITIONS_RECIPE,
     SplitChoice,
@@ -212,7 +218,10 @@ def _about_time(plan: RunPlan, budget: Budget, timed: TimedDesign) -> Iterator[s
         )
     work = budget.workload(timed.design, plan.folds)
     if work.models and not work.may_selftrain:
-        yield "Self-training: none, since everybody has labels."
+        yield (
+            "Self-training: none, since everybody has labels, or more than "
+            f"{MOST_LABELLED_FOR_SELFTRAINING} people have: longer fine-tuning is worth more then."
+        )
     elif work.models and not plan.selftrain:
         yield (
             f"Self-training: none, since with fewer than {LEAST_FINETUNING} steps of fine-tuning "
