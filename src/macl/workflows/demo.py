@@ -100,10 +100,10 @@ class DemoSize:
     budgets: tuple[int, ...] = (1, 2, 4)
     grid: VoxelGrid = field(default_factory=VoxelGrid)
     pretraining: Schedule = Schedule("macl-plus", (128, 128), batch_size=16, steps=100)
-    finetuning: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=200)
-    first: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=100)
+    finetuning: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=160)
+    first: Schedule = Schedule("strong", (112, 112), batch_size=8, steps=80)
     selftraining: Schedule = Schedule(
-        "mean-teacher", (112, 112), batch_size=8, steps=50, more=SHORT
+        "mean-teacher", (112, 112), batch_size=8, steps=40, more=SHORT
     )
 
 
