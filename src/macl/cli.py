@@ -640,10 +640,7 @@ def finetune(
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
 
-    options = {"--init": init, "--labels": labels}
-    if labels != "all":
-        options["--split"] = split
-    _require("finetune", resume, STORE=store, **options)
+    _require("finetune", resume, **_labelled(store, init, split, labels))
     launch_processes(devices, sys.argv[1:])
     record = run(
         store,
@@ -673,6 +670,14 @@ def _require(command: str, resume: bool, **arguments: object) -> None:
             f"missing {', '.join(missing)} (which --resume needs not). For example: "
             f"{EXAMPLES[command]}"
         )
+
+
+def _labelled(
+    store: Path | None, init: str | None, split: str | None, labels: str | None
+) -> dict[str, object]:
+    """What training with labels cannot do without, by name; all labels need no split."""
+    needed = {"STORE": store, "--init": init, "--labels": labels}
+    return needed if labels == "all" else {**needed, "--split": split}
 
 
 def _seed_if_given(seed: int | None) -> dict[str, int]:
@@ -714,10 +719,7 @@ def selftrain(
     from macl.distributed.launch import launch_processes
     from macl.stages.selftrain import selftrain as run
 
-    options = {"--init": init, "--labels": labels}
-    if labels != "all":
-        options["--split"] = split
-    _require("selftrain", resume, STORE=store, **options)
+    _require("selftrain", resume, **_labelled(store, init, split, labels))
     launch_processes(devices, sys.argv[1:])
     record = run(
         store,

@@ -17,7 +17,7 @@ from macl.inference.sliding_window import WindowGrid, default_batch_size
 from macl.models.layers import spatial_mean
 from macl.models.network import Network
 from macl.preprocessing.normalisation import normalise
-from macl.records.runs import WEIGHTS, RunRecord, read_weights
+from macl.records.runs import WEIGHTS, RunRecord, read_weights, require_finished
 from macl.tasks.networks import plugin_settings
 from macl.utils.errors import MaclError
 
@@ -60,10 +60,7 @@ class Embedder:
     """
 
     def __init__(self, run: Path, record: RunRecord, network: type[Network], device: str) -> None:
-        if not record.finished:
-            raise MaclError(
-                f"{run} is not finished: go on with `macl {record.kind} … --out {run} --resume`."
-            )
+        require_finished(run, record)
         self.patch = record.patch
         self.device = make_fabric(device, "fp32").device
         self._network = _load_encoder(run, record, network)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from macl.engine.precision import predicts_in_bf16
 from macl.engine.trainer import make_fabric
 from macl.inference.scans import prepared_settings
@@ -62,9 +64,15 @@ def load_member(
     Raises:
         MaclError: as for `load_segmenter`, or there is no such device.
     """
+    return place_member(run, record, network, make_fabric(device, "fp32").device)
+
+
+def place_member(
+    run: Path, record: RunRecord, network: type[Network], device: torch.device
+) -> SegmenterMember:
+    """As `load_member`, on a device that is chosen already."""
     settings = segmenter_settings(record)
-    place = make_fabric(device, "fp32").device
-    segmenter = load_segmenter(run, network, place)
+    segmenter = load_segmenter(run, network, device)
     mirror_axes = record.mirror_axes if settings.mirror_averaging else ()
-    bf16 = predicts_in_bf16(settings.training.precision, place.type)
+    bf16 = predicts_in_bf16(settings.training.precision, device.type)
     return SegmenterMember(segmenter, settings.patch, mirror_axes, bf16)

@@ -170,6 +170,14 @@ def versions() -> dict[str, str]:
     }
 
 
+def require_finished(run: Path, record: RunRecord) -> None:
+    """MaclError unless the run is finished."""
+    if not record.finished:
+        raise MaclError(
+            f"{run} is not finished: go on with `macl {record.kind} … --out {run} --resume`."
+        )
+
+
 def about_store(store: Store, folder: Path) -> dict[str, Any]:
     """The fields of a `RunRecord` that describe the store it is trained on."""
     index = store.index

@@ -20,7 +20,7 @@ from macl.models.nnunet import Settings as NnunetSettings
 from macl.models.transfer import Transfer, transplant
 from macl.pages.model_card import model_card
 from macl.plugins import find
-from macl.records.runs import SCORES, RunRecord, read_record, read_weights
+from macl.records.runs import SCORES, RunRecord, read_record, read_weights, require_finished
 from macl.records.scores import read_rows, summarise
 from macl.tasks.networks import plugin_settings
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
@@ -65,10 +65,7 @@ def export(
     if to != "nnunet" and (plans is not None or configuration is not None):
         raise MaclError(f"--plans and --configuration are for --to nnunet alone, not for {to}.")
     record = read_record(run)
-    if not record.finished:
-        raise MaclError(
-            f"{run} is not finished: go on with `macl {record.kind} … --out {run} --resume`."
-        )
+    require_finished(run, record)
     card, described = (out.with_name(out.stem + ending) for ending in (".card.md", ".json"))
     files = (out, card, described) if to == "torch" else (out, card)
     if len({*files}) < len(files):

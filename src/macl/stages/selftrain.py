@@ -15,18 +15,16 @@ from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
 from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
-from macl.engine.precision import predicts_in_bf16
 from macl.engine.run import TrainingKeywords, TrainingRun
-from macl.inference.sliding_window import SegmenterMember, predict_slices
+from macl.inference.members import place_member
+from macl.inference.sliding_window import predict_slices
 from macl.plugins import find
 from macl.records import runs
 from macl.records.runs import WEIGHTS, RunRecord, read_record
 from macl.tasks.initial_weights import require_apart
 from macl.tasks.run_settings import NETWORK_SETTINGS
 from macl.tasks.segmentation import (
-    load_segmenter,
     require_segmenter,
-    segmenter_settings,
     segmenter_weights,
 )
 from macl.tasks.segmenter_run import Arguments, record_transfer, resolve_start, start_segmenter
@@ -200,11 +198,8 @@ def _pseudo_labels(
     """The teacher's labels (z, y, x) of the run's unlabelled cases, compressed in memory; `UNSURE`
     where it is less confident than the settings ask for."""
     record = read_record(teacher)
-    own = segmenter_settings(record)
-    network = load_segmenter(teacher, find("models", own.backbone), run.fabric.device)
-    axes = record.mirror_axes if own.mirror_averaging else ()
-    bf16 = predicts_in_bf16(own.training.precision, run.fabric.device.type)
-    member = SegmenterMember(network, own.patch, axes, bf16)
+    network = find("models", record.settings["backbone"])
+    member = place_member(teacher, record, network, run.fabric.device)
     labels = {}
     cases = run.record.unlabelled_cases
     with progress("Labelling", len(cases)) as advance:

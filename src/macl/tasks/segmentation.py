@@ -28,7 +28,7 @@ from macl.io.geometry import AnatomicalAxes, array_axis
 from macl.losses import soft_dice
 from macl.models.layers import conv, initialise_convolutions
 from macl.models.network import Network, total_stride
-from macl.records.runs import WEIGHTS, RunRecord, read_record, read_weights
+from macl.records.runs import WEIGHTS, RunRecord, read_record, read_weights, require_finished
 from macl.tasks.networks import (
     fitted_patch,
     plugin_settings,
@@ -293,10 +293,7 @@ def require_segmenter(run: Path, record: RunRecord) -> None:
         raise MaclError(
             f"{run} is a pre-training run, which has no classes: fine-tune it and name that run."
         )
-    if not record.finished:
-        raise MaclError(
-            f"{run} is not finished: go on with `macl {record.kind} … --out {run} --resume`."
-        )
+    require_finished(run, record)
 
 
 def segmenter_weights(state: Mapping[str, Tensor], prefix: str = "segmenter.") -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from macl.data.splits import Split, write_split
 from macl.data.store import Store
+from macl.engine.run import TrainingKeywords
 from macl.records import runs
 from macl.records.scores import ScoreRow, read_rows, summarise, write_rows
 from macl.stages import split as splitting
@@ -24,7 +25,7 @@ from macl.utils.errors import MaclError
 from macl.utils.files import write_json
 from macl.utils.progress import say
 from macl.workflows.cells import has_decoder
-from macl.workflows.run.plan import PLAN, STORE, RunPlan
+from macl.workflows.run.plan import PLAN, STORE, RunPlan, TrainingPlan
 from macl.workflows.run.summary import RunResult, what_scores_allow
 
 EVERYBODY = "100%"
@@ -133,6 +134,16 @@ class RunFolder:
             everybody = Split(name="labels", group=plan.group, test=(), budgets=budgets)
             write_split(folder / "labels.json", everybody)
 
+    def _options(self, training: TrainingPlan) -> TrainingKeywords:
+        plan = self.plan
+        return {
+            "recipe": training.recipe,
+            "overrides": plan.overrides(training),
+            "device": plan.device,
+            "seed": plan.seed,
+            "resume": True,
+        }
+
     def _pretrain(self) -> None:
         plan = self.plan
         name = "pretraining.json" if plan.folds else "labels.json"
@@ -140,11 +151,7 @@ class RunFolder:
             self.store,
             self.pretrained,
             split=self.out / "splits" / name if plan.tests else None,
-            recipe=plan.pretrain.recipe,
-            overrides=plan.overrides(plan.pretrain),
-            device=plan.device,
-            seed=plan.seed,
-            resume=True,
+            **self._options(plan.pretrain),
         )
 
     def _finetune(self) -> None:
@@ -158,11 +165,7 @@ class RunFolder:
                 split=split,
                 labels=EVERYBODY,
                 encoder_only=not has_decoder(self.pretrained),
-                recipe=plan.finetune.recipe,
-                overrides=plan.overrides(plan.finetune),
-                device=plan.device,
-                seed=plan.seed,
-                resume=True,
+                **self._options(plan.finetune),
             )
 
     def _selftrain(self) -> None:
@@ -175,11 +178,7 @@ class RunFolder:
                 init=start,
                 split=split,
                 labels=EVERYBODY,
-                recipe=plan.selftrain.recipe,
-                overrides=plan.overrides(plan.selftrain),
-                device=plan.device,
-                seed=plan.seed,
-                resume=True,
+                **self._options(plan.selftrain),
             )
 
     def _predict(self) -> None:
