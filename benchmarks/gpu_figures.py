@@ -63,7 +63,7 @@ class Answer:
 
     Attributes:
         name: of the figure.
-        command: as it was run.
+        command: as it would be typed.
         exit_code: None: it ran out of time.
         minutes: that it took, in the last call.
         figures: what it wrote as JSON.
@@ -233,7 +233,12 @@ def _run(figure: Figure, out: Path, seconds: float) -> Answer:
             output = _end(process)
     figures = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
     taken = (time.monotonic() - start) / 60
-    return Answer(figure.name, " ".join(words), exit_code, taken, figures, output[-4000:])
+    return Answer(figure.name, _shown(words), exit_code, taken, figures, output[-4000:])
+
+
+def _shown(words: Sequence[str]) -> str:
+    """A command as it is typed in a checkout."""
+    return " ".join(words).replace(sys.executable, "python").replace(f"{HERE.parent}/", "")
 
 
 def _end(process: subprocess.Popen[str]) -> str:
