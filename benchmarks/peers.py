@@ -1,9 +1,10 @@
-"""How much processor time does macl take beside MONAI and nnU-Net, to fine-tune and to predict?
+"""How much processor time does macl take beside its peers, from scans to scores?
 
-    python benchmarks/peers.py [STORE] [--size 192] [--batch 8] [--width 16] [--turns 10]
-        [--volumes 3] [--json FILE]
+    python benchmarks/peers.py [STORE] [--scans FOLDER] [--spacing-mm MM] [--size 192] [--batch 8]
+        [--width 16] [--turns 10] [--volumes 3] [--json FILE]
 
-Run in an environment with macl; MONAI and nnU-Net (nnunetv2) are measured where they are installed.
+Run in an environment with macl; MONAI, nnU-Net (nnunetv2), and for scores medpy and
+surface-distance, are measured where they are installed.
 All take turns in one process on one thread, and the figure is processor time, which other work on
 the machine hardly changes. All train and predict with the same network, macl's U-Net, on the same
 cases, which lie normalised in memory.
@@ -12,13 +13,13 @@ A fine-tuning iteration makes a batch and takes a step: macl's recipe `strong`; 
 augmentation, loss and optimiser written with MONAI's transforms; and nnU-Net's own augmentation,
 loss, optimiser and clipping, with one scale of its loss. A prediction takes a volume to its mask:
 windows that overlap by half, Gaussian weights and the same mirror images. STORE is a store with
-labels; without one, synthetic slices stand in.
+labels; without one, synthetic slices stand in. Labels against shifted labels are scored in 3D.
+With --scans, 20 labelled scans of a folder of NIfTI files are prepared too.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import statistics
 import tempfile
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import make_parser, publish, synthetic_store
+from peers_data import is_installed, preparations, scorings
 from torch import Tensor, nn
 
 from macl.config import FinetuneSettings
@@ -52,6 +54,7 @@ from macl.utils.allocator import keep_freed_memory
 
 MIRRORS = ("row", "column")
 STEPS_AHEAD = 100_000
+SCANS = 20
 
 
 @dataclass(frozen=True)
@@ -335,11 +338,12 @@ def compare(taken: Mapping[str, Sequence[float]], reference: str) -> dict[str, A
 def main() -> None:
     parser = make_parser(__doc__, size=192, batch=8, width=16, turns=10, volumes=3)
     parser.add_argument("store", type=Path, nargs="?")
+    parser.add_argument("--scans", type=Path, metavar="FOLDER")
+    parser.add_argument("--spacing-mm", type=float, metavar="MM", help="to prepare the scans at")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     warnings.filterwarnings("ignore", module="monai")  # of slices without a structure
-    has = {name: importlib.util.find_spec(name) is not None for name in ("monai", "nnunetv2")}
     with tempfile.TemporaryDirectory() as scratch:
         store = (
             Store.open(arguments.store)
@@ -363,10 +367,10 @@ def main() -> None:
         if has_bf16("cpu"):
             iterations["macl_bf16"] = macl_iteration(measured, "bf16")
             predictions["macl_bf16"] = macl_prediction(measured, bf16=True)
-        if has["monai"]:
+        if is_installed("monai"):
             iterations["monai"] = monai_iteration(measured)
             predictions["monai"] = monai_prediction(measured)
-        if has["nnunetv2"]:
+        if is_installed("nnunetv2"):
             iterations["nnunet"] = nnunet_iteration(measured)
             predictions["nnunet"] = nnunet_prediction(measured)
         names = cases[: arguments.volumes]
@@ -387,7 +391,11 @@ def main() -> None:
             "share_of_voxels_predicted_alike": {
                 name: float((mask == masks["macl_fp32"]).mean()) for name, mask in masks.items()
             },
+            "scoring": compare(take_turns(scorings(store, cases), arguments.turns), "macl"),
         }
+        if arguments.scans:
+            with preparations(arguments.scans, SCANS, arguments.spacing_mm) as works:
+                figures["preparing"] = compare(take_turns(works, arguments.turns), "macl")
     publish(figures, arguments.json, torch.device("cpu"))
 
 
