@@ -210,10 +210,21 @@ def test_a_slow_machine_gets_a_small_network_and_is_told(monkeypatch: pytest.Mon
     chosen, timed = choose(5, monkeypatch, step_seconds=5.0)
     assert chosen.plan.width == 8
     assert len({*timed}) == 1, "larger networks are not even timed"
-    assert chosen.plan.folds == 3
+    assert (chosen.plan.folds, chosen.plan.test) == (0, "30%"), "one model, trained longer"
     told = " ".join(chosen.reasons)
+    assert "too short for the models of a cross-validation" in told
     assert "Too little time" in told
     assert "--minutes 20 buys" in told
+
+
+@pytest.mark.parametrize(("minutes", "folds"), [(1, 0), (6, 3), (60, 5)])
+def test_little_time_trains_fewer_models(
+    minutes: float, folds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = choose(minutes, monkeypatch, step_seconds=0.1, labelled=6, unlabelled=20)[0].plan
+    assert plan.folds == folds
+    assert plan.finetune
+    assert plan.finetune.steps >= (200 if folds else 20)
 
 
 def test_a_network_that_does_not_fit_into_memory_is_left_out(

@@ -39,6 +39,10 @@ ENOUGH_STEPS = 1000
 FEWER_FOLDS = 3
 """Models of a cross-validation whose models would otherwise be trained too briefly."""
 
+FEWEST_FOLD_STEPS, TEST_SHARE = 200, "30%"
+"""Where even those would be fine-tuned for less, one model is trained, and this share of the
+labelled people test it."""
+
 SHARE_TO_MEASURE, SECONDS_TO_MEASURE = 0.01, 15.0
 """Of the budget, to time each kind of step of the chosen network: this share, so long at most."""
 
@@ -108,6 +112,13 @@ def choose_plan(
         folds = FEWER_FOLDS
         steps = budget.steps(design, speed, folds)
         reasons.append(f"Models: {folds}, so that each is trained longer.")
+    if folds and steps.finetune < FEWEST_FOLD_STEPS:
+        folds, test = 0, TEST_SHARE
+        steps = budget.steps(design, speed, folds)
+        reasons[1:] = [
+            f"Split: {TEST_SHARE} of the labelled people test, since the time is too short for the "
+            "models of a cross-validation."
+        ]
     plan = _plan(request, TimedDesign(design, speed, steps), SplitChoice(folds, test))
     plan = plan.model_copy(update={"expected_seconds": budget.expected(design, speed, folds)})
     reasons += [_about_spacing(design), _about_network(plan)]
