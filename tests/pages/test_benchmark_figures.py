@@ -6,7 +6,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from macl.pages.benchmark_figures import Line, LinePoint, cliques, curves_figure, ranks_figure
+from macl.pages.benchmark_figures import (
+    Line,
+    LinePoint,
+    cliques,
+    curves_figure,
+    means_figure,
+    ranks_figure,
+)
 
 
 def test_methods_that_are_not_told_apart_are_joined() -> None:
@@ -44,6 +51,24 @@ def test_curves_are_drawn_to_scale(people: tuple[int, ...]) -> None:
         assert heights[0] - heights[1] == pytest.approx(points / 10, abs=0.2)
     names = [text.text for text in root.iter(f"{space}text") if text.get("class") == "name"]
     assert names == ["a & b", "c"]
+
+
+def test_means_are_drawn_to_scale_in_their_order() -> None:
+    lines = [
+        Line(name, (LinePoint(4, value, (value - 2, value + 2)),))
+        for name, value in (("a & b", 60.0), ("c", 70.0), ("d", 65.0))
+    ]
+    root = ElementTree.fromstring(means_figure("Dice", lines))
+    space = "{http://www.w3.org/2000/svg}"
+    first, second, third = (
+        (float(circle.get("cx", "")), float(circle.get("cy", "")))
+        for circle in root.iter(f"{space}circle")
+    )
+    assert third[0] - first[0] == pytest.approx((second[0] - first[0]) / 2, abs=0.2)
+    assert first[0] < second[0], "more is further to the right"
+    assert first[1] < second[1] < third[1]
+    names = [text.text for text in root.iter(f"{space}text") if text.get("class") == "method"]
+    assert names == ["a & b", "c", "d"]
 
 
 def test_names_do_not_overlap() -> None:

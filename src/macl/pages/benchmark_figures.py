@@ -1,4 +1,4 @@
-"""A benchmark's figures as SVG: Dice over the labelled people, and mean ranks."""
+"""A benchmark's figures as SVG: Dice over labelled people or method by method, and mean ranks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ POINT_SHIFT, MOST_SHIFTED = 4.0, 30.0
 COLOURS = 8
 """Classes of the template: the colours of Okabe and Ito, then the same ones dashed."""
 RANK_WIDTH, RANK_LEFT, RANK_RIGHT, RANK_AXIS = 700.0, 215.0, 485.0, 84.0
+MEAN_LEFT, MEAN_RIGHT, MEAN_ROW = 240.0, 600.0, 22.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,38 @@ def curves_figure(title: str, lines: Sequence[Line]) -> str:
         lines=drawn,
         x_ticks=[Tick(x_of(number), str(number)) for number in people],
         y_ticks=[Tick(y_of(number), label) for number, label in ticks(low, high, 6)],
+    )  # fmt: skip
+
+
+def means_figure(title: str, lines: Sequence[Line]) -> str:
+    """Dice in per cent at one number of labelled people, one row a method, as SVG."""
+    points = [line.points[0] for line in lines]
+    ends = [end for point in points for end in (point.value, *(point.interval or ()))]
+    margin = 0.05 * (max(ends) - min(ends)) or 1.0
+    low, high = min(ends) - margin, max(ends) + margin
+
+    def x_of(value: float) -> float:
+        return MEAN_LEFT + (value - low) / (high - low) * (MEAN_RIGHT - MEAN_LEFT)
+
+    rows = [
+        (
+            line.name,
+            TOP + MEAN_ROW * index,
+            x_of(point.value),
+            (x_of(point.interval[0]), x_of(point.interval[1])) if point.interval else None,
+            _described(line.name, point),
+        )
+        for index, (line, point) in enumerate(zip(lines, points, strict=True))
+    ]
+    bottom = TOP + MEAN_ROW * (len(lines) - 0.4)
+    return _render(
+        "means.svg.j2",
+        title=title,
+        width=WIDTH,
+        height=bottom + 44,
+        left=MEAN_LEFT, right=MEAN_RIGHT, top=TOP - 14, bottom=bottom,
+        rows=rows,
+        ticks=[Tick(x_of(number), label) for number, label in ticks(low, high, 6)],
     )  # fmt: skip
 
 

@@ -8,7 +8,13 @@ from statistics import mean, stdev
 from typing import Any
 
 from macl.metrics import Convention
-from macl.pages.benchmark_figures import Line, LinePoint, curves_figure, ranks_figure
+from macl.pages.benchmark_figures import (
+    Line,
+    LinePoint,
+    curves_figure,
+    means_figure,
+    ranks_figure,
+)
 from macl.pages.benchmark_page import benchmark_page
 from macl.pages.result_table import ResultTable
 from macl.records.scores import MEASURES, OVERLAPS
@@ -102,8 +108,15 @@ def _figures(findings: Findings, plan: BenchmarkPlan) -> dict[str, str]:
             )
             for method, points in methods.items()
         ]
-        title = "Dice over the number of labelled people" + (f", recipe {shown}" if shown else "")
-        figures["__".join(filter(None, ("curves", shown)))] = curves_figure(title, lines)
+        people = {point.labelled_people for line in lines for point in line.points}
+        if len(people) == 1:
+            kind, draw = "means", means_figure
+            title = f"Dice with {people.pop()} labelled"
+        else:
+            kind, draw = "curves", curves_figure
+            title = "Dice over the number of labelled people"
+        title += f", recipe {shown}" if shown else ""
+        figures["__".join(filter(None, (kind, shown)))] = draw(title, lines)
     for each in findings.rankings:
         labels, shown = folder_name(each.labels), _unless_only(each.recipe, plan)
         title = f"Mean ranks with {each.labels} labelled" + (f", recipe {shown}" if shown else "")
