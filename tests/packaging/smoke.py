@@ -51,7 +51,8 @@ def import_seconds() -> float:
 def train(stage: str, out: str, *words: str) -> None:
     """Two steps of a training."""
     settings = [word for setting in SMALL for word in ("--set", setting)]
-    macl(stage, "my.store", "--split", "my.json", "--out", out, "--device", "cpu", *words, *settings)
+    data = ("my.store", "--split", "my.json")
+    macl(stage, *data, "--out", out, "--device", "cpu", *words, *settings)
 
 
 def main() -> None:
