@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +19,7 @@ from macl.utils.errors import MaclError
 from macl.utils.failures import describe
 from macl.utils.interruption import end_on_sigterm, exit_code
 from macl.utils.progress import be_quiet, say, warn
-from macl.utils.ranks import exit_rank, require_single_process
+from macl.utils.ranks import exit_rank, require_single_process, this_rank
 from macl.utils.text import without_control, write_plain_where_needed
 
 if TYPE_CHECKING:
@@ -229,7 +231,12 @@ LabelsOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Worker processes. Default: one per core.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object, for programs.")
+]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Also log for TensorBoard (macl[tensorboard]).")
+]
 StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
 EncoderRun = Annotated[
     Path, typer.Option("--run", help="A finished run, such as a pre-training: its encoder.")
@@ -243,6 +250,14 @@ BatchSizeOption = Annotated[
 GroupOption = Annotated[
     Literal["patient", "consecutive-pair"], typer.Option(help="Who counts as one person.")
 ]
+
+
+def _print_result(as_json: bool, values: Mapping[str, Any], text: str = "") -> None:
+    """Print a command's result to stdout: one JSON object, or a text for people."""
+    if as_json and this_rank().is_zero:
+        print(json.dumps(values, indent=1, ensure_ascii=False, default=str))
+    elif text and not as_json:
+        print(text)
 
 
 def _print_version(requested: bool) -> None:
@@ -317,6 +332,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, with its times; write nothing.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn scans and a few labels into masks, scores and a page: the whole path.
 
@@ -325,10 +341,13 @@ def run(
     Without labels it ends with pre-trained weights.
     """
     from macl.workflows.run.command import run as run_all
+    from macl.workflows.run.summary import as_values, summary
 
     if plan is None and (scans is None or (out is None and not dry_run)):
         raise typer.BadParameter(f"missing SCANS or --out. For example: {EXAMPLES['run']}")
-    run_all(
+    if dry_run and as_json:
+        raise typer.BadParameter("--json is about what was made, and --dry-run makes nothing.")
+    result = run_all(
         scans,
         out,
         reader=reader,
@@ -339,6 +358,8 @@ def run(
         plan=plan,
         dry_run=dry_run,
     )
+    if result:
+        _print_result(as_json, as_values(result), summary(result))
 
 
 @app.command()
@@ -360,8 +381,6 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a folder of scans, a store, a run or a scan."""
-    import json
-
     from macl.stages.inspect import inspect as run
     from macl.stages.inspect import render
 
@@ -374,8 +393,7 @@ def inspect(
         labels=labels,
         workers=workers,
     )
-    text = json.dumps(description, indent=1, ensure_ascii=False) if as_json else render(description)
-    print(text)
+    _print_result(as_json, description, render(description))
     if description["kind"] == "source":
         _next(("prepare", path, "my.store"))
 
@@ -424,6 +442,7 @@ def prepare(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if any case is refused.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn raw scans into a store; broken cases are left out with a reason."""
     from macl.config import PrepareSettings, validate
@@ -450,6 +469,16 @@ def prepare(
         plans=plans,
         configuration=configuration or "3d_fullres",
     )
+    about = {
+        "store": store,
+        "reader": index.reader,
+        "classes": index.classes,
+        "cases": {
+            case.name: {"patient": case.patient, "labelled": case.labelled} for case in index.cases
+        },
+        "refused": [case.model_dump() for case in index.refused],
+    }
+    _print_result(as_json, about)
     if any(case.labelled for case in index.cases):
         _next(("split", store, "--out", "my.json"))
     else:
@@ -488,6 +517,7 @@ def split(
             help="Use nothing of this split's test people: for a split that chooses settings."
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Choose who trains, validates and tests, by patient."""
     from macl.stages import split as stage
@@ -501,14 +531,16 @@ def split(
         reserve=reserve,
     )
     if folds is None:
-        stage.split(store, out, test=test or "20%", **options)
+        drawn = {out: stage.split(store, out, test=test or "20%", **options)}
         _next(("pretrain", store, "--split", out, "--out", "runs/macl"))
     elif test is not None:
         raise MaclError("--folds tests everybody once, so --test has no meaning: give only one.")
     else:
-        stage.folds(store, out, count=folds, **options)
-        first = out.with_name(f"{out.stem}-fold1.json")
-        _next(("pretrain", store, "--split", first, "--out", "runs/macl-fold1"))
+        splits = stage.folds(store, out, count=folds, **options)
+        drawn = {out.with_name(f"{split.name}.json"): split for split in splits}
+        _next(("pretrain", store, "--split", next(iter(drawn)), "--out", "runs/macl-fold1"))
+    about = {str(file): split.model_dump(mode="json") for file, split in drawn.items()}
+    _print_result(as_json, {"splits": about})
 
 
 @app.command(cls=_CommandWithSettings)
@@ -529,6 +561,8 @@ def pretrain(
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
     verify: VerifyOption = True,
+    tensorboard: TensorboardOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Pre-train a network on unlabelled scans, in 2D or 3D."""
     from macl.distributed.launch import launch_processes
@@ -548,8 +582,10 @@ def pretrain(
         inherit=resume,
         allow_overlap=allow_overlap,
         verify=verify,
+        tensorboard=tensorboard,
         **_seed_if_given(seed),
     )
+    _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     store = store or Path(record.store)
     if record.classes:
         words = ("--split", split or "my.json", "--labels", "N", "--init", out)
@@ -565,11 +601,14 @@ def embed(
     out: Annotated[Path, typer.Option("--out", help="File to write (.npz).")],
     batch_size: BatchSizeOption = None,
     device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
 ) -> None:
     """Write an encoder's features of every slice, or volume window, and of every scan."""
     from macl.stages.embed import embed as stage
 
-    stage(store, out, run=run, batch_size=batch_size, device=device.value)
+    features = stage(store, out, run=run, batch_size=batch_size, device=device.value)
+    shapes = {name: array.shape for name, array in features.items() if array.ndim}
+    _print_result(as_json, {"file": out, "arrays": shapes})
 
 
 @app.command()
@@ -595,6 +634,7 @@ def choose(
     group: GroupOption = "patient",
     batch_size: BatchSizeOption = None,
     device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
 ) -> None:
     """Rank unlabelled people by how well they stand for the others: whom to label first."""
     from macl.stages import choose as stage
@@ -611,7 +651,7 @@ def choose(
         batch_size=batch_size,
         device=device.value,
     )
-    print(stage.render(chosen))
+    _print_result(as_json, stage.about(chosen, store, run, strategy), stage.render(chosen))
     say("Next: label them in this order, then macl prepare again, with the labels.")
 
 
@@ -635,6 +675,8 @@ def finetune(
     verify: VerifyOption = True,
     encoder_only: EncoderOnlyOption = False,
     init_decoder_blocks: InitDecoderBlocksOption = 2,
+    tensorboard: TensorboardOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a segmenter with few labels, from pre-trained weights or from scratch."""
     from macl.distributed.launch import launch_processes
@@ -657,8 +699,10 @@ def finetune(
         inherit=resume,
         allow_overlap=allow_overlap,
         verify=verify,
+        tensorboard=tensorboard,
         **_seed_if_given(seed),
     )
+    _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     _next_after_training(out, record)
 
 
@@ -714,6 +758,8 @@ def selftrain(
     verify: VerifyOption = True,
     encoder_only: EncoderOnlyOption = False,
     init_decoder_blocks: InitDecoderBlocksOption = 2,
+    tensorboard: TensorboardOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a segmenter with few labels and the unlabelled scans of the split."""
     from macl.distributed.launch import launch_processes
@@ -737,8 +783,10 @@ def selftrain(
         inherit=resume,
         allow_overlap=allow_overlap,
         verify=verify,
+        tensorboard=tensorboard,
         **_seed_if_given(seed),
     )
+    _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     _next_after_training(out, record)
 
 
@@ -761,11 +809,12 @@ def predict(
     batch_size: BatchSizeOption = None,
     frames: FramesOption = False,
     device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
 ) -> None:
     """Segment scans: a mask in each scan's own geometry."""
     from macl.stages.predict import predict as run
 
-    run(
+    masks = run(
         paths,
         out,
         cases=cases,
@@ -774,6 +823,7 @@ def predict(
         frames=frames,
         device=device.value,
     )
+    _print_result(as_json, {"masks": masks})
     stores = [path for path in paths if (path / "store.json").is_file()]
     if stores:
         _next(("evaluate", out, stores[0], "--out", out.parent / "cases.csv"))
@@ -793,11 +843,14 @@ def evaluate(
             help="strict: whole scans, in mm, and misses count. paper: as the release measures."
         ),
     ] = "strict",
+    as_json: JsonOption = False,
 ) -> None:
     """Score masks against the truth: Dice, Jaccard, HD95 and ASD per case and class."""
+    from macl.records.scores import render, summarise
     from macl.stages.evaluate import evaluate as run
 
-    run(predictions, truth, out, convention=convention)
+    summary = summarise(run(predictions, truth, out, convention=convention), convention)
+    _print_result(as_json, {"table": out, **summary}, render(summary))
     if (out.parent / "run.json").is_file():
         _next(("report", out.parent, "--out", "report.html"))
 
@@ -821,21 +874,26 @@ def export(
     configuration: Annotated[
         str | None, typer.Option(help="nnunet: of the plans. Default: the run's.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a run's weights in the format of another program, with a model card."""
     from macl.stages.export import export as run_export
 
-    run_export(run, out, to=to, plans=plans, configuration=configuration)
+    files = run_export(run, out, to=to, plans=plans, configuration=configuration)
+    _print_result(as_json, {"files": files})
 
 
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="A store or a run.", show_default=False)],
+    as_json: JsonOption = False,
 ) -> None:
     """Compare a store or a run with its checksums, and read everything in it."""
     from macl.stages.check import check as run
 
-    run(path)
+    checked = run(path)
+    about = {"path": path, "checked": checked}
+    _print_result(as_json, about, f"{path} is as it was written: {checked}.")
 
 
 @app.command(cls=_CommandWithSettings)
@@ -854,8 +912,6 @@ def profile(
     as_json: JsonOption = False,
 ) -> None:
     """Measure what pre-training costs on this machine: time per part of a step, and memory."""
-    import json
-
     from macl.stages.profile import profile as run
     from macl.stages.profile import render
 
@@ -869,7 +925,7 @@ def profile(
         steps=steps,
         device=device.value,
     )
-    print(json.dumps(figures, indent=1) if as_json else render(figures))
+    _print_result(as_json, figures, render(figures))
 
 
 @app.command()
@@ -897,11 +953,12 @@ def benchmark(
         Path | None,
         typer.Option("--append-to", help="Also add one row for each finished run to this table."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a grid of pre-training, fine-tuning and evaluation; finished cells are kept."""
     from macl.workflows.benchmark import benchmark as run
 
-    if not run(
+    result = run(
         grid,
         out,
         device=device.value,
@@ -909,7 +966,14 @@ def benchmark(
         submit=submit,
         job_settings=job_setting or (),
         append_to=append_to,
-    ):
+    )
+    about = {
+        "cells": result.cells,
+        "finished": {name: cell.summaries for name, cell in result.finished.items()},
+        "failed": result.failed,
+    }
+    _print_result(as_json, about, result.summary)
+    if not result.complete:
         raise typer.Exit(1)
 
 
@@ -921,11 +985,13 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="Page to write (.html).")] = Path(
         "report.html"
     ),
+    as_json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page about runs."""
     from macl.stages.report import report as run
 
-    run(runs, out)
+    page = run(runs, out)
+    _print_result(as_json, {"page": page, "numbers": page.with_suffix(".json")})
 
 
 @app.command()
@@ -943,10 +1009,11 @@ def settings(
     from macl.stages import settings as stage
 
     if name is None:
-        print(stage.overview())
+        parts = stage.overview()
+        _print_result(as_json, parts, stage.render_overview(parts))
         return
     catalogue = stage.settings(name, recipe)
-    print(stage.as_json(catalogue) if as_json else stage.render(catalogue))
+    _print_result(as_json, stage.by_name(catalogue), stage.render(catalogue))
 
 
 def main() -> None:
@@ -972,5 +1039,7 @@ def main() -> None:
             raise
         code = 143 if code == 143 else exit_code()
         how = "terminated" if code == 143 else "interrupted"
-        warn(f"macl: {how}. Run the same command again to continue (training: with --resume).")
-        sys.exit(code)
+        # The processes of one training leave this to what started them.
+        if this_rank().world_size == 1:
+            warn(f"macl: {how}. Run the same command again to continue (training: with --resume).")
+        exit_rank(code)

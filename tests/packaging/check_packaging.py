@@ -1,8 +1,8 @@
 """Build the wheel and the sdist, install the wheel in clean environments, and let macl work there.
 
 Run by `make check-packaging`. The oldest Python takes the lowest dependencies that pyproject.toml
-allows; then every Python of its classifiers takes the newest. A Python that is not on this machine
-is named as not tried.
+allows, without extras and with those for users; then every Python of its classifiers takes the
+newest. A Python that is not on this machine is named as not tried.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ import tarfile
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
+
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -26,6 +30,14 @@ EXTRAS = {
     if name not in ("dev", "docs")
 }
 """Those that users install."""
+
+
+class Trial(NamedTuple):
+    """With which dependencies macl is tried: constraints for pip, and macl's extras."""
+
+    name: str
+    bounds: str
+    extras: tuple[str, ...]
 
 
 def run(*words: object, folder: Path = ROOT) -> str:
@@ -54,26 +66,29 @@ def build(folder: Path) -> Path:
     return wheel
 
 
-def lowest() -> str:
-    """The lowest version of every dependency, as constraints for pip."""
-    needs = [*PROJECT["dependencies"], *(need for extra in EXTRAS.values() for need in extra)]
-    bounds = [re.match(r"([\w-]+)>=([\d.]+)", need) for need in needs]
-    return "".join(f"{bound[1]}=={bound[2]}\n" for bound in bounds if bound)
+def lowest(needs: Iterable[str]) -> str:
+    """The lowest version of every dependency that all of `needs` allow, as constraints for pip."""
+    bounds: dict[str, str] = {}
+    for need in needs:
+        name, version = re.findall(r"^([\w-]+)>=([\d.]+)", need)[0]
+        bounds[name] = max(version, bounds.get(name, "0"), key=Version)
+    return "".join(f"{name}=={version}\n" for name, version in bounds.items())
 
 
-def check(python: str, wheel: Path, folder: Path, bounds: str, torch_index: str | None) -> None:
-    """Install the wheel with all extras for users in an environment, and let it work there."""
+def check(python: str, folder: Path, wheel: Path, trial: Trial, torch_index: str | None) -> None:
+    """Install the wheel in an environment, and let it work there."""
     program = folder / "bin" / "python"
-    constraints = folder / "constraints.txt"
     run(python, "-m", "venv", folder)
-    constraints.write_text(bounds)
+    constraints = folder / "constraints.txt"
+    constraints.write_text(trial.bounds)
     install = [program, "-m", "pip", "install", "--quiet", "--constraint", constraints]
     run(*install, "torch", *(["--index-url", torch_index] if torch_index else []))
     run(*install, "--force-reinstall", "--no-deps", wheel)
-    run(*install, f"{wheel}[{','.join(EXTRAS)}]")
+    run(*install, f"{wheel}[{','.join(trial.extras)}]")
     run(program, "-m", "pip", "check")
+    smoke = ROOT / "tests" / "packaging" / "smoke.py"
     with tempfile.TemporaryDirectory() as empty:
-        version = run(program, ROOT / "tests" / "packaging" / "smoke.py", folder=Path(empty))
+        version = run(program, smoke, *trial.extras, folder=Path(empty))
     installed = dict(
         line.split("==") for line in run(program, "-m", "pip", "freeze").split() if "==" in line
     )
@@ -91,16 +106,22 @@ def main() -> None:
     arguments = parser.parse_args()
     listed = (re.search(r"Python :: (3\.\d+)$", line) for line in PROJECT["classifiers"])
     pythons = [f"python{found[1]}" for found in listed if found]
-    kinds = [(pythons[0], "lowest", lowest()), *((python, "newest", "") for python in pythons)]
+    core, extras = PROJECT["dependencies"], [need for needs in EXTRAS.values() for need in needs]
+    newest = Trial("newest", "", tuple(EXTRAS))
+    trials = [
+        (pythons[0], Trial("lowest", lowest(core), ())),
+        (pythons[0], Trial("lowest-extras", lowest([*core, *extras]), tuple(EXTRAS))),
+        *((python, newest) for python in pythons),
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         wheel = build(Path(scratch) / "dist")
         folder = arguments.environments or Path(scratch)
-        for python, kind, bounds in kinds:
+        for python, trial in trials:
+            name = f"{python}-{trial.name}"
             if shutil.which(python):
-                environment = folder.absolute() / f"{python}-{kind}"
-                check(python, wheel, environment, bounds, arguments.torch_index)
+                check(python, folder.absolute() / name, wheel, trial, arguments.torch_index)
             else:
-                print(f"{python}-{kind}: not tried, since there is no {python} here.")
+                print(f"{name}: not tried, since there is no {python} here.")
 
 
 if __name__ == "__main__":

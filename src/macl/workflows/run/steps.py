@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +89,8 @@ class RunFolder:
             say(f"\n{number}/{len(steps)} {what}")
             step()
         return RunResult(
+            folder=self.out,
+            plan=self.plan,
             models=tuple(self.final),
             pretrained=self.pretrained,
             masks=self.out / "masks" if self.final else None,
@@ -189,9 +189,8 @@ class RunFolder:
                 predict([run, self.store], run / runs.PREDICTIONS, device=device)
 
     def _evaluate(self) -> None:
-        with redirect_stdout(sys.stderr):
-            for run, _ in (*self.selftrained, *self.finetuned):
-                evaluate(run / runs.PREDICTIONS, self.store, run / runs.SCORES)
+        for run, _ in (*self.selftrained, *self.finetuned):
+            evaluate(run / runs.PREDICTIONS, self.store, run / runs.SCORES)
         rows = self.scores()
         write_rows(self.out / "scores.csv", rows)
         write_json(self.out / "scores.summary.json", summarise(rows, "strict"))
