@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--environments", type=Path, help="keep the environments here, to be used again"
     )
+    parser.add_argument("--only", help="try only environments whose name holds this")
     parser.add_argument("--torch-index", help="where to take PyTorch from")
     arguments = parser.parse_args()
     listed = (re.search(r"Python :: (3\.\d+)$", line) for line in PROJECT["classifiers"])
@@ -118,6 +119,8 @@ def main() -> None:
         folder = arguments.environments or Path(scratch)
         for python, trial in trials:
             name = f"{python}-{trial.name}"
+            if arguments.only and arguments.only not in name:
+                continue
             if shutil.which(python):
                 check(python, folder.absolute() / name, wheel, trial, arguments.torch_index)
             else:

@@ -192,6 +192,7 @@ class TrainingRun(contextlib.AbstractContextManager["TrainingRun"]):
             seed=self.options.seed,
             device=describe_device(self.fabric),
             versions=runs.versions(),
+            folder=printable(str(self.folder)),
             **runs.about_store(store, store.path),
             split=self.split.model_dump(mode="json") if self.split else None,
             people=self.resolved.people(cases) if self.resolved else patients,

@@ -103,7 +103,7 @@ def _open_folder(out: AnyPath | None, plan: AnyPath | None) -> Path:
     """The folder to write, which holds nothing yet, or a run."""
     if out is None and plan is None:
         raise MaclError("There is no folder to write: name one with --out.")
-    # Runs remember where their start lay, so that it must be called the same every time.
+    # Runs remember where their store and start lay, so that it must not depend on where one stands.
     folder = Path(out).absolute() if out is not None else Path(plan or "").absolute().parent
     if folder.exists() and not folder.is_dir():
         raise MaclError(f"--out {folder} is a file: choose a folder.")
