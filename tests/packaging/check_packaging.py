@@ -84,7 +84,7 @@ def check(python: str, folder: Path, wheel: Path, trial: Trial, torch_index: str
     install = [program, "-m", "pip", "install", "--quiet", "--constraint", constraints]
     run(*install, "torch", *(["--index-url", torch_index] if torch_index else []))
     run(*install, "--force-reinstall", "--no-deps", wheel)
-    run(*install, f"{wheel}[{','.join(trial.extras)}]")
+    run(*install, f"macl[{','.join(trial.extras)}] @ {wheel.as_uri()}")
     run(program, "-m", "pip", "check")
     smoke = ROOT / "tests" / "packaging" / "smoke.py"
     with tempfile.TemporaryDirectory() as empty:

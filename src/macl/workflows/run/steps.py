@@ -21,7 +21,7 @@ from macl.stages.report import report
 from macl.stages.selftrain import selftrain
 from macl.utils.errors import MaclError
 from macl.utils.files import write_json
-from macl.utils.progress import say
+from macl.utils.progress import quietly, say
 from macl.workflows.cells import has_decoder
 from macl.workflows.run.plan import PLAN, STORE, RunPlan, TrainingPlan
 from macl.workflows.run.summary import RunResult, what_scores_allow
@@ -185,8 +185,10 @@ class RunFolder:
         device = self.plan.device
         predict([*self.final, self.store], self.out / "masks", cases="all", device=device)
         if self.plan.tests:
-            for run, _ in (*self.selftrained, *self.finetuned):
-                predict([run, self.store], run / runs.PREDICTIONS, device=device)
+            say("The test people again, by models that never saw them, for the scores.")
+            with quietly():
+                for run, _ in (*self.selftrained, *self.finetuned):
+                    predict([run, self.store], run / runs.PREDICTIONS, device=device)
 
     def _evaluate(self) -> None:
         for run, _ in (*self.selftrained, *self.finetuned):
