@@ -58,7 +58,8 @@ class _Commands(TyperGroup):
         super().__init__(**attributes)
         for name, command in self.commands.items():
             if name in EXAMPLES:
-                command.epilog = f"Example: {EXAMPLES[name]}"
+                # After \b a line is not broken, so that it can be copied.
+                command.epilog = f"\b\nExample: {EXAMPLES[name]}"
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -79,6 +80,7 @@ app = typer.Typer(
     epilog="The path: inspect → prepare → split → pretrain → finetune → selftrain → predict → "
     "evaluate → report.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -299,7 +301,10 @@ def demo(
         bool, typer.Option("--volumes", help="Train on volumes (3D) instead of slices.")
     ] = False,
 ) -> None:
-    """Run the whole path on a dozen synthetic subjects made from a real brain template."""
+    """Run the whole path on a dozen synthetic brain scans.
+
+    They are made from a real template.
+    """
     from macl.workflows.demo import SLICES, VOLUMES
     from macl.workflows.demo import demo as run
 
@@ -334,9 +339,9 @@ def run(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn scans and a few labels into masks, scores and a page: the whole path.
+    """Turn scans and a few labels into masks, scores and a page.
 
-    Settings are chosen from the data and this machine: see OUT/plan.toml.
+    The whole path, with settings chosen from the data and this machine: see OUT/plan.toml.
     Killed at any time and run again, it goes on.
     Without labels it ends with pre-trained weights.
     """
@@ -444,7 +449,10 @@ def prepare(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn raw scans into a store; broken cases are left out with a reason."""
+    """Turn raw scans into a store.
+
+    Broken cases are left out with a reason.
+    """
     from macl.config import PrepareSettings, validate
     from macl.stages.prepare import prepare as run
 
@@ -603,7 +611,7 @@ def embed(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an encoder's features of every slice, or volume window, and of every scan."""
+    """Write a run's features of every slice, or window, and scan."""
     from macl.stages.embed import embed as stage
 
     features = stage(store, out, run=run, batch_size=batch_size, device=device.value)
@@ -636,7 +644,10 @@ def choose(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank unlabelled people by how well they stand for the others: whom to label first."""
+    """Rank unlabelled people: whom to label first.
+
+    Those come first who stand best for all others in the features of a run.
+    """
     from macl.stages import choose as stage
 
     chosen = stage.choose(
@@ -678,7 +689,10 @@ def finetune(
     tensorboard: TensorboardOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a segmenter with few labels, from pre-trained weights or from scratch."""
+    """Train a segmenter with few labels.
+
+    It starts from pre-trained weights or from scratch.
+    """
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
 
@@ -761,7 +775,10 @@ def selftrain(
     tensorboard: TensorboardOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a segmenter with few labels and the unlabelled scans of the split."""
+    """Train a segmenter with few labels and unlabelled scans.
+
+    The unlabelled scans are those of the split.
+    """
     from macl.distributed.launch import launch_processes
     from macl.stages.selftrain import selftrain as run
 
@@ -845,7 +862,10 @@ def evaluate(
     ] = "strict",
     as_json: JsonOption = False,
 ) -> None:
-    """Score masks against the truth: Dice, Jaccard, HD95 and ASD per case and class."""
+    """Score masks against the truth, per case and class.
+
+    Dice, Jaccard, HD95 and ASD.
+    """
     from macl.records.scores import render, summarise
     from macl.stages.evaluate import evaluate as run
 
@@ -876,7 +896,10 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's weights in the format of another program, with a model card."""
+    """Write a run's weights for another program.
+
+    A model card is written beside them.
+    """
     from macl.stages.export import export as run_export
 
     files = run_export(run, out, to=to, plans=plans, configuration=configuration)
@@ -888,7 +911,7 @@ def check(
     path: Annotated[Path, typer.Argument(help="A store or a run.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare a store or a run with its checksums, and read everything in it."""
+    """Read all of a store or a run and compare it with its checksums."""
     from macl.stages.check import check as run
 
     checked = run(path)
@@ -911,7 +934,10 @@ def profile(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what pre-training costs on this machine: time per part of a step, and memory."""
+    """Measure what pre-training costs on this machine.
+
+    Time per part of a step, and memory.
+    """
     from macl.stages.profile import profile as run
     from macl.stages.profile import render
 
@@ -955,7 +981,10 @@ def benchmark(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a grid of pre-training, fine-tuning and evaluation; finished cells are kept."""
+    """Run and compare a grid of methods, label budgets and seeds.
+
+    Finished cells are kept: the same command goes on.
+    """
     from macl.workflows.benchmark import benchmark as run
 
     result = run(
@@ -1005,7 +1034,7 @@ def settings(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the settings of a stage, a method or a network: names, values and meaning."""
+    """Print the settings of a stage, a method or a network."""
     from macl.stages import settings as stage
 
     if name is None:
