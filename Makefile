@@ -3,6 +3,7 @@
 #   PYTHON, VENV  which Python (3.11 or later) builds the environment, and where
 #   NNUNET_VENV   the environment of `make check-nnunet`, which tries exports in nnU-Net itself
 #   NNUNET_ARGS   what it is told, e.g. NNUNET_ARGS="--decathlon Task04_Hippocampus" for real scans
+#   ENVIRONMENTS  where `make check-packaging` keeps its environments; without it they are not kept
 #   OUT           where the demo writes
 #   MINUTES       how long `make gpu-figures` may measure; GPU_FIGURES, e.g. "--acdc FOLDER", is handed on to it
 #   PYTEST_ARGS   what pytest is told, e.g. PYTEST_ARGS="tests/test_metrics.py -x"
@@ -10,6 +11,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 NNUNET_VENV ?= .venv-nnunet
 NNUNET_ARGS ?=
+ENVIRONMENTS ?=
 OUT ?= demo
 TORCH_INDEX ?=
 MINUTES ?= 60
@@ -17,7 +19,7 @@ GPU_FIGURES ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test check check-nnunet gpu-figures docs clean
+.PHONY: demo test check check-nnunet check-packaging gpu-figures docs clean
 .SECONDARY:
 
 demo: $(VENV)/.demo-ready
@@ -42,6 +44,9 @@ docs: $(VENV)/.docs-ready
 check-nnunet: $(NNUNET_VENV)/.ready
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_preparation.py
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py $(NNUNET_ARGS)
+
+check-packaging: $(VENV)/.dev-ready
+	$(BIN)/python tests/packaging/check_packaging.py $(if $(ENVIRONMENTS),--environments $(ENVIRONMENTS)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 $(NNUNET_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(NNUNET_VENV)

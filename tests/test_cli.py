@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from fakes import nnunet
 from fakes.index import hearts
 from macl import __version__, cli
 
@@ -196,6 +201,62 @@ def test_an_interruption_says_how_to_continue(macl, monkeypatch: pytest.MonkeyPa
     answer = macl("pretrain")
     assert answer.code == 130
     assert "--resume" in answer.err
+
+
+def test_every_command_with_a_result_has_it_as_json() -> None:
+    commands = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    without = [
+        name
+        for name, command in commands.items()
+        if all("--json" not in parameter.opts for parameter in command.params)
+    ]
+    assert without == ["demo"]
+
+
+def test_along_the_path_stdout_is_json_alone(macl, tmp_path: Path) -> None:
+    shutil.copytree(nnunet.write(tmp_path / "Dataset001_Toy", cases=4, test=1), "scans")
+    small = [
+        "--set", "training.steps=2", "--set", "training.size=16", "--set", "training.batch_size=2",
+        "--set", "backbone_settings.width=4", "--device", "cpu",
+    ]  # fmt: skip
+
+    def found(*words: str) -> dict[str, Any]:
+        answer = macl(*words, "--json")
+        assert answer.code == 0, answer.err
+        return json.loads(answer.out)
+
+    assert found("inspect", "scans")["kind"] == "source"
+    prepared = found("prepare", "scans", "my.store", "--workers", "1")
+    assert len(prepared["cases"]) == 5
+    assert prepared["refused"] == []
+    splits = found("split", "my.store", "--out", "my.json", "--test", "1", "--budgets", "2")
+    assert len(splits["splits"]["my.json"]["test"]) == 1
+    data = ["my.store", "--split", "my.json"]
+    assert found("pretrain", *data, "--out", "pre", *small)["steps"] == 2
+    tuned = found("finetune", *data, "--labels", "2", "--init", "pre", "--out", "run", *small)
+    assert tuned["run"] == "run"
+    assert tuned["test_cases"] == splits["splits"]["my.json"]["test"]
+    features = found("embed", "my.store", "--run", "pre", "--out", "features.npz")
+    assert features["arrays"]["case_features"][0] == 5
+    chosen = found("choose", "my.store", "--run", "pre", "--count", "1")
+    assert [person["rank"] for person in chosen["people"]] == [1]
+    (mask,) = found("predict", "run", "my.store", "--out", "masks")["masks"]
+    assert Path(mask).is_file()
+    scores = found("evaluate", "masks", "my.store", "--out", "cases.csv")
+    assert scores["cases"] == 1
+    assert scores["classes"] == json.loads(Path("cases.summary.json").read_text())["classes"]
+    assert Path(found("report", "run")["numbers"]).is_file()
+    assert all(
+        Path(file).is_file()
+        for file in found("export", "run", "--to", "torch", "--out", "a.st")["files"]
+    )
+    assert found("check", "run")["path"] == "run"
+    assert "unet" in found("settings")["networks"]
+
+
+def test_a_mistake_prints_no_json(macl) -> None:
+    answer = macl("check", "nowhere", "--json")
+    assert (answer.code, answer.out) == (1, "")
 
 
 def test_as_a_program(tmp_path: Path) -> None:

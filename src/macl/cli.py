@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +19,7 @@ from macl.utils.errors import MaclError
 from macl.utils.failures import describe
 from macl.utils.interruption import end_on_sigterm, exit_code
 from macl.utils.progress import be_quiet, say, warn
-from macl.utils.ranks import exit_rank, require_single_process
+from macl.utils.ranks import exit_rank, require_single_process, this_rank
 from macl.utils.text import without_control, write_plain_where_needed
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ class _Commands(TyperGroup):
         super().__init__(**attributes)
         for name, command in self.commands.items():
             if name in EXAMPLES:
-                command.epilog = f"Example: {EXAMPLES[name]}"
+                # After \b a line is not broken, so that it can be copied.
+                command.epilog = f"\b\nExample: {EXAMPLES[name]}"
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -77,6 +80,7 @@ app = typer.Typer(
     epilog="The path: inspect → prepare → split → pretrain → finetune → selftrain → predict → "
     "evaluate → report.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -229,7 +233,12 @@ LabelsOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Worker processes. Default: one per core.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object, for programs.")
+]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Also log for TensorBoard (macl[tensorboard]).")
+]
 StoreArgument = Annotated[Path, typer.Argument(help="Folder made by `macl prepare`.")]
 EncoderRun = Annotated[
     Path, typer.Option("--run", help="A finished run, such as a pre-training: its encoder.")
@@ -243,6 +252,14 @@ BatchSizeOption = Annotated[
 GroupOption = Annotated[
     Literal["patient", "consecutive-pair"], typer.Option(help="Who counts as one person.")
 ]
+
+
+def _print_result(as_json: bool, values: Mapping[str, Any], text: str = "") -> None:
+    """Print a command's result to stdout: one JSON object, or a text for people."""
+    if as_json and this_rank().is_zero:
+        print(json.dumps(values, indent=1, ensure_ascii=False, default=str))
+    elif text and not as_json:
+        print(text)
 
 
 def _print_version(requested: bool) -> None:
@@ -284,7 +301,10 @@ def demo(
         bool, typer.Option("--volumes", help="Train on volumes (3D) instead of slices.")
     ] = False,
 ) -> None:
-    """Run the whole path on a dozen synthetic subjects made from a real brain template."""
+    """Run the whole path on a dozen synthetic brain scans.
+
+    They are made from a real template.
+    """
     from macl.workflows.demo import SLICES, VOLUMES
     from macl.workflows.demo import demo as run
 
@@ -317,18 +337,22 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, with its times; write nothing.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Turn scans and a few labels into masks, scores and a page: the whole path.
+    """Turn scans and a few labels into masks, scores and a page.
 
-    Settings are chosen from the data and this machine: see OUT/plan.toml.
+    The whole path, with settings chosen from the data and this machine: see OUT/plan.toml.
     Killed at any time and run again, it goes on.
     Without labels it ends with pre-trained weights.
     """
     from macl.workflows.run.command import run as run_all
+    from macl.workflows.run.summary import as_values, summary
 
     if plan is None and (scans is None or (out is None and not dry_run)):
         raise typer.BadParameter(f"missing SCANS or --out. For example: {EXAMPLES['run']}")
-    run_all(
+    if dry_run and as_json:
+        raise typer.BadParameter("--json is about what was made, and --dry-run makes nothing.")
+    result = run_all(
         scans,
         out,
         reader=reader,
@@ -339,6 +363,8 @@ def run(
         plan=plan,
         dry_run=dry_run,
     )
+    if result:
+        _print_result(as_json, as_values(result), summary(result))
 
 
 @app.command()
@@ -360,8 +386,6 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a folder of scans, a store, a run or a scan."""
-    import json
-
     from macl.stages.inspect import inspect as run
     from macl.stages.inspect import render
 
@@ -374,8 +398,7 @@ def inspect(
         labels=labels,
         workers=workers,
     )
-    text = json.dumps(description, indent=1, ensure_ascii=False) if as_json else render(description)
-    print(text)
+    _print_result(as_json, description, render(description))
     if description["kind"] == "source":
         _next(("prepare", path, "my.store"))
 
@@ -424,8 +447,12 @@ def prepare(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if any case is refused.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Turn raw scans into a store; broken cases are left out with a reason."""
+    """Turn raw scans into a store.
+
+    Broken cases are left out with a reason.
+    """
     from macl.config import PrepareSettings, validate
     from macl.stages.prepare import prepare as run
 
@@ -450,6 +477,16 @@ def prepare(
         plans=plans,
         configuration=configuration or "3d_fullres",
     )
+    about = {
+        "store": store,
+        "reader": index.reader,
+        "classes": index.classes,
+        "cases": {
+            case.name: {"patient": case.patient, "labelled": case.labelled} for case in index.cases
+        },
+        "refused": [case.model_dump() for case in index.refused],
+    }
+    _print_result(as_json, about)
     if any(case.labelled for case in index.cases):
         _next(("split", store, "--out", "my.json"))
     else:
@@ -488,6 +525,7 @@ def split(
             help="Use nothing of this split's test people: for a split that chooses settings."
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Choose who trains, validates and tests, by patient."""
     from macl.stages import split as stage
@@ -501,14 +539,16 @@ def split(
         reserve=reserve,
     )
     if folds is None:
-        stage.split(store, out, test=test or "20%", **options)
+        drawn = {out: stage.split(store, out, test=test or "20%", **options)}
         _next(("pretrain", store, "--split", out, "--out", "runs/macl"))
     elif test is not None:
         raise MaclError("--folds tests everybody once, so --test has no meaning: give only one.")
     else:
-        stage.folds(store, out, count=folds, **options)
-        first = out.with_name(f"{out.stem}-fold1.json")
-        _next(("pretrain", store, "--split", first, "--out", "runs/macl-fold1"))
+        splits = stage.folds(store, out, count=folds, **options)
+        drawn = {out.with_name(f"{split.name}.json"): split for split in splits}
+        _next(("pretrain", store, "--split", next(iter(drawn)), "--out", "runs/macl-fold1"))
+    about = {str(file): split.model_dump(mode="json") for file, split in drawn.items()}
+    _print_result(as_json, {"splits": about})
 
 
 @app.command(cls=_CommandWithSettings)
@@ -529,6 +569,8 @@ def pretrain(
     resume: ResumeOption = False,
     allow_overlap: OverlapOption = False,
     verify: VerifyOption = True,
+    tensorboard: TensorboardOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Pre-train a network on unlabelled scans, in 2D or 3D."""
     from macl.distributed.launch import launch_processes
@@ -548,8 +590,10 @@ def pretrain(
         inherit=resume,
         allow_overlap=allow_overlap,
         verify=verify,
+        tensorboard=tensorboard,
         **_seed_if_given(seed),
     )
+    _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     store = store or Path(record.store)
     if record.classes:
         words = ("--split", split or "my.json", "--labels", "N", "--init", out)
@@ -565,11 +609,14 @@ def embed(
     out: Annotated[Path, typer.Option("--out", help="File to write (.npz).")],
     batch_size: BatchSizeOption = None,
     device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write an encoder's features of every slice, or volume window, and of every scan."""
+    """Write a run's features of every slice, or window, and scan."""
     from macl.stages.embed import embed as stage
 
-    stage(store, out, run=run, batch_size=batch_size, device=device.value)
+    features = stage(store, out, run=run, batch_size=batch_size, device=device.value)
+    shapes = {name: array.shape for name, array in features.items() if array.ndim}
+    _print_result(as_json, {"file": out, "arrays": shapes})
 
 
 @app.command()
@@ -595,8 +642,12 @@ def choose(
     group: GroupOption = "patient",
     batch_size: BatchSizeOption = None,
     device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
 ) -> None:
-    """Rank unlabelled people by how well they stand for the others: whom to label first."""
+    """Rank unlabelled people: whom to label first.
+
+    Those come first who stand best for all others in the features of a run.
+    """
     from macl.stages import choose as stage
 
     chosen = stage.choose(
@@ -611,7 +662,7 @@ def choose(
         batch_size=batch_size,
         device=device.value,
     )
-    print(stage.render(chosen))
+    _print_result(as_json, stage.about(chosen, store, run, strategy), stage.render(chosen))
     say("Next: label them in this order, then macl prepare again, with the labels.")
 
 
@@ -635,8 +686,13 @@ def finetune(
     verify: VerifyOption = True,
     encoder_only: EncoderOnlyOption = False,
     init_decoder_blocks: InitDecoderBlocksOption = 2,
+    tensorboard: TensorboardOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a segmenter with few labels, from pre-trained weights or from scratch."""
+    """Train a segmenter with few labels.
+
+    It starts from pre-trained weights or from scratch.
+    """
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
 
@@ -657,8 +713,10 @@ def finetune(
         inherit=resume,
         allow_overlap=allow_overlap,
         verify=verify,
+        tensorboard=tensorboard,
         **_seed_if_given(seed),
     )
+    _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     _next_after_training(out, record)
 
 
@@ -714,8 +772,13 @@ def selftrain(
     verify: VerifyOption = True,
     encoder_only: EncoderOnlyOption = False,
     init_decoder_blocks: InitDecoderBlocksOption = 2,
+    tensorboard: TensorboardOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Train a segmenter with few labels and the unlabelled scans of the split."""
+    """Train a segmenter with few labels and unlabelled scans.
+
+    The unlabelled scans are those of the split.
+    """
     from macl.distributed.launch import launch_processes
     from macl.stages.selftrain import selftrain as run
 
@@ -737,8 +800,10 @@ def selftrain(
         inherit=resume,
         allow_overlap=allow_overlap,
         verify=verify,
+        tensorboard=tensorboard,
         **_seed_if_given(seed),
     )
+    _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     _next_after_training(out, record)
 
 
@@ -761,11 +826,12 @@ def predict(
     batch_size: BatchSizeOption = None,
     frames: FramesOption = False,
     device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
 ) -> None:
     """Segment scans: a mask in each scan's own geometry."""
     from macl.stages.predict import predict as run
 
-    run(
+    masks = run(
         paths,
         out,
         cases=cases,
@@ -774,6 +840,7 @@ def predict(
         frames=frames,
         device=device.value,
     )
+    _print_result(as_json, {"masks": masks})
     stores = [path for path in paths if (path / "store.json").is_file()]
     if stores:
         _next(("evaluate", out, stores[0], "--out", out.parent / "cases.csv"))
@@ -793,11 +860,17 @@ def evaluate(
             help="strict: whole scans, in mm, and misses count. paper: as the release measures."
         ),
     ] = "strict",
+    as_json: JsonOption = False,
 ) -> None:
-    """Score masks against the truth: Dice, Jaccard, HD95 and ASD per case and class."""
+    """Score masks against the truth, per case and class.
+
+    Dice, Jaccard, HD95 and ASD.
+    """
+    from macl.records.scores import render, summarise
     from macl.stages.evaluate import evaluate as run
 
-    run(predictions, truth, out, convention=convention)
+    summary = summarise(run(predictions, truth, out, convention=convention), convention)
+    _print_result(as_json, {"table": out, **summary}, render(summary))
     if (out.parent / "run.json").is_file():
         _next(("report", out.parent, "--out", "report.html"))
 
@@ -821,21 +894,29 @@ def export(
     configuration: Annotated[
         str | None, typer.Option(help="nnunet: of the plans. Default: the run's.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write a run's weights in the format of another program, with a model card."""
+    """Write a run's weights for another program.
+
+    A model card is written beside them.
+    """
     from macl.stages.export import export as run_export
 
-    run_export(run, out, to=to, plans=plans, configuration=configuration)
+    files = run_export(run, out, to=to, plans=plans, configuration=configuration)
+    _print_result(as_json, {"files": files})
 
 
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="A store or a run.", show_default=False)],
+    as_json: JsonOption = False,
 ) -> None:
-    """Compare a store or a run with its checksums, and read everything in it."""
+    """Read all of a store or a run and compare it with its checksums."""
     from macl.stages.check import check as run
 
-    run(path)
+    checked = run(path)
+    about = {"path": path, "checked": checked}
+    _print_result(as_json, about, f"{path} is as it was written: {checked}.")
 
 
 @app.command(cls=_CommandWithSettings)
@@ -853,9 +934,10 @@ def profile(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what pre-training costs on this machine: time per part of a step, and memory."""
-    import json
+    """Measure what pre-training costs on this machine.
 
+    Time per part of a step, and memory.
+    """
     from macl.stages.profile import profile as run
     from macl.stages.profile import render
 
@@ -869,7 +951,7 @@ def profile(
         steps=steps,
         device=device.value,
     )
-    print(json.dumps(figures, indent=1) if as_json else render(figures))
+    _print_result(as_json, figures, render(figures))
 
 
 @app.command()
@@ -897,11 +979,15 @@ def benchmark(
         Path | None,
         typer.Option("--append-to", help="Also add one row for each finished run to this table."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Run a grid of pre-training, fine-tuning and evaluation; finished cells are kept."""
+    """Run and compare a grid of methods, label budgets and seeds.
+
+    Finished cells are kept: the same command goes on.
+    """
     from macl.workflows.benchmark import benchmark as run
 
-    if not run(
+    result = run(
         grid,
         out,
         device=device.value,
@@ -909,7 +995,14 @@ def benchmark(
         submit=submit,
         job_settings=job_setting or (),
         append_to=append_to,
-    ):
+    )
+    about = {
+        "cells": result.cells,
+        "finished": {name: cell.summaries for name, cell in result.finished.items()},
+        "failed": result.failed,
+    }
+    _print_result(as_json, about, result.summary)
+    if not result.complete:
         raise typer.Exit(1)
 
 
@@ -921,11 +1014,13 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="Page to write (.html).")] = Path(
         "report.html"
     ),
+    as_json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page about runs."""
     from macl.stages.report import report as run
 
-    run(runs, out)
+    page = run(runs, out)
+    _print_result(as_json, {"page": page, "numbers": page.with_suffix(".json")})
 
 
 @app.command()
@@ -939,14 +1034,15 @@ def settings(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the settings of a stage, a method or a network: names, values and meaning."""
+    """Print the settings of a stage, a method or a network."""
     from macl.stages import settings as stage
 
     if name is None:
-        print(stage.overview())
+        parts = stage.overview()
+        _print_result(as_json, parts, stage.render_overview(parts))
         return
     catalogue = stage.settings(name, recipe)
-    print(stage.as_json(catalogue) if as_json else stage.render(catalogue))
+    _print_result(as_json, stage.by_name(catalogue), stage.render(catalogue))
 
 
 def main() -> None:
@@ -972,5 +1068,7 @@ def main() -> None:
             raise
         code = 143 if code == 143 else exit_code()
         how = "terminated" if code == 143 else "interrupted"
-        warn(f"macl: {how}. Run the same command again to continue (training: with --resume).")
-        sys.exit(code)
+        # The processes of one training leave this to what started them.
+        if this_rank().world_size == 1:
+            warn(f"macl: {how}. Run the same command again to continue (training: with --resume).")
+        exit_rank(code)

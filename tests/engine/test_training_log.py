@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
+from fakes.command import macl
+from fakes.training_commands import training_words, write_stores
 from macl.engine import training_log
 from macl.engine.training_log import TimeEstimate
+
+SMALL = ("training.size=16", "training.batch_size=2", "backbone_settings.width=4")
 
 
 def clock(monkeypatch, times) -> None:
@@ -40,3 +47,37 @@ def test_a_log_at_the_first_step_prints_no_estimate(monkeypatch, capsys) -> None
     assert not estimate.printed
     estimate.after_log(8)
     assert "remaining 992 steps take" in capsys.readouterr().err
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    write_stores(tmp_path, test="2", validation="1", budget="3")
+    settings = (*SMALL, "training.steps=3")
+    run = tmp_path / "run"
+    return [*training_words(tmp_path, "finetune", 2, run, settings, budget="3"), "--tensorboard"]
+
+
+def test_tensorboard_gets_what_the_log_says(words: list[str], tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="needs pip install 'macl[tensorboard]'",
+    )
+    answer = macl(*words)
+    assert answer.code == 0, answer.err
+    shown = event_accumulator.EventAccumulator(str(tmp_path / "run"))
+    shown.Reload()
+    logged = [*training_log.read_log(tmp_path / "run")]
+    assert {*shown.Tags()["scalars"]} == {name for line in logged for name in line} - {"step"}
+    for name in ("loss", "learning_rate"):
+        events = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert events == [(line["step"], pytest.approx(line[name])) for line in logged]
+
+
+def test_without_tensorboard_nothing_is_begun(
+    words: list[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(training_log, "find_spec", lambda name: None)
+    answer = macl(*words)
+    assert answer.code == 1
+    assert "pip install 'macl[tensorboard]'" in answer.err
+    assert not (tmp_path / "run").exists()

@@ -72,11 +72,18 @@ def write_pretrained(path: Path, store: Store, *, steps: int = 400, finished: bo
 
 
 def write_finetuned(
-    path: Path, store: Store, *, init: str, shift: int, settings: FinetuneSettings | None = None
+    path: Path,
+    store: Store,
+    *,
+    init: str,
+    shift: int,
+    settings: FinetuneSettings | None = None,
+    test_cases: tuple[str, ...] = TEST_CASES,
 ) -> None:
     """Write a fine-tuned run with scored masks, which are off by up to `shift` columns."""
-    write_unscored(path, store, init=init, settings=settings)
-    for number, case in enumerate(TEST_CASES):
+    write_unscored(path, store, init=init, settings=settings, test_cases=test_cases)
+    for case in test_cases:
+        number = TEST_CASES.index(case)
         stored = store.case(case)
         label = store.read(case, "label")
         mask = to_scan(np.roll(label, shift * (number + 1) // 2, axis=2), stored.orientation)
@@ -93,6 +100,7 @@ def write_unscored(
     seed: int = 0,
     finished: bool = True,
     settings: FinetuneSettings | None = None,
+    test_cases: tuple[str, ...] = TEST_CASES,
 ) -> None:
     """Write a fine-tuned run without predictions."""
     path.mkdir(parents=True)
@@ -101,6 +109,7 @@ def write_unscored(
     settings = settings or FinetuneSettings()
     record = _record(store, "finetune", settings, cases, steps if finished else 0)
     changes = {"init": init, "labels": labels, "recipe": "strong", "seed": seed}
+    changes["test_cases"] = test_cases
     quantities = described(SegmentationTask)
     write_record(path, record.model_copy(update={**changes, "quantities": quantities}))
     lines = [

@@ -25,7 +25,7 @@ from macl.io.volume import write_volume
 from macl.metrics import Convention
 from macl.preprocessing.orientation import choose_orientation, to_scan
 from macl.records.predictions import PredictionsRecord, open_predictions
-from macl.records.scores import read_rows
+from macl.records.scores import read_rows, render
 from macl.stages.evaluate import evaluate, values_of
 from macl.utils.errors import MaclError
 
@@ -82,9 +82,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return predictions, truth
 
 
-def test_strict_rows_and_means(
-    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_strict_rows_and_means(folders: tuple[Path, Path], tmp_path: Path) -> None:
     rows = evaluate(*folders, tmp_path / "metrics.csv")
     assert [(row.case, row.class_name) for row in rows] == [
         (case, name) for case in "abcd" for name in "25"
@@ -117,7 +115,7 @@ def test_strict_rows_and_means(
     assert (five["both_empty"], five["missed"], five["invented"]) == (1, 1, 1)
     assert summary["mean"]["dice"]["mean"] == pytest.approx((1 + 0.25) / 2)
     assert summary["mean"]["dice"]["sd"] == pytest.approx(np.std([0.875, 0.5, 0.5, 1.0], ddof=1))
-    shown = capsys.readouterr().out
+    shown = render(summary)
     assert "25.00 ± 43.30" in shown
     assert "invented" in shown
 

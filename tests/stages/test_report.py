@@ -165,6 +165,43 @@ def test_runs_with_different_networks_are_not_like_for_like(
     assert caveat in shown.text
 
 
+def test_folds_are_one_row_over_everybody(fake: FakeRuns, tmp_path: Path) -> None:
+    store, folds = Store.open(fake.store), (TEST_CASES[:2], TEST_CASES[2:])
+    found = []
+    for start, init, shift in (("scratch", "scratch", 6), ("macl", f"{fake.pretrained}", 2)):
+        for number, cases in enumerate(folds, start=1):
+            found.append(tmp_path / f"{start}-fold{number}")
+            write_finetuned(found[-1], store, init=init, shift=shift, test_cases=cases)
+    shown = Page(report(found, tmp_path / "report.html")).text
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    whole = [
+        json.loads((run / "cases.summary.json").read_text())["mean"]["dice"]["mean"]
+        for run in (fake.scratch, fake.transferred)
+    ]
+    rows = numbers["cross_validations"]
+    assert [row["title"] for row in rows] == [
+        "From scratch, 2 labelled, 2 folds", "From macl, 2 labelled, 2 folds",
+    ]  # fmt: skip
+    means = [row["scores"]["mean of classes"]["dice"]["mean"] for row in rows]
+    assert means == pytest.approx(whole, abs=1e-5)
+    assert rows[1]["dice_against_scratch"] == pytest.approx(whole[1] - whole[0], abs=1e-5)
+    assert "The test holds 3 cases" in shown
+    assert "is one cross-validation" in shown
+    assert "Not like for like" not in shown
+    assert f"scratch {100 * whole[0]:.1f}, macl {100 * whole[1]:.1f} (Dice in %, 3 test" in shown
+    assert "One case, every run" in shown
+
+
+def test_runs_whose_tests_overlap_are_no_folds(fake: FakeRuns, tmp_path: Path) -> None:
+    store = Store.open(fake.store)
+    for number, cases in enumerate((TEST_CASES[:2], TEST_CASES[1:])):
+        folder = tmp_path / f"run{number}"
+        write_finetuned(folder, store, init="scratch", shift=2, test_cases=cases)
+    page = report([tmp_path / "run0", tmp_path / "run1"], tmp_path / "report.html")
+    assert json.loads(page.with_suffix(".json").read_text())["cross_validations"] == []
+    assert "Not like for like: the runs were tested on different cases." in Page(page).text
+
+
 def test_overlays_are_written_as_pictures_too(page: Path) -> None:
     pictures = sorted((page.parent / "overlays").iterdir())
     assert len(pictures) == 6

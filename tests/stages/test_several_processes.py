@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,6 +177,26 @@ def test_killed_in_one_process_and_resumed_in_two(
     assert len(read_log(folder / out)) == SAVED_AT
     assert in_two([words(folder, *stage, out, "--resume")] * COUNT, tmp_path) == [0] * COUNT
     assert_alike(folder / out, alone)
+
+
+def test_a_signal_to_the_launcher_saves_the_state_of_all(folder: Path, tmp_path: Path) -> None:
+    out, said = folder / "terminated", tmp_path / "said.txt"
+    own = words(folder, "finetune", 2, out.name, "--devices", "2", "--set", "training.epochs=5000")
+    with said.open("w", encoding="utf-8") as stderr:
+        process = subprocess.Popen([sys.executable, "-m", "macl", *own], stderr=stderr)
+        until = time.monotonic() + 120
+        while not (out / "log.jsonl").is_file() or not read_log(out):
+            assert time.monotonic() < until, said.read_text()
+            assert process.poll() is None, said.read_text()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143, said.read_text()
+    assert said.read_text().count("terminated") == 1
+    assert "death signal" not in said.read_text()
+    steps = len(read_log(out))
+    assert f"The state after step {steps} of" in said.read_text()
+    assert checkpoint.read(out / "state.safetensors").about["step"] == steps
+    assert macl("check", out).code == 0
 
 
 def test_one_that_fails_speaks_and_ends_for_both(folder: Path, tmp_path: Path) -> None:

@@ -54,6 +54,19 @@ def test_a_scan_unlike_the_training_is_warned_about_with_numbers(
     assert all(word in said for word in words)
 
 
+def test_an_ensemble_is_warned_of_what_none_of_its_runs_has_seen(tmp_path: Path, run: Path) -> None:
+    channels = (ChannelRange(low=-4000, high=-900, smallest_deviation=80, largest_deviation=130),)
+    darker = TRAINED_ON.model_copy(update={"channels": channels})
+    other = write_threshold_run(tmp_path / "other", trained_on=darker)
+    for offset, warned in ((0, False), (-3000, False), (9000, True)):
+        image = (known_case(SHAPE)[0] + offset).astype(np.int16)
+        scan = write_nifti(tmp_path / f"scan{offset}.nii.gz", image)
+        answer = macl("predict", run, other, scan, "--out", tmp_path / f"masks{offset}")
+        assert answer.code == 0, answer.err
+        assert answer.err.count("unlike that") == warned
+        assert not warned or "intensities of about -4000 to 400" in " ".join(answer.err.split())
+
+
 def test_another_modality_is_warned_about(tmp_path: Path, run: Path) -> None:
     write_series(tmp_path / "scan", Modality="CT")
     answer = macl("predict", run, tmp_path / "scan", "--out", tmp_path / "masks")

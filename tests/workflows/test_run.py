@@ -147,6 +147,24 @@ def begun(whole: Path, out: Path, scans: Path, **changes: object) -> Path:
     return write_tiny_plan(out / "plan.toml", scans, **changes)
 
 
+def test_killed_and_moved_it_goes_on(whole: Path, scans: Path, tmp_path: Path) -> None:
+    out, moved, stderr = tmp_path / "out", tmp_path / "moved", tmp_path / "stderr.txt"
+    plan = begun(whole, out, scans, folds=0, test="1")
+    words = ["run", "--plan", str(plan)]
+    code = killing.run(words, stderr, lambda: last_step(out / "runs/selftrained") >= 3)
+    assert code == killing.KILLED
+    out.rename(moved)
+    words = ["selftrain", "--out", str(moved / "runs/selftrained"), "--resume"]
+    assert killing.run(words, stderr) == 0, stderr.read_text()
+    assert killing.run(["run", "--plan", str(moved / "plan.toml")], stderr) == 0
+    record = read_record(moved / "runs/selftrained")
+    assert record.store == str(moved / "store")
+    assert (record.init or "").startswith(str(moved / "runs/finetuned ("))
+    numbers = json.loads((moved / "report.json").read_text())
+    assert [run["missing"] for run in numbers["runs"]] == [[], [], []]
+    assert [run["start"] for run in numbers["runs"]] == ["macl", "macl", None]
+
+
 def test_one_model_with_a_test(whole: Path, scans: Path, tmp_path: Path) -> None:
     plan = begun(whole, tmp_path / "out", scans, folds=0, test="1", selftrain=None)
     answer = macl("run", "--plan", plan)

@@ -120,8 +120,9 @@ def launch_processes(count: int, words: Sequence[str]) -> None:
     """
     if count == 1 or this_rank().world_size > 1:
         return
-    # PyTorch's failure report would bury the sentence that says what went wrong.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # PyTorch's report of a failure or a signal would bury the sentence that says what happened.
+    for name in ("", ".agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,

@@ -20,6 +20,7 @@ from macl.distributed.collectives import require_even_shards
 from macl.distributed.launch import describe_device, on_rank_zero
 from macl.engine.task import Task
 from macl.engine.trainer import LogCallback, Trained, Validation, fit, make_fabric
+from macl.engine.training_log import require_tensorboard
 from macl.records import runs
 from macl.records.runs import RECORD, LoggedQuantity, RunRecord, read_record
 from macl.records.training_range import measure_range
@@ -45,6 +46,7 @@ class TrainingKeywords(TypedDict, total=False):
     inherit: bool
     allow_overlap: bool
     verify: bool
+    tensorboard: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class TrainingOptions:
             every argument must be repeated.
         allow_overlap: let test people into the training data; recorded.
         verify: compare the store's arrays with their checksums.
+        tensorboard: also write the log as TensorBoard reads it, into the run's folder.
     """
 
     recipe: str | None = None
@@ -71,6 +74,7 @@ class TrainingOptions:
     inherit: bool = False
     allow_overlap: bool = False
     verify: bool = True
+    tensorboard: bool = False
 
 
 def inherited(
@@ -133,7 +137,7 @@ class TrainingRun(contextlib.AbstractContextManager["TrainingRun"]):
         record: the record in the run's folder, once `open` was called.
 
     Raises:
-        MaclError: the device is not there, or the split does not fit the store.
+        MaclError: the device or TensorBoard is not there, or the split does not fit the store.
     """
 
     record: RunRecord
@@ -146,6 +150,8 @@ class TrainingRun(contextlib.AbstractContextManager["TrainingRun"]):
         split: str | Split | None,
         options: TrainingOptions,
     ) -> None:
+        if options.tensorboard:
+            require_tensorboard()
         self.store, self.folder, self.settings, self.options = store, folder, settings, options
         self.fabric: Fabric = make_fabric(options.device, settings.training.precision)
         self._lock = contextlib.ExitStack()
@@ -186,6 +192,7 @@ class TrainingRun(contextlib.AbstractContextManager["TrainingRun"]):
             seed=self.options.seed,
             device=describe_device(self.fabric),
             versions=runs.versions(),
+            folder=printable(str(self.folder)),
             **runs.about_store(store, store.path),
             split=self.split.model_dump(mode="json") if self.split else None,
             people=self.resolved.people(cases) if self.resolved else patients,
@@ -229,7 +236,14 @@ class TrainingRun(contextlib.AbstractContextManager["TrainingRun"]):
         device = describe_device(self.fabric)
         say(f"{title}: {millions:.3f} M parameters, {steps} steps on {device}.")
         return fit(
-            task, loader, training, self.folder, self.fabric, on_log=on_log, validation=validation
+            task,
+            loader,
+            training,
+            self.folder,
+            self.fabric,
+            on_log=on_log,
+            validation=validation,
+            tensorboard=self.options.tensorboard,
         )
 
     def finish(

@@ -122,6 +122,7 @@ def fit(
     *,
     on_log: LogCallback | None = None,
     validation: Validation | None = None,
+    tensorboard: bool = False,
 ) -> Trained:
     """Train to the end, from the start or from the run's saved state.
 
@@ -133,6 +134,7 @@ def fit(
         fabric: device and precision.
         on_log: called after each log entry.
         validation: chooses the weights to keep; None: the last are kept.
+        tensorboard: also write the log as TensorBoard reads it.
 
     Raises:
         MaclError: the loss is not finite, the memory is too small, or the saved state is not the
@@ -145,7 +147,8 @@ def fit(
     state.stepper.compile(steps * loader.batch_size * math.prod(loader.patch))
     state.resume(run / STATE)
     first, seconds_before = state.step, state.seconds
-    log, estimate = TrainingLog(run / LOG, first), TimeEstimate(steps, fabric.device)
+    log = TrainingLog(run / LOG, first, tensorboard)
+    estimate = TimeEstimate(steps, fabric.device)
     start = saved = time.perf_counter()
     with (
         progress(run.name, steps, first) as advance,
@@ -162,11 +165,11 @@ def fit(
             if validation and (is_last or state.step % max(1, steps // VALIDATIONS_PER_RUN) == 0):
                 log.add_validation_score(state.validate(validation))
             logs = state.step % settings.log_every_steps == 0
-            ends = interrupted()
             every = settings.checkpoint_every_steps or steps
-            saves = is_last or ends or state.step % every == 0
-            if not saves and (logs or not is_distributed()):
-                saves = _is_due(saved)
+            saves, ends = is_last or state.step % every == 0, False
+            if logs or not is_distributed():
+                late, ends = _in_any_process(_is_late(saved), interrupted())
+                saves = saves or late or ends
             if saves or logs:
                 seconds = time.perf_counter() - start
                 count, values = log.flush((state.step - first) * loader.batch_size / seconds)
@@ -185,10 +188,14 @@ def fit(
     return Trained(state.tensors_to_keep(), steps, state.seconds)
 
 
-def _is_due(saved: float) -> bool:
-    """Whether it is time for a checkpoint in any process, after the last at this time."""
-    late = time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS
-    return bool(all_reduce_sum(torch.tensor(float(late))).item())
+def _is_late(saved: float) -> bool:
+    """Whether it is time for a checkpoint, after the last at this time."""
+    return time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS
+
+
+def _in_any_process(*facts: bool) -> list[bool]:
+    """Which of these hold in this process or another that trains with it; all must ask at once."""
+    return all_reduce_sum(torch.tensor(facts, dtype=torch.float32)).bool().tolist()
 
 
 class _TrainingState:

@@ -7,7 +7,9 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,7 +23,19 @@ from macl.utils.progress import say
 from macl.utils.ranks import this_rank
 from macl.utils.text import format_duration
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 SHORTEST_ESTIMATE_SECONDS = 60.0
+
+
+def require_tensorboard() -> None:
+    """MaclError unless TensorBoard's event files can be written."""
+    if find_spec("tensorboard") is None:
+        raise MaclError(
+            "TensorBoard is not installed: run pip install 'macl[tensorboard]', or leave out "
+            "--tensorboard; log.jsonl is written in any case."
+        )
 
 
 class TrainingLog:
@@ -30,14 +44,20 @@ class TrainingLog:
     Args:
         path: the file; lines of later steps than `after_step` are dropped from it.
         after_step: the step that training resumes from.
+        tensorboard: also write TensorBoard's event files beside it.
     """
 
-    def __init__(self, path: Path, after_step: int) -> None:
+    def __init__(self, path: Path, after_step: int, tensorboard: bool = False) -> None:
         self.path = path
+        self.events: SummaryWriter | None = None
         self.pending: list[tuple[dict[str, float], Mapping[str, Tensor]]] = []
         kept = [line for line in read_log(path.parent) if line["step"] <= after_step]
         if this_rank().is_zero:
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.events = SummaryWriter(path.parent, purge_step=after_step + 1)
 
     def add(self, step: int, epoch: float, rate: float, output: StepOutput) -> None:
         """Add the line of a step."""
@@ -83,6 +103,11 @@ class TrainingLog:
         if this_rank().is_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
+        if self.events:
+            for line in lines:
+                for name in line.keys() - {"step"}:
+                    self.events.add_scalar(name, line[name], line["step"])
+            self.events.flush()
         self.pending.clear()
         return len(lines), lines[-1]
 

@@ -23,7 +23,7 @@ from macl.preprocessing.case import prepare_image
 from macl.preprocessing.source import lone_case, recognise, scan_source
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
-from macl.records.training_range import Difference, ScanFacts, differences
+from macl.records.training_range import Difference, ScanFacts, differences, spanning
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.progress import warn
 
@@ -114,7 +114,8 @@ def find_scans(
     """
     scans: list[ScanToSegment] = []
     refused: dict[str, str] = {}
-    channels = records[0].channels
+    record = of_ensemble(records)
+    channels = record.channels
     lone: list[Case] = []
     for path in paths:
         if not path.exists():
@@ -137,12 +138,12 @@ def find_scans(
             single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}
             for name, time_points in sorted({**single, **scanned.series}.items()):
                 modality = scanned.source.modality
-                scans.append(_from_files(name, time_points, records[0], modality))
+                scans.append(_from_files(name, time_points, record, modality))
             refused |= scanned.source.refused
     grouped, incomplete = group_channels(lone, channels)
     refused |= incomplete
     for case in grouped:
-        scans.append(_from_files(case.name, _time_points(case, frames), records[0]))
+        scans.append(_from_files(case.name, _time_points(case, frames), record))
     if not scans and not refused:
         named = ", ".join(map(str, paths))
         raise MaclError(f"There are no scans in {named}: name other folders or files.")
@@ -198,6 +199,12 @@ def group_channels(
         images = tuple(files[number].images[0] for number in sorted(files))
         grouped.append(Case(name, images, name))
     return tuple(sorted([*others, *grouped], key=lambda case: case.name)), incomplete
+
+
+def of_ensemble(records: Sequence[RunRecord]) -> RunRecord:
+    """What runs that predict together share, with the range of all that they were trained on."""
+    ranges = [record.trained_on for record in records if record.trained_on]
+    return records[0].model_copy(update={"trained_on": spanning(ranges)})
 
 
 def prepared_settings(prepared: PrepareSettings) -> dict[str, object]:
@@ -295,7 +302,8 @@ def _from_store(
             f"The runs were trained on {len(known)} of these cases of {store.path}, so scores on "
             f"them mean little: {listed(known)}."
         )
-    return [_from_stored_case(store, name, records[0]) for name in chosen]
+    record = of_ensemble(records)
+    return [_from_stored_case(store, name, record) for name in chosen]
 
 
 def require_same_preparation(store: Store, record: RunRecord) -> None:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from macl.pages.charts import DotChart, dot_charts
-from macl.pages.reported_run import ReportedRun, RunScores, Spread
+from macl.pages.reported_run import ReportedRun, RunScores, Spread, joined
 
 FEW_CASES = 20
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One evaluated run.
+    """An evaluated run, or the evaluated folds of a cross-validation.
 
     Attributes:
-        scores: the scores of `run`.
+        runs: the run, or one for each fold.
+        scores: of all their test cases.
         dice: class → spread of Dice over the cases, or pooled.
         mean_dice, mean_hd95, mean_asd: over the classes.
         against_scratch: mean Dice minus that of the run from scratch that is alike in everything
             else; None where there is no such run.
     """
 
-    run: ReportedRun
+    runs: tuple[ReportedRun, ...]
     scores: RunScores
     title: str
     dice: dict[str, Spread]
@@ -34,7 +35,26 @@ class ComparisonRow:
     mean_asd: Spread
     missed: int
     invented: int
-    against_scratch: float | None
+    against_scratch: float | None = None
+
+    @property
+    def run(self) -> ReportedRun:
+        """The first of its runs, which stands for what they share."""
+        return self.runs[0]
+
+    @property
+    def test_cases(self) -> tuple[str, ...]:
+        """Everything that is tested, sorted."""
+        return tuple(sorted(case for run in self.runs for case in run.record.test_cases))
+
+    @property
+    def conditions(self) -> tuple[object, ...]:
+        """What its numbers depend on, besides its start and seed; the number of labels first."""
+        return (*_training(self.run), self.test_cases)
+
+    def tester(self, case: str) -> ReportedRun:
+        """The run that tests a case."""
+        return next(run for run in self.runs if case in run.record.test_cases)
 
 
 @dataclass(frozen=True)
@@ -73,13 +93,12 @@ def titles_of(runs: Sequence[ReportedRun]) -> list[str]:
     return titles
 
 
-def compare(runs: Sequence[ReportedRun], titles: Sequence[str]) -> Comparison:
-    """Compare the evaluated runs among `runs`, in their order."""
-    rows = tuple(
-        _row(run, run.scores, title, runs)
-        for run, title in zip(runs, titles, strict=True)
-        if run.scores
-    )
+def compare(runs: Sequence[ReportedRun]) -> Comparison:
+    """Compare the evaluated runs among `runs`, in their order; folds share a row."""
+    groups = _with_folds_together([run for run in runs if run.scores])
+    titles = titles_of([group[0] for group in groups])
+    rows = [_row(group, title) for group, title in zip(groups, titles, strict=True)]
+    rows = tuple(replace(row, against_scratch=_against_scratch(row, rows)) for row in rows)
     classes = tuple(dict.fromkeys(name for row in rows for name in row.dice))
     means = {row.title: row.mean_dice.mean for row in rows if row.mean_dice.mean is not None}
     return Comparison(
@@ -97,15 +116,20 @@ def caveats(runs: Sequence[ReportedRun], comparison: Comparison) -> list[str]:
     if not rows:
         return []
     sentences = []
-    if min(Counter(_protocol(row.run) for row in rows).values()) == 1:
+    if min(Counter((row.run.start, row.conditions) for row in rows).values()) == 1:
         sentences.append(
             "One seed per row: another seed would move every number, so a small difference between "
             "two rows means nothing. Repeat with several seeds to know (macl benchmark)."
         )
+    if any(len(row.runs) > 1 for row in rows):
+        sentences.append(
+            "A row of several folds is one cross-validation: every case is tested by the run that "
+            "was not trained on it, and the means are over the cases of all folds."
+        )
     sentences += _about_cases(rows)
     sentences += _about_distances(comparison.unit)
     unlike = {
-        "tested on different cases": {tuple(sorted(row.run.record.test_cases)) for row in rows},
+        "tested on different cases": {row.test_cases for row in rows},
         "trained on different stores": {row.run.record.store_checksum for row in rows},
         "scored by different conventions": {row.scores.convention for row in rows},
     }
@@ -169,41 +193,62 @@ def _about_distances(unit: str) -> list[str]:
     return sentences
 
 
-def _row(
-    run: ReportedRun, scores: RunScores, title: str, runs: Sequence[ReportedRun]
-) -> ComparisonRow:
-    mean = scores.mean("dice")
-    scratch = next(
-        (other.scores for other in runs if other.start == "scratch" and _alike(run, other)), None
-    )
-    against = scratch.mean("dice").mean if scratch and run.start != "scratch" else None
+def _with_folds_together(runs: Sequence[ReportedRun]) -> list[tuple[ReportedRun, ...]]:
+    """Evaluated runs, with the folds of each cross-validation together.
+
+    Folds differ in nothing but whom they train on and test, and test nobody twice.
+    """
+    alike: dict[tuple[object, ...], list[ReportedRun]] = {}
+    for run in runs:
+        key = (run.start, run.network, run.record.seed, _training(run))
+        alike.setdefault(key, []).append(run)
+    groups: list[tuple[ReportedRun, ...]] = []
+    for group in alike.values():
+        tested = [case for run in group for case in run.record.test_cases]
+        are_folds = len(tested) == len({*tested}) and all(run.record.test_cases for run in group)
+        groups += [tuple(group)] if are_folds else [(run,) for run in group]
+    order = [run.path for run in runs]
+    return sorted(groups, key=lambda group: order.index(group[0].path))
+
+
+def _row(runs: Sequence[ReportedRun], title: str) -> ComparisonRow:
+    scores = joined([run.scores for run in runs if run.scores])
     return ComparisonRow(
-        run=run,
+        runs=tuple(runs),
         scores=scores,
-        title=title,
+        title=f"{title}, {len(runs)} folds" if len(runs) > 1 else title,
         dice={name: scores.spread("dice", name) for name in scores.classes},
-        mean_dice=mean,
+        mean_dice=scores.mean("dice"),
         mean_hd95=scores.mean("hd95"),
         mean_asd=scores.mean("asd"),
         missed=scores.count("missed"),
         invented=scores.count("invented"),
-        against_scratch=None if mean.mean is None or against is None else mean.mean - against,
     )
 
 
-def _alike(run: ReportedRun, other: ReportedRun) -> bool:
-    """Whether two runs differ in their start alone."""
-    same_seed = run.record.seed == other.record.seed
-    return other.record.is_segmenter and same_seed and _protocol(run)[1:] == _protocol(other)[1:]
+def _against_scratch(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> float | None:
+    """Mean Dice minus that of the row that differs in its start alone, which is scratch."""
+    likeness = (row.run.record.seed, row.conditions)
+    scratch = next(
+        (
+            other.mean_dice.mean
+            for other in rows
+            if other.run.start == "scratch"
+            and (other.run.record.seed, other.conditions) == likeness
+        ),
+        None,
+    )
+    if row.run.start == "scratch" or scratch is None or row.mean_dice.mean is None:
+        return None
+    return row.mean_dice.mean - scratch
 
 
-def _protocol(run: ReportedRun) -> tuple[object, ...]:
-    """What a run's numbers depend on: its start, and everything else but its seed."""
+def _training(run: ReportedRun) -> tuple[object, ...]:
+    """What runs must share to be compared, besides their test; the number of labels first."""
     record = run.record
-    convention = run.scores.convention if run.scores else ""
     return (
-        run.start, run.dims, record.labels, record.recipe, record.store_checksum,
-        tuple(sorted(record.test_cases)), convention,
+        record.labels or str(len(record.people)), run.dims, record.kind, record.recipe,
+        record.store_checksum, run.scores.convention if run.scores else "",
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def label_efficiency(rows: Sequence[ComparisonRow]) -> str | None:
     dice: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row.mean_dice.mean is not None:
-            people = len(row.run.record.people)
+            people = round(fmean(len(run.record.people) for run in row.runs))
             dice[_name(row)][people].append(100 * row.mean_dice.mean)
     if not any(len(by_people) > 1 for by_people in dice.values()):
         return None

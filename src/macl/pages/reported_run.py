@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -219,6 +219,14 @@ def read_scores(table: Path) -> RunScores:
         convention = "paper" if any(row.unit == "pixel" for row in rows) else "strict"
         summary = summarise(rows, convention)
     return RunScores(tuple(rows), summary)
+
+
+def joined(scores: Sequence[RunScores]) -> RunScores:
+    """The scores of runs that test different cases by one convention, as those of one run."""
+    if len(scores) == 1:
+        return scores[0]
+    rows = tuple(row for own in scores for row in own.rows)
+    return RunScores(rows, summarise(rows, scores[0].convention))
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -150,7 +150,11 @@ def side_by_side(comparison: Comparison) -> SideBySide | None:
     None for fewer than two runs with masks, for runs of different stores, and where the case cannot
     be drawn.
     """
-    rows = [row for row in comparison.rows if row.run.store and row.run.predictions.is_dir()]
+    rows = [
+        row
+        for row in comparison.rows
+        if all(run.store and run.predictions.is_dir() for run in row.runs)
+    ]
     if len(rows) < 2 or len({row.run.record.store_checksum for row in rows}) > 1:
         return None
     means = [row.scores.dice_by_case() for row in rows]
@@ -160,7 +164,8 @@ def side_by_side(comparison: Comparison) -> SideBySide | None:
         return None
     case = ranked[len(ranked) // 2]
     try:
-        slices = [_slice(row.run, row.run.store, case) for row in rows if row.run.store]
+        testers = [row.tester(case) for row in rows]
+        slices = [_slice(run, run.store, case) for run in testers if run.store]
     except MaclError:
         return None
     crop = crop_around(slices)

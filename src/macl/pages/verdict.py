@@ -19,7 +19,7 @@ def verdict(rows: Sequence[ComparisonRow]) -> str:
     scored = [row for row in rows if row.mean_dice.mean is not None]
     groups: dict[tuple[object, ...], dict[str, dict[int, float]]] = {}
     for row in scored:
-        by_name = groups.setdefault(_likeness(row), {})
+        by_name = groups.setdefault(row.conditions, {})
         by_name.setdefault(row.run.start, {})[row.run.record.seed] = 100 * (
             row.mean_dice.mean or 0.0
         )
@@ -27,7 +27,7 @@ def verdict(rows: Sequence[ComparisonRow]) -> str:
     if not compared:
         return _alone(scored)
     cases = {
-        like: next(r.scores.cases for r in scored if _likeness(r) == like) for like in compared
+        like: next(r.scores.cases for r in scored if r.conditions == like) for like in compared
     }
     sentences = [
         f"With {like[0]} labelled: {_means(names)} (Dice in %, "
@@ -49,20 +49,11 @@ def _alone(rows: Sequence[ComparisonRow]) -> str:
     (row,) = rows
     dice, deviation = row.mean_dice.mean or 0.0, row.mean_dice.deviation
     spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    what = "one cross-validation" if len(row.runs) > 1 else "one run"
     return (
-        f"Dice {100 * dice:.1f}{spread} % over {_number(row.scores.cases, 'test case')}: one run, "
+        f"Dice {100 * dice:.1f}{spread} % over {_number(row.scores.cases, 'test case')}: {what}, "
         "with nothing beside it to compare."
     )
-
-
-def _likeness(row: ComparisonRow) -> tuple[object, ...]:
-    """What runs must share to be compared; their number of labels first."""
-    record = row.run.record
-    labelled = record.labels or str(len(record.people))
-    return (
-        labelled, row.run.dims, record.kind, record.recipe, record.store_checksum,
-        tuple(sorted(record.test_cases)), row.scores.convention,
-    )  # fmt: skip
 
 
 def _seeds(names: dict[str, dict[int, float]]) -> int:

@@ -9,6 +9,7 @@ Segmenters also have `transfer.json`; later stages may add `predictions/`, `case
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,6 +78,7 @@ class RunRecord(Settings):
     seed: int
     device: str
     versions: dict[str, str]
+    folder: str = Field(default="", description="the run's folder, as the user gave it")
     store: str = Field(description="the store's folder, as the user gave it")
     store_checksum: str
     reader: str
@@ -155,8 +157,8 @@ class RunRecord(Settings):
 
 
 NOT_COMPARED = {
-    "finished", "device", "versions", "store", "quantities", "uniform_losses", "at_uniform",
-    "trained_on", "weights_sha256", "steps", "seconds",
+    "finished", "device", "versions", "folder", "store", "quantities", "uniform_losses",
+    "at_uniform", "trained_on", "weights_sha256", "steps", "seconds",
 }  # fmt: skip
 """Fields that may differ when a run is resumed."""
 
@@ -196,6 +198,8 @@ def patients_of(store: Store, cases: Iterable[str]) -> tuple[str, ...]:
 def read_record(run: Path) -> RunRecord:
     """Read the record of the run in a folder.
 
+    A store, start or teacher that was moved along with the run is named where it lies now.
+
     Raises:
         MaclError: there is no run there, or another version wrote it.
     """
@@ -208,7 +212,21 @@ def read_record(run: Path) -> RunRecord:
     raw = read_json(run / RECORD, "a run's record")
     if raw.get("format") != "macl-run" or raw.get("version") != 1:
         raise MaclError(f"{run / RECORD} is not a record of this version of macl: train again.")
-    return validate(RunRecord, raw, where=RECORD)
+    return _where_it_is_now(run, validate(RunRecord, raw, where=RECORD))
+
+
+def _where_it_is_now(run: Path, record: RunRecord) -> RunRecord:
+    """The record of a run that was moved together with its store, start or teacher."""
+    moved: dict[str, str] = {}
+    for name in ("store", "init", "teacher"):
+        value = getattr(record, name) or ""
+        path = Path(WEIGHTS_DIGEST.sub("", value))
+        if path.is_absolute() != Path(record.folder).is_absolute() or path.exists():
+            continue
+        now = Path(os.path.normpath(run / os.path.relpath(path, record.folder)))
+        if now.exists():
+            moved[name] = value.replace(str(path), str(now), 1)
+    return record.model_copy(update={**moved, "folder": str(run)}) if moved else record
 
 
 def write_record(run: Path, record: RunRecord) -> None:
@@ -266,7 +284,7 @@ def open_run(run: Path, record: RunRecord, resume: bool) -> RunRecord:
             f"--out {run} already holds a run: add --resume to continue it, or choose another "
             "folder."
         )
-    before, now = (_leaves(each.model_dump(exclude=NOT_COMPARED)) for each in (earlier, record))
+    before, now = (_compared(each) for each in (earlier, record))
     changed = sorted(before.items() ^ now.items())
     if changed:
         names = listed(sorted({name for name, _ in changed}))
@@ -338,6 +356,15 @@ def read_weights(run: Path, record: RunRecord) -> Checkpoint:
 def identity(run: Path) -> str:
     """A hash of a run's record, which stays the same until the run is finished; empty: none."""
     return sha256(run / RECORD) if (run / RECORD).is_file() else ""
+
+
+def _compared(record: RunRecord) -> dict[str, str]:
+    """What must stay the same; of weights it is their digest, wherever they lie."""
+    values = record.model_dump(exclude=NOT_COMPARED)
+    for name in ("init", "teacher"):
+        if digest := WEIGHTS_DIGEST.search(values[name] or ""):
+            values[name] = digest[0]
+    return _leaves(values)
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +74,29 @@ def measure_range(store: Store, cases: Iterable[str]) -> TrainingRange:
         finest_mm=_spacing(np.min(spacings, axis=0)) if spacings else None,
         coarsest_mm=_spacing(np.max(spacings, axis=0)) if spacings else None,
         channels=tuple(channels),
+    )
+
+
+def spanning(ranges: Sequence[TrainingRange]) -> TrainingRange | None:
+    """The range of what any of several trainings has seen; None of none."""
+    if not ranges:
+        return None
+    modalities = {each.modality for each in ranges}
+    finest = [each.finest_mm for each in ranges if each.finest_mm]
+    coarsest = [each.coarsest_mm for each in ranges if each.coarsest_mm]
+    return TrainingRange(
+        modality=modalities.pop() if len(modalities) == 1 else "unknown",
+        finest_mm=_spacing(np.min(finest, axis=0)) if finest else None,
+        coarsest_mm=_spacing(np.max(coarsest, axis=0)) if coarsest else None,
+        channels=tuple(
+            ChannelRange(
+                low=min(each.low for each in channel),
+                high=max(each.high for each in channel),
+                smallest_deviation=min(each.smallest_deviation for each in channel),
+                largest_deviation=max(each.largest_deviation for each in channel),
+            )
+            for channel in zip(*(each.channels for each in ranges), strict=True)
+        ),
     )
 
 

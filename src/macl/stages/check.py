@@ -23,17 +23,21 @@ from macl.records.runs import (
 )
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError
-from macl.utils.files import read_json
+from macl.utils.files import AnyPath, read_json
 from macl.utils.progress import progress, say, warn
 
 
-def check(path: Path) -> None:
+def check(path: AnyPath) -> str:
     """Read all of a store or of a run and compare it with its checksums.
+
+    Returns:
+        What was checked, in words.
 
     Raises:
         MaclError: it is neither, or something in it is missing, broken or changed; each such thing
             is printed.
     """
+    path = Path(path)
     if (path / INDEX).is_file():
         problems, checked = _check_store(path)
     elif (path / RECORD).is_file():
@@ -46,7 +50,7 @@ def check(path: Path) -> None:
     if problems:
         things = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
         raise MaclError(f"{things} wrong in {path}, as printed above: restore or remake what is.")
-    print(f"{path} is as it was written: {checked}.")
+    return checked
 
 
 def _check_store(path: Path) -> tuple[list[str], str]:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -244,14 +244,26 @@ def render(chosen: Sequence[ChosenPerson]) -> str:
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
+def about(
+    chosen: Sequence[ChosenPerson], store: Path, run: Path, strategy: Strategy
+) -> dict[str, Any]:
+    """The choice as JSON."""
+    return {
+        "format": "macl-choice",
+        "version": 1,
+        "store": str(store),
+        "run": str(run),
+        "strategy": strategy,
+        "people": [asdict(person) for person in chosen],
+    }
+
+
 def _write(
     out: Path, chosen: Sequence[ChosenPerson], store: Path, run: Path, strategy: Strategy
 ) -> None:
     clear_unfinished_copies(out)
     if out.suffix == ".json":
-        about = {"format": "macl-choice", "version": 1, "store": str(store), "run": str(run)}
-        people = [asdict(person) for person in chosen]
-        write_json(out, {**about, "strategy": strategy, "people": people})
+        write_json(out, about(chosen, store, run, strategy))
         return
     with atomic_path(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

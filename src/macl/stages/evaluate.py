@@ -24,7 +24,7 @@ from macl.preprocessing.source import (
     scan_source,
 )
 from macl.records.predictions import PREDICTIONS_RECORD, list_masks, read_predictions
-from macl.records.scores import ScoreRow, render, summarise, write_rows
+from macl.records.scores import ScoreRow, summarise, write_rows
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import AnyPath, clear_unfinished_copies, write_json
 from macl.utils.parallel import available_cores
@@ -83,7 +83,7 @@ def evaluate(
 ) -> list[ScoreRow]:
     """Score a folder of masks against the truth, on the grid of each scan.
 
-    Writes the table `out` and its means `<stem of out>.summary.json` beside it; prints the means.
+    Writes the table `out` and its means `<stem of out>.summary.json` beside it.
 
     Args:
         predictions: folder of masks called `<case>.nii.gz` (or .nrrd, .mha, .png).
@@ -117,8 +117,8 @@ def evaluate(
         clear_unfinished_copies(path)
     write_rows(out, rows)
     write_json(means, summary)
-    print(render(summary))
-    say(f"Wrote {out} ({len(cases)} cases) and {out.stem}.summary.json beside it.")
+    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    say(f"Wrote {out} ({count}) and {means.name} beside it.")
     return rows
 
 

@@ -42,7 +42,7 @@ def export(
     to: Format,
     plans: Path | None = None,
     configuration: str | None = None,
-) -> None:
+) -> tuple[Path, ...]:
     """Write the weights of a run in the format of another program, with a model card.
 
     nnunet: a file for nnU-Net's `-pretrained_weights`. nnssl: a checkpoint of nnssl's with its
@@ -57,6 +57,9 @@ def export(
         plans: nnunet: the `nnUNetPlans.json` of the training to come; None: as the run's network
             was planned.
         configuration: nnunet: of the plans; None: that of the run.
+
+    Returns:
+        The files that were written.
 
     Raises:
         MaclError: the run is not finished, its network does not exist in that format or differs
@@ -92,6 +95,7 @@ def export(
     if transfer:
         say(transfer.table())
     say(f"Exported to {out}; {card} says what it is.")
+    return files
 
 
 _FORMATS: dict[Format, str] = {

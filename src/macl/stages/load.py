@@ -12,7 +12,7 @@ import numpy as np
 
 from macl.inference.masks import segment
 from macl.inference.members import load_member, read_members
-from macl.inference.scans import prepare_volume
+from macl.inference.scans import of_ensemble, prepare_volume
 from macl.inference.sliding_window import SegmenterMember
 from macl.io.geometry import Geometry, Volume
 from macl.io.itk import from_image
@@ -65,7 +65,7 @@ class SegmentationModel:
     """The segmenter of a finished run, or the mean of several; `load` makes one.
 
     Attributes:
-        record: what `run.json` says of the (first) run.
+        record: what `run.json` says of the (first) run, with the range of what all were trained on.
         patch: sides of the windows that a scan is segmented in, (y, x) or (z, y, x), by the (first)
             network.
         classes: label value → name of the class, background first.
@@ -196,7 +196,7 @@ def load(runs: AnyPath | Sequence[AnyPath], device: str = "auto") -> Segmentatio
         load_member(run, record, find("models", record.settings["backbone"]), device)
         for run, record in zip(folders, records, strict=True)
     ]
-    return SegmentationModel(records[0], ensemble)
+    return SegmentationModel(of_ensemble(records), ensemble)
 
 
 def _refused(name: str, error: RefusedCaseError) -> MaclError:

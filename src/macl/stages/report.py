@@ -20,7 +20,7 @@ from macl.pages.overlays import (
     crop_around,
     draw,
 )
-from macl.pages.reported_run import Spread, read_run
+from macl.pages.reported_run import RunScores, Spread, read_run
 from macl.pages.sections import Section, section_of, side_by_side, store_facts
 from macl.pages.verdict import verdict
 from macl.records.runs import RunRecord
@@ -62,7 +62,7 @@ def report(
         )
     reported = [read_run(path) for path in dict.fromkeys(map(Path, runs))]
     titles = titles_of(reported)
-    comparison = compare(reported, titles)
+    comparison = compare(reported)
     sections = []
     with progress("report", len(reported)) as advance:
         for number, (run, title) in enumerate(zip(reported, titles, strict=True), start=1):
@@ -173,14 +173,24 @@ def _count(number: int, noun: str) -> str:
 def _numbers(
     sections: Sequence[Section], comparison: Comparison, warnings: Sequence[str]
 ) -> dict[str, Any]:
-    against = {row.title: row.against_scratch for row in comparison.rows}
+    against = {row.run.path: row.against_scratch for row in comparison.rows if len(row.runs) == 1}
     return {
         "format": "macl-report",
         "version": 1,
         "macl_version": macl.__version__,
         "verdict": verdict(comparison.rows),
         "caveats": list(warnings),
-        "runs": [_run_numbers(section, against.get(section.title)) for section in sections],
+        "cross_validations": [
+            {
+                "title": row.title,
+                "paths": [str(run.path) for run in row.runs],
+                "dice_against_scratch": row.against_scratch,
+                **_score_numbers(row.scores),
+            }
+            for row in comparison.rows
+            if len(row.runs) > 1
+        ],
+        "runs": [_run_numbers(section, against.get(section.run.path)) for section in sections],
     }
 
 
@@ -211,17 +221,20 @@ def _run_numbers(section: Section, against_scratch: float | None) -> dict[str, A
     }
     if scores is None:
         return numbers
+    return numbers | _score_numbers(scores) | {"dice_against_scratch": against_scratch}
+
+
+def _score_numbers(scores: RunScores) -> dict[str, Any]:
     by_class = {
         name: {measure: _spread(scores.spread(measure, name)) for measure in MEASURES}
         for name in scores.classes
     }
     means = {measure: _spread(scores.mean(measure)) for measure in MEASURES}
-    return numbers | {
+    return {
         "convention": scores.convention,
         "unit": scores.unit,
         "scores": by_class | {"mean of classes": means},
         **{outcome: scores.count(outcome) for outcome in COUNTED_OUTCOMES},
-        "dice_against_scratch": against_scratch,
     }
 
 

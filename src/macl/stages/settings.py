@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -99,23 +99,23 @@ def settings(name: str, recipe: str | None = None) -> Catalogue:
     raise MaclError(f"Nothing called {name!r} has settings; {did_you_mean(name, known)}.")
 
 
-def overview() -> str:
-    """What has settings, for people."""
-    parts = {
-        "Stages": tuple(STAGES),
-        "Methods": plugins.names("methods"),
-        "Networks": plugins.names("models"),
-        "Recipes": tuple(
-            dict.fromkeys(
-                name
-                for stage in ("pretrain", "finetune", "selftrain")
-                for name in recipe_names(stage)
-            )
-        ),
+def overview() -> dict[str, tuple[str, ...]]:
+    """What has settings, by kind."""
+    stages = ("pretrain", "finetune", "selftrain")
+    recipes = dict.fromkeys(name for stage in stages for name in recipe_names(stage))
+    return {
+        "stages": tuple(STAGES),
+        "methods": tuple(plugins.names("methods")),
+        "networks": tuple(plugins.names("models")),
+        "recipes": tuple(recipes),
     }
+
+
+def render_overview(parts: Mapping[str, Sequence[str]]) -> str:
+    """What has settings, for people."""
     lines = ["`macl settings NAME` shows the settings of a stage, a method or a network."]
     for title, names in parts.items():
-        lines += ["", f"{title}:", *_wrapped(", ".join(names))]
+        lines += ["", f"{title.capitalize()}:", *_wrapped(", ".join(names))]
     lines += [
         "",
         *textwrap.wrap(
@@ -138,12 +138,12 @@ def render(catalogue: Catalogue) -> str:
     return "\n".join(lines)
 
 
-def as_json(catalogue: Catalogue) -> str:
-    """A catalogue for programs: one object, by the names of the settings."""
-    by_name = {setting.name: asdict(setting) for setting in catalogue.settings}
-    for values in by_name.values():
+def by_name(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
+    """A catalogue for programs: by the names of the settings."""
+    named = {setting.name: asdict(setting) for setting in catalogue.settings}
+    for values in named.values():
         del values["name"]
-    return json.dumps(by_name, indent=1, ensure_ascii=False)
+    return named
 
 
 def _wrapped(text: str) -> list[str]:

@@ -196,11 +196,17 @@ def record_transfer(run: TrainingRun, start: SegmenterStart[F], transfer: Transf
         MaclError: the weights were taken over in another way when the run was started.
     """
     file = run.folder / TRANSFER
-    if start.resumed and file.is_file() and read_json(file, "a transfer") != transfer.about():
+    about = transfer.about()
+    # The weights may lie elsewhere by now; that they are the same is known by their digest.
+    if (
+        start.resumed
+        and file.is_file()
+        and {**read_json(file, "a transfer"), "source": about["source"]} != about
+    ):
         raise MaclError(
             f"The run in {run.folder} took over other tensors of its initial weights: repeat "
             "--init-decoder-blocks as it was given."
         )
     if run.fabric.is_global_zero:
-        write_json(file, transfer.about())
+        write_json(file, about)
     say(transfer.table())

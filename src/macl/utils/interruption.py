@@ -25,7 +25,7 @@ def end_on_sigterm() -> None:
     Not where several processes train together: they cannot end one by one.
     """
     _received.clear()
-    if _can_handle_signals():
+    if _is_main_thread() and this_rank().world_size == 1:
         signal.signal(signal.SIGTERM, _interrupt)
 
 
@@ -33,23 +33,32 @@ def end_on_sigterm() -> None:
 def interruption_noted() -> Iterator[Callable[[], bool]]:
     """Note the first Ctrl-C or SIGTERM instead of ending; the second ends the block at once.
 
+    Where several processes train together, the second is ignored: their launcher sends it after the
+    terminal has, and kills those that do not end.
+
     Yields:
         Whether one has come.
     """
-    if not _can_handle_signals():
+    if not _is_main_thread():
         yield lambda: False
         return
-    noted = False
+    noted, alone = False, this_rank().world_size == 1
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal noted
-        if noted:
+        if noted and alone:
             _interrupt(number, frame)
+        if noted:
+            return
         noted = True
         _received.append(number)
         with suppress(RuntimeError):  # the signal came while something else was printed
-            say("Finishing this step and saving the state; Ctrl-C again ends at once.")
+            say(
+                "Finishing this step and saving the state; Ctrl-C again ends at once."
+                if alone
+                else "Saving the state when all processes write their log next."
+            )
 
     for number in previous:
         signal.signal(number, note)
@@ -60,9 +69,9 @@ def interruption_noted() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _can_handle_signals() -> bool:
-    is_main = threading.current_thread() is threading.main_thread()
-    return is_main and this_rank().world_size == 1
+def _is_main_thread() -> bool:
+    """Whether signals can be handled here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

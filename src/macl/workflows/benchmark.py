@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -15,7 +15,7 @@ from macl.utils.progress import say, warn
 from macl.workflows.cells import BenchmarkFolder
 from macl.workflows.executors import Cluster, run_workers, submit_jobs
 from macl.workflows.grid import plan, read_grid
-from macl.workflows.results import append_runs
+from macl.workflows.results import CellRecord, append_runs
 from macl.workflows.tables import SUMMARY, write_tables
 
 GRID = "grid.toml"
@@ -52,7 +52,29 @@ class BenchmarkOptions:
     append_to: Path | None = None
 
 
-def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords]) -> bool:
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What a benchmark has found so far.
+
+    Attributes:
+        cells: how many the grid has.
+        finished: the record of every finished cell, by name.
+        failed: why a cell failed, by name.
+        summary: the tables, as Markdown.
+    """
+
+    cells: int
+    finished: Mapping[str, CellRecord]
+    failed: Mapping[str, str]
+    summary: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell of the grid is finished."""
+        return len(self.finished) == self.cells and not self.failed
+
+
+def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords]) -> BenchmarkResult:
     """Run the cells of a grid file that are not finished in `out`, and write all results.
 
     `out` then holds `pretrained/<start>__seed<n>` and
@@ -65,7 +87,7 @@ def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords])
         options: see `BenchmarkOptions`.
 
     Returns:
-        Whether every cell of the grid is finished.
+        What the finished cells say, and which failed.
 
     Raises:
         MaclError: the grid names something that does not exist, or `out` holds something else;
@@ -88,7 +110,7 @@ def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords])
         run_workers(folder, grid, chosen.workers or 1, after_each)
     else:
         folder.work(planned.specifications, after_each)
-    print(write_tables(folder))
+    summary = write_tables(folder)
     failed, finished = folder.failed(), folder.finished()
     for name, reason in failed.items():
         warn(f"Failed: {name}: {reason}")
@@ -98,7 +120,8 @@ def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords])
     say(f"{len(finished)} of {cells} cells are finished; results: {out / SUMMARY}.")
     if len(finished) + len(failed) < cells:
         say("The rest was interrupted: run the same command again to go on.")
-    return len(finished) == cells and not failed
+    named = {cell.name: record for cell, record in finished.items()}
+    return BenchmarkResult(cells, named, failed, summary)
 
 
 def _open_folder(out: Path, grid: Path) -> None:

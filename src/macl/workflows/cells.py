@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -170,8 +168,7 @@ class BenchmarkFolder:
         summaries: dict[Convention, dict[str, Any]] = {}
         for convention in grid.conventions:
             table = folder / (runs.SCORES if convention == "strict" else f"cases.{convention}.csv")
-            with redirect_stdout(sys.stderr):
-                evaluate(folder / runs.PREDICTIONS, grid.store, table, convention=convention)
+            evaluate(folder / runs.PREDICTIONS, grid.store, table, convention=convention)
             summary = table.with_suffix(".summary.json")
             summaries[convention] = read_json(summary, "an evaluation's summary")
         done = CellRecord(

@@ -6,9 +6,7 @@ The demo uses only the public stages: a few commands do the same.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -181,8 +179,7 @@ def demo(out: Path, size: DemoSize = SLICES) -> Path:
         predict([run, store], run / "predictions")
     _step(7, "evaluate")
     for run in runs.values():
-        with redirect_stdout(sys.stderr):
-            evaluate(run / "predictions", store, run / "cases.csv")
+        evaluate(run / "predictions", store, run / "cases.csv")
     _step(8, "report")
     reported = [*runs.values(), pretrained]
     page = report(reported, out / PAGE, notes=[SYNTHETIC], overlays=out / "overlays")

@@ -25,7 +25,7 @@ from macl.workflows.run.facts import read_facts
 from macl.workflows.run.plan import PLAN, STORE, RunPlan, RunRequest, plan_text, read_plan
 from macl.workflows.run.planner import choose_plan, render_plan
 from macl.workflows.run.steps import RunFolder
-from macl.workflows.run.summary import RunResult, summary
+from macl.workflows.run.summary import RunResult
 
 LOCK = ".lock"
 
@@ -57,7 +57,7 @@ def run(
         minutes: the budget for everything.
         device: "auto", "cpu", "cuda" or "mps".
         plan: a plan to follow, in place of scans, labels, patients, minutes and device.
-        dry_run: only choose and print the plan; nothing is written.
+        dry_run: only choose the plan and print it to stdout; nothing is written.
 
     Returns:
         What was made; None after a dry run.
@@ -92,7 +92,6 @@ def run(
         if not (folder / PLAN).is_file():
             write_text(folder / PLAN, plan_text(chosen, reasons))
         result = RunFolder(folder, chosen).make()
-    print(summary(result, chosen, folder))
     say(f"It took {format_duration(time.perf_counter() - started)}.")
     return result
 
@@ -104,7 +103,7 @@ def _open_folder(out: AnyPath | None, plan: AnyPath | None) -> Path:
     """The folder to write, which holds nothing yet, or a run."""
     if out is None and plan is None:
         raise MaclError("There is no folder to write: name one with --out.")
-    # Runs remember where their start lay, so that it must be called the same every time.
+    # Runs remember where their store and start lay, so that it must not depend on where one stands.
     folder = Path(out).absolute() if out is not None else Path(plan or "").absolute().parent
     if folder.exists() and not folder.is_dir():
         raise MaclError(f"--out {folder} is a file: choose a folder.")

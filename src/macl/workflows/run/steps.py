@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from macl.stages.report import report
 from macl.stages.selftrain import selftrain
 from macl.utils.errors import MaclError
 from macl.utils.files import write_json
-from macl.utils.progress import say
+from macl.utils.progress import quietly, say
 from macl.workflows.cells import has_decoder
 from macl.workflows.run.plan import PLAN, STORE, RunPlan, TrainingPlan
 from macl.workflows.run.summary import RunResult, what_scores_allow
@@ -91,6 +89,8 @@ class RunFolder:
             say(f"\n{number}/{len(steps)} {what}")
             step()
         return RunResult(
+            folder=self.out,
+            plan=self.plan,
             models=tuple(self.final),
             pretrained=self.pretrained,
             masks=self.out / "masks" if self.final else None,
@@ -185,13 +185,14 @@ class RunFolder:
         device = self.plan.device
         predict([*self.final, self.store], self.out / "masks", cases="all", device=device)
         if self.plan.tests:
-            for run, _ in (*self.selftrained, *self.finetuned):
-                predict([run, self.store], run / runs.PREDICTIONS, device=device)
+            say("The test people again, by models that never saw them, for the scores.")
+            with quietly():
+                for run, _ in (*self.selftrained, *self.finetuned):
+                    predict([run, self.store], run / runs.PREDICTIONS, device=device)
 
     def _evaluate(self) -> None:
-        with redirect_stdout(sys.stderr):
-            for run, _ in (*self.selftrained, *self.finetuned):
-                evaluate(run / runs.PREDICTIONS, self.store, run / runs.SCORES)
+        for run, _ in (*self.selftrained, *self.finetuned):
+            evaluate(run / runs.PREDICTIONS, self.store, run / runs.SCORES)
         rows = self.scores()
         write_rows(self.out / "scores.csv", rows)
         write_json(self.out / "scores.summary.json", summarise(rows, "strict"))

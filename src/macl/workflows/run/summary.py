@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from macl.data.splits import group_of
 from macl.data.store import INDEX, Store
@@ -23,6 +24,8 @@ class RunResult:
     """What a run has made.
 
     Attributes:
+        folder: the run's.
+        plan: what was done.
         models: folders of the segmenters, whose probabilities are averaged; none without labels.
         pretrained: folder of the pre-training run.
         masks: folder of the masks of all scans; None without labels.
@@ -30,6 +33,8 @@ class RunResult:
         scores: one row per tested scan and class.
     """
 
+    folder: Path
+    plan: RunPlan
     models: tuple[Path, ...]
     pretrained: Path
     masks: Path | None
@@ -37,8 +42,9 @@ class RunResult:
     scores: tuple[ScoreRow, ...]
 
 
-def summary(result: RunResult, plan: RunPlan, out: Path) -> str:
+def summary(result: RunResult) -> str:
     """What was made, where, and what the numbers allow."""
+    plan, out = result.plan, result.folder
     lines, store = [], Store.open(out / STORE)
     if result.scores:
         lines.append(render(summarise(result.scores, "strict")))
@@ -64,6 +70,18 @@ def summary(result: RunResult, plan: RunPlan, out: Path) -> str:
     lines += [f"Weights  {result.pretrained}, pre-trained without labels"]
     lines += [f"Page     {result.page}", f"Plan     {out / PLAN}"]
     return "\n".join(lines)
+
+
+def as_values(result: RunResult) -> dict[str, Any]:
+    """What was made and where, for programs."""
+    return {
+        "folder": str(result.folder),
+        "models": [str(model) for model in result.models],
+        "pretrained": str(result.pretrained),
+        "masks": str(result.masks) if result.masks else None,
+        "page": str(result.page),
+        "scores": summarise(result.scores, "strict") if result.scores else None,
+    }
 
 
 def what_scores_allow(scores: Sequence[ScoreRow], plan: RunPlan, store: Store) -> str:
