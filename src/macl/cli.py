@@ -921,11 +921,18 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="Page to write (.html).")] = Path(
         "report.html"
     ),
+    volumes: Annotated[
+        bool,
+        typer.Option(
+            "--volumes/--no-volumes",
+            help="Hold the test cases' volumes in the page, the lowest Dice first, up to 8 MB.",
+        ),
+    ] = True,
 ) -> None:
     """Write one self-contained HTML page about runs."""
     from macl.stages.report import report as run
 
-    run(runs, out)
+    run(runs, out, volumes=volumes)
 
 
 @app.command()

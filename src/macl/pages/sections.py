@@ -123,8 +123,7 @@ def _overlays(run: ReportedRun) -> tuple[tuple[Overlay, ...], tuple[Missing, ...
 
 
 def _slice(run: ReportedRun, store: Store, case: str) -> CaseSlice:
-    mask = run.predictions / f"{case}.nii.gz"
-    return fullest_slice(store, case, mask, run.record.label_values)
+    return fullest_slice(store, case, run.mask(case), run.record.label_values)
 
 
 # ---------------------------------------------------------------- one case, every run
