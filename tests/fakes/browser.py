@@ -82,9 +82,7 @@ class Tab:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def open(
-        self, page: Path, width: int = 1280, height: int = 900, *, dark: bool = False
-    ) -> None:
+    def open(self, page: Path, width: int = 1280, height: int = 900, *, dark: bool = False) -> None:
         """Open a file in a window of that size."""
         self.complaints.clear()
         self.requests.clear()

@@ -72,10 +72,16 @@ def write_pretrained(path: Path, store: Store, *, steps: int = 400, finished: bo
 
 
 def write_finetuned(
-    path: Path, store: Store, *, init: str, shift: int, settings: FinetuneSettings | None = None
+    path: Path,
+    store: Store,
+    *,
+    init: str,
+    shift: int,
+    labels: str = "2",
+    settings: FinetuneSettings | None = None,
 ) -> None:
     """Write a fine-tuned run with scored masks, which are off by up to `shift` columns."""
-    write_unscored(path, store, init=init, settings=settings)
+    write_unscored(path, store, init=init, labels=labels, settings=settings)
     for number, case in enumerate(TEST_CASES):
         stored = store.case(case)
         label = store.read(case, "label")

@@ -50,7 +50,8 @@ def pack(store: Store, case: str, predictions: Sequence[np.ndarray]) -> PackedVo
     stored = store.case(case)
     labels = [store.read(case, "label"), *predictions]
     window = _around(np.any(labels, axis=0))
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ store_affine(stored)
+    affine = store_affine(stored.geometry, stored.orientation, stored.size)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     steps = _steps([part.stop - part.start for part in window], affine)
     part_affine = np.diag([*steps, 1.0])
     part_affine[:3, 3] = [part.start for part in window]

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from macl.data.store import Orientation, StoredCase
+from macl.data.store import Orientation
 from macl.io.geometry import Geometry, Plane, direction_matrix, nearest_axes
 
 PlaneSetting = Literal["auto", "axial", "coronal", "sagittal"]
@@ -92,20 +92,21 @@ def spacing_of(geometry: Geometry, orientation: Orientation) -> tuple[float, flo
     return slices, rows, columns
 
 
-def store_affine(case: StoredCase) -> np.ndarray:
-    """(4, 4): index (Z, Y, X, 1) in the store → mm, left-posterior-superior.
+def store_affine(
+    geometry: Geometry, orientation: Orientation, size: tuple[int, int, int]
+) -> np.ndarray:
+    """(4, 4): index (Z, Y, X, 1) in a store's array of that size → mm, left-posterior-superior.
 
     Resampling keeps the edges of the grid, not the centres of its first voxels.
     """
-    geometry, orientation = case.geometry, case.orientation
     axes = [2 - axis for axis in orientation.permutation]
     steps = (direction_matrix(geometry) * geometry.spacing)[:, axes]
-    count, kept = np.array(orientation.scanned_size), np.array(orientation.kept_size)
     flipped = np.array(orientation.flipped)
-    origin = geometry.origin + steps @ np.where(flipped, count - 1, 0)
+    last = np.array(orientation.scanned_size) - 1
+    origin = geometry.origin + steps @ np.where(flipped, last, 0)
     steps = np.where(flipped, -steps, steps)
     start = 0 if orientation.crop is None else np.array(orientation.crop)[:, 0]
-    scale = kept / np.array(case.size)
+    scale = np.array(orientation.kept_size) / size
     affine = np.eye(4)
     affine[:3, :3] = steps * scale
     affine[:3, 3] = origin + steps @ (start + (scale - 1) / 2)
