@@ -82,7 +82,7 @@ def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
     assert all(target.startswith(("data:", "#")) for target in shown.loads)
     assert not re.search(r"url\(|@import|https?://", shown.source)
     assert "default-src 'none'" in shown.source
-    assert sum(target.startswith("data:image/jpeg") for target in shown.loads) == 2 * 9 + 4
+    assert sum(target.startswith("data:image/jpeg") for target in shown.loads) == 2 * 9 + 3 * 8 + 4
 
 
 def test_the_numbers_are_those_of_the_evaluation(fake: FakeRuns, page: Path) -> None:
@@ -227,7 +227,7 @@ def test_runs_on_slices_and_on_volumes_stand_side_by_side(fake: FakeRuns, tmp_pa
     shown = Page(page)
     assert "4 × 56 × 40 3D" in shown.text
     assert "256 × 256 2D" in shown.text
-    assert shown.tags.count("img") == 4 * 9 + 6
+    assert shown.tags.count("img") == 4 * 9 + 2 * 8 + 2 * 8 + 6
 
 
 # ---------------------------------------------------------------- what may go wrong
@@ -294,7 +294,7 @@ def test_a_mask_that_is_broken_is_named_and_the_others_are_drawn(
     (run / runs.PREDICTIONS / f"{TEST_CASES[0]}.nii.gz").write_bytes(b"broken")
     shown = Page(report([run], tmp_path / "report.html"))
     assert re.search(rf"case is not drawn: .*{TEST_CASES[0]}", shown.text)
-    assert shown.tags.count("img") == 6
+    assert shown.tags.count("img") == 6 + 8
 
 
 @pytest.mark.parametrize("broken", [runs.SCORES, runs.TRANSFER, "cases.summary.json"])
@@ -437,7 +437,7 @@ def test_in_a_browser_it_is_whole_quiet_and_not_too_wide(
     assert tab.complaints == []
     assert tab.requests == []
     assert seen["without_alt"] == seen["dangling"] == 0
-    assert len(seen["images"]) == 22
+    assert len(seen["images"]) == 46
     assert all(natural > 0 and shown > 50 for natural, shown in seen["images"])
     assert seen["scroll_width"] <= width
     assert seen["wide"] == []

@@ -98,7 +98,9 @@ def about_volumes(cases: Sequence[ScoredCase]) -> str:
         if len(held) == len(cases)
         else (f"{len(held)} of {len(cases)} test cases, those with the lowest Dice")
     )
-    return f"The page holds the volumes of {which} ({size:.1f} MB, cut to the structures)."
+    return (
+        f"The page holds the volumes of {which} ({max(size, 0.1):.1f} MB, cut to the structures)."
+    )
 
 
 def _ranked(rows: Sequence[ComparisonRow]) -> list[ScoredCase]:

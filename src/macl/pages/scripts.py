@@ -27,10 +27,10 @@ class Script:
 
 def own_script(name: str) -> Script:
     """A script of this package."""
-    return Script(files(__package__).joinpath(name).read_text(encoding="utf-8"))
+    return Script(files("macl.pages").joinpath(name).read_text(encoding="utf-8"))
 
 
 def niivue() -> tuple[Script, str]:
     """The library, and as it stands in the page: gzip as base64 text."""
-    packed = files(__package__).joinpath(NIIVUE).read_bytes()
+    packed = files("macl.pages").joinpath(NIIVUE).read_bytes()
     return Script(gzip.decompress(packed).decode()), base64.b64encode(packed).decode()
