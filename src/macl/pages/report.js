@@ -90,7 +90,10 @@ let viewer;
 function openCase(name, run) {
   chosen.place = cases.findIndex(one => one.name === name && one.scores.some(score => score[0] === run));
   chosen.run = run;
-  if (!panel.open) panel.showModal();
+  if (!panel.open) {
+    panel.showModal();
+    part("close").focus();
+  }
   showCase();
 }
 
@@ -118,31 +121,49 @@ function showCase() {
 }
 
 function showPictures(one) {
+  const held = one.volume?.runs.includes(chosen.run) ?? false;
+  if (held && canShowVolumes()) {
+    showVolume(one.volume);
+  } else {
+    showSlices(one, held
+      ? "This browser cannot show volumes: it lacks WebGL 2 or DecompressionStream."
+      : "This case's volume is not on the page.");
+  }
+}
+
+// The slices that the page shows of the case and run, if it shows any.
+function showSlices(one, why) {
   const drawn = all("figure.overlay").find(
     figure => figure.dataset.case === one.name && figure.dataset.run === chosen.run);
-  const inVolume = one.volume?.runs.includes(chosen.run) && canShowVolumes();
-  part("viewer").hidden = !inVolume;
-  part("slices").replaceChildren(...(drawn && !inVolume ? [drawn.querySelector(".panels").cloneNode(true)] : []));
-  part("absent").textContent = inVolume || drawn ? "" : !one.volume?.runs.includes(chosen.run)
-    ? "This case's volume is not on the page."
-    : "This browser cannot show volumes: it lacks WebGL 2 or DecompressionStream.";
-  if (inVolume) showVolume(one.volume);
+  part("viewer").hidden = true;
+  part("slices").replaceChildren(...(drawn ? [drawn.querySelector(".panels").cloneNode(true)] : []));
+  part("absent").textContent = why;
 }
 
 async function showVolume(volume) {
+  const one = cases[chosen.place];
+  part("viewer").hidden = false;
+  part("viewer").setAttribute("aria-busy", "true");
+  part("slices").replaceChildren();
+  part("absent").textContent = "";
+  part("about").textContent = [
+    "Cut to the surroundings of the structures.",
+    volume.thinned ? "Thinned: some voxels are left out." : "",
+    volume.spacing_known ? "" : "The spacing is unknown: 1 stands in.",
+  ].join(" ");
   viewer ??= new Viewer(part("canvas"), (slice, slices) => {
     part("slice").max = slices - 1;
     part("slice").value = slice;
     part("slice-number").textContent = `${slice + 1} of ${slices}`;
   });
-  part("about").textContent = [
-    "Cut to the surroundings of the structures.",
-    volume.thinned ? "Every second voxel or fewer." : "",
-    volume.spacing_known ? "" : "The spacing is unknown: 1 stands in.",
-  ].join(" ");
-  part("viewer").ariaBusy = "true";
-  await viewer.show(volume, chosen.run);
-  part("viewer").ariaBusy = "false";
+  try {
+    await viewer.show(volume, chosen.run);
+  } catch (error) {
+    showSlices(one, `The viewer failed: ${error.message}`);
+    return;
+  }
+  if (cases[chosen.place] !== one) return;
+  part("viewer").setAttribute("aria-busy", "false");
   part("view").value = viewer.view;
   showLegend();
 }
@@ -190,9 +211,10 @@ if (panel) {
   all("[name=layer]", panel).forEach(radio => radio.addEventListener("change", setLayer));
   // In the capture phase: before niivue's own keys, which would do something else.
   panel.addEventListener("keydown", event => {
-    const isControl = event.target.matches("select, input") && event.key.startsWith("Arrow");
+    const isControl = event.target.matches("select, input, .scroll") && event.key.startsWith("Arrow");
     const needsViewer = !["ArrowLeft", "ArrowRight"].includes(event.key);
-    if (isControl || !KEYS[event.key] || (needsViewer && part("viewer").hidden)) return;
+    const isCommand = event.altKey || event.ctrlKey || event.metaKey;
+    if (isControl || isCommand || !KEYS[event.key] || (needsViewer && part("viewer").hidden)) return;
     event.preventDefault();
     event.stopPropagation();
     KEYS[event.key]();

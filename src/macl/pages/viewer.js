@@ -10,9 +10,11 @@ async function inflate(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
+let able;
 function canShowVolumes() {
-  const canvas = document.createElement("canvas");
-  return "DecompressionStream" in window && canvas.getContext("webgl2") !== null;
+  able ??= "DecompressionStream" in window
+    && document.createElement("canvas").getContext("webgl2") !== null;
+  return able;
 }
 
 let library;
