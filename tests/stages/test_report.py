@@ -500,7 +500,7 @@ def test_a_dot_opens_its_case_by_click_and_by_keyboard(
     assert scores
     dice = {row.case: row.dice for row in scores.rows if row.class_name == "ring"}
     ranked = sorted(dice, key=dice.__getitem__)
-    tab.open(page)
+    tab.open(page, 700, 600)
     tab.click(f".dot[data-case={ranked[-1]}][data-run^='From macl']")
     tab.wait_for(SHOWN)
     assert tab.run(NAME) == ranked[-1]
@@ -521,7 +521,7 @@ def test_a_dot_opens_its_case_by_click_and_by_keyboard(
 
 @pytest.mark.browser
 def test_the_viewer_scrolls_and_shows_truth_prediction_and_difference(page: Path, tab: Tab) -> None:
-    tab.open(page)
+    tab.open(page, 700, 600)
     tab.click("[data-open-lowest]")
     tab.wait_for(SHOWN)
     first, slices = tab.run("[viewer.slice, viewer.size[2]]")
@@ -550,7 +550,7 @@ def test_the_viewer_scrolls_and_shows_truth_prediction_and_difference(page: Path
 def test_without_webgl_the_slices_are_shown(page: Path, tab: Tab) -> None:
     tab.open(page)
     tab.run("HTMLCanvasElement.prototype.getContext = () => null")
-    tab.click("[data-open-lowest]")
+    tab.click("figure.overlay [data-open]")
     assert tab.run("document.querySelector('[data-part=viewer]').hidden")
     assert tab.run("document.querySelectorAll('#case [data-part=slices] img').length") == 3
     assert tab.complaints == []

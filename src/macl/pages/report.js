@@ -201,6 +201,10 @@ function chooseLayer(number) {
 if (panel) {
   all("[data-open-lowest]").forEach(button =>
     button.addEventListener("click", () => openCase(cases[0].name, cases[0].scores[0][0])));
+  all("[data-open]").forEach(button => {
+    const { dataset } = button.closest("figure");
+    button.addEventListener("click", () => openCase(dataset.case, dataset.run));
+  });
   part("close").addEventListener("click", () => panel.close());
   part("previous").addEventListener("click", () => stepCase(-1));
   part("next").addEventListener("click", () => stepCase(1));
