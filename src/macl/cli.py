@@ -1014,12 +1014,19 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="Page to write (.html).")] = Path(
         "report.html"
     ),
+    volumes: Annotated[
+        bool,
+        typer.Option(
+            "--volumes/--no-volumes",
+            help="Hold the test cases' volumes in the page, the lowest Dice first, up to 8 MB.",
+        ),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page about runs."""
     from macl.stages.report import report as run
 
-    page = run(runs, out)
+    page = run(runs, out, volumes=volumes)
     _print_result(as_json, {"page": page, "numbers": page.with_suffix(".json")})
 
 

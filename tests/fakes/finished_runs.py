@@ -77,11 +77,12 @@ def write_finetuned(
     *,
     init: str,
     shift: int,
+    labels: str = "2",
     settings: FinetuneSettings | None = None,
     test_cases: tuple[str, ...] = TEST_CASES,
 ) -> None:
     """Write a fine-tuned run with scored masks, which are off by up to `shift` columns."""
-    write_unscored(path, store, init=init, settings=settings, test_cases=test_cases)
+    write_unscored(path, store, init=init, labels=labels, settings=settings, test_cases=test_cases)
     for case in test_cases:
         number = TEST_CASES.index(case)
         stored = store.case(case)

@@ -13,7 +13,13 @@ from fakes.grids import geometries, geometry_of, numbered
 from macl.config import PrepareSettings
 from macl.io.geometry import Geometry, Volume, axis_codes, direction_matrix, nearest_axes
 from macl.io.nifti import affine_of
-from macl.preprocessing.orientation import choose_orientation, orient, to_scan
+from macl.preprocessing.orientation import (
+    choose_orientation,
+    kept_part,
+    orient,
+    store_affine,
+    to_scan,
+)
 from macl.preprocessing.resampling import label_to_store_grid, to_store_grid
 
 
@@ -92,3 +98,36 @@ def test_leading_axes_are_left_alone() -> None:
     for channel in range(5):
         np.testing.assert_array_equal(oriented[channel], orient(array[channel], orientation))
     np.testing.assert_array_equal(to_scan(oriented, orientation), array)
+
+
+@given(geometries(180.0), st.sampled_from(["axial", "coronal", "sagittal"]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_voxel_of_the_store_lies_where_the_scan_has_it(
+    geometry: Geometry, plane, cropped: bool
+) -> None:
+    orientation = choose_orientation(geometry, plane)
+    if cropped:
+        crop = [(size // 3, size) for size in orientation.scanned_size]
+        orientation = orientation.model_copy(update={"crop": tuple(crop)})
+    scan = numbered(geometry)[0]
+    kept = kept_part(orient(scan, orientation), orientation)
+    affine = store_affine(geometry, orientation, orientation.kept_size)
+    z, y, x = np.unravel_index(np.argsort(scan.ravel())[kept.ravel()], scan.shape)
+    steps = direction_matrix(geometry) * geometry.spacing
+    in_scan = geometry.origin + np.stack([x, y, z], axis=1) @ steps.T
+    indices = np.stack(np.unravel_index(np.arange(kept.size), kept.shape), axis=1)
+    in_store = indices @ affine[:3, :3].T + affine[:3, 3]
+    np.testing.assert_allclose(in_store, in_scan, atol=1e-6)
+
+
+@given(geometries(180.0))
+@settings(max_examples=20, deadline=None)
+def test_resampling_keeps_the_edges_of_the_grid(geometry: Geometry) -> None:
+    orientation = choose_orientation(geometry)
+    z, y, x = orientation.scanned_size
+    for size in ((z, y, x), (z, 2 * y, 3 * x), (z, y + 1, max(1, x - 1))):
+        affine = store_affine(geometry, orientation, size)
+        edges = [affine @ (*[-0.5] * 3, 1), affine @ (*(np.array(size) - 0.5), 1)]
+        if size == (z, y, x):
+            before = edges
+        np.testing.assert_allclose(edges, before, atol=1e-6)

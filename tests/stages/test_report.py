@@ -5,13 +5,14 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from matplotlib import image as images
 
-from fakes import browser
+from fakes.browser import FINDINGS, Tab, browser
 from fakes.finished_runs import (
     TEST_CASES,
     FakeRuns,
@@ -78,11 +79,10 @@ def page(fake: FakeRuns, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
     shown = Page(page)
-    assert "script" not in shown.tags
     assert all(target.startswith(("data:", "#")) for target in shown.loads)
     assert not re.search(r"url\(|@import|https?://", shown.source)
     assert "default-src 'none'" in shown.source
-    assert sum(target.startswith("data:image/jpeg") for target in shown.loads) == 2 * 9 + 4
+    assert sum(target.startswith("data:image/jpeg") for target in shown.loads) == 2 * 9 + 3 * 8 + 4
 
 
 def test_the_numbers_are_those_of_the_evaluation(fake: FakeRuns, page: Path) -> None:
@@ -130,6 +130,27 @@ def test_kinds_data_settings_and_transfer_stand_on_the_page(page: Path) -> None:
         "64 × 58 to 72 × 64", "1 × 1 mm, 5 mm apart", "ring", "disc",
     ):  # fmt: skip
         assert words in shown, words
+
+
+def test_the_highest_mean_stands_out_among_runs_with_as_many_labels(
+    fake: FakeRuns, tmp_path: Path
+) -> None:
+    write_finetuned(tmp_path / "more", Store.open(fake.store), init="scratch", shift=1, labels="3")
+    found = [fake.scratch, fake.transferred, tmp_path / "more"]
+    source = report(found, tmp_path / "report.html").read_text()
+    dice = json.loads((tmp_path / "report.json").read_text())["runs"]
+    means = [run["scores"]["mean of classes"]["dice"]["mean"] for run in dice]
+    assert max(means) == means[2]
+    best = re.findall(r'<td class="best">([\d.]+)', source)
+    assert best == [f"{100 * means[1]:.1f}"]
+
+
+def test_volumes_can_be_left_out(fake: FakeRuns, page: Path, tmp_path: Path) -> None:
+    without = report([fake.scratch, fake.transferred], tmp_path / "report.html", volumes=False)
+    assert "The page holds no volumes" in Page(without).text
+    assert 'id="niivue"' not in without.read_text()
+    assert "The page holds the volumes of all test cases" in Page(page).text
+    assert page.stat().st_size - without.stat().st_size < 1_300_000
 
 
 def test_the_caveats_are_stated(page: Path) -> None:
@@ -243,7 +264,7 @@ def test_runs_on_slices_and_on_volumes_stand_side_by_side(fake: FakeRuns, tmp_pa
     shown = Page(page)
     assert "4 × 56 × 40 3D" in shown.text
     assert "256 × 256 2D" in shown.text
-    assert shown.tags.count("img") == 4 * 9 + 6
+    assert shown.tags.count("img") == 4 * 9 + 2 * 8 + 2 * 8 + 6
 
 
 # ---------------------------------------------------------------- what may go wrong
@@ -310,7 +331,7 @@ def test_a_mask_that_is_broken_is_named_and_the_others_are_drawn(
     (run / runs.PREDICTIONS / f"{TEST_CASES[0]}.nii.gz").write_bytes(b"broken")
     shown = Page(report([run], tmp_path / "report.html"))
     assert re.search(rf"case is not drawn: .*{TEST_CASES[0]}", shown.text)
-    assert shown.tags.count("img") == 6
+    assert shown.tags.count("img") == 6 + 8
 
 
 @pytest.mark.parametrize("broken", [runs.SCORES, runs.TRANSFER, "cases.summary.json"])
@@ -435,26 +456,147 @@ def test_text_stands_out_in_light_and_dark(page: Path) -> None:
         assert contrast(theme["quiet"], theme["paper"]) >= 3
 
 
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 768, 390])
+@pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser_it_is_whole_quiet_and_not_too_wide(
-    page: Path, tmp_path: Path, width: int
+    page: Path, tab: Tab, width: int, dark: bool
 ) -> None:
-    seen = browser.inspect(page, width, tmp_path)
+    tab.open(page, width, dark=dark)
+    seen = tab.run(FINDINGS)
     assert seen["width"] == width
-    assert seen["errors"] == []
-    assert seen["requests"] == []
+    assert tab.complaints == []
+    assert tab.requests == []
     assert seen["without_alt"] == seen["dangling"] == 0
-    assert len(seen["images"]) == 22
+    assert len(seen["images"]) == 46
     assert all(natural > 0 and shown > 50 for natural, shown in seen["images"])
     assert seen["scroll_width"] <= width
     assert seen["wide"] == []
 
 
 @pytest.mark.browser
-def test_in_a_browser_it_is_drawn_as_it_is(page: Path, tmp_path: Path) -> None:
-    shot, console = browser.screenshot(page, 1280, 1600, tmp_path)
-    assert console == ""
-    pixels = images.imread(shot)
+def test_in_a_browser_it_is_drawn_as_it_is(page: Path, tab: Tab, tmp_path: Path) -> None:
+    tab.open(page, 1280, 1600)
+    pixels = images.imread(tab.screenshot(tmp_path / "page.png"))
     assert pixels.shape[:2] == (1600, 1280)
     assert len({tuple(pixel) for pixel in pixels[::16, ::16, :3].reshape(-1, 3).round(2)}) > 50
+
+
+@pytest.mark.browser
+def test_the_mean_is_in_sight_on_a_telephone(page: Path, tab: Tab) -> None:
+    tab.open(page, 390)
+    right = tab.run("document.querySelector('.results td').getBoundingClientRect().right")
+    assert 0 < right <= 390
+    assert tab.run("document.querySelector('.results td').textContent").startswith("46.1")
+
+
+@pytest.mark.browser
+def test_a_table_sorts_by_click_and_by_keyboard(page: Path, tab: Tab) -> None:
+    rows = (
+        "[...document.querySelectorAll('.results tbody tr')].map(row => row.cells[1].textContent)"
+    )
+    mean = ".results thead th:nth-child(2)"
+    tab.open(page)
+    low, high = tab.run(rows)
+    tab.click(f"{mean} button")
+    assert tab.run(rows) == [low, high]
+    assert tab.run(f"document.querySelector('{mean}').getAttribute('aria-sort')") == "ascending"
+    tab.press("Enter")
+    assert tab.run(rows) == [high, low]
+    assert tab.run(f"document.querySelector('{mean}').getAttribute('aria-sort')") == "descending"
+
+
+SHOWN = "document.querySelector('[data-part=viewer]').ariaBusy === 'false'"
+NAME = "document.querySelector('[data-part=name]').textContent"
+COLOURS = """(() => {
+  viewer.niivue.drawScene();
+  const { gl } = viewer.niivue;
+  const pixels = new Uint8Array(4 * gl.drawingBufferWidth * gl.drawingBufferHeight);
+  gl.readPixels(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+  let coloured = 0, bright = 0;
+  for (let at = 0; at < pixels.length; at += 4) {
+    const [red, green, blue] = pixels.subarray(at, at + 3);
+    bright += red > 20;
+    coloured += Math.max(red, green, blue) - Math.min(red, green, blue) > 30;
+  }
+  return [coloured, bright];
+})()"""  # noqa: E501
+
+
+@pytest.mark.browser
+def test_a_dot_opens_its_case_by_click_and_by_keyboard(
+    fake: FakeRuns, page: Path, tab: Tab
+) -> None:
+    scores = read_run(fake.transferred).scores
+    assert scores
+    dice = {row.case: row.dice for row in scores.rows if row.class_name == "ring"}
+    ranked = sorted(dice, key=dice.__getitem__)
+    tab.open(page, 700, 600)
+    tab.click(f".dot[data-case={ranked[-1]}][data-run^='From macl']")
+    tab.wait_for(SHOWN)
+    assert tab.run(NAME) == ranked[-1]
+    assert tab.run("document.querySelector('[data-part=run]').value") == "From macl, 2 labelled"
+    tab.press("Escape")
+    assert not tab.run("document.getElementById('case').open")
+    # The track is one stop of the Tab key, at its lowest case; the arrows go along it.
+    tab.run('document.querySelector(\'.dot[data-run^="From macl"][tabindex="0"]\').focus()')
+    tab.press("ArrowRight")
+    readout = "document.querySelector('.readout').textContent"
+    assert tab.run(readout) == f"{ranked[1]}: {100 * dice[ranked[1]]:.1f}"
+    tab.press("Enter")
+    tab.wait_for(SHOWN)
+    assert tab.run(NAME) == ranked[1]
+    assert tab.complaints == []
+    assert tab.requests == []
+
+
+@pytest.mark.browser
+def test_the_viewer_scrolls_and_shows_truth_prediction_and_difference(page: Path, tab: Tab) -> None:
+    tab.open(page, 700, 600)
+    tab.click("[data-open-lowest]")
+    tab.wait_for(SHOWN)
+    first, slices = tab.run("[viewer.slice, viewer.size[2]]")
+    tab.press("ArrowUp")
+    assert tab.run("viewer.slice") == first + 1
+    number = "document.querySelector('[data-part=slice-number]').textContent"
+    assert tab.run(number) == f"{first + 2} of {slices}"
+    tab.run("viewer.goTo(0)")
+    tab.press("ArrowDown")
+    assert tab.run("viewer.slice") == 0
+    tab.run(f"viewer.goTo({first})")
+    coloured = {}
+    for key, layer in zip("1234", ("scan", "truth", "prediction", "difference"), strict=True):
+        tab.press(key)
+        coloured[layer], bright = tab.run(COLOURS)
+        assert bright > 1000
+    assert coloured["scan"] == 0
+    assert min(coloured["truth"], coloured["prediction"], coloured["difference"]) > 1000
+    tab.press("ArrowRight")
+    tab.wait_for(f"{SHOWN} && {NAME} !== 'patient006'")
+    assert tab.complaints == []
+    assert tab.requests == []
+
+
+@pytest.mark.browser
+def test_without_webgl_the_slices_are_shown(page: Path, tab: Tab) -> None:
+    tab.open(page)
+    tab.run("HTMLCanvasElement.prototype.getContext = () => null")
+    tab.click("figure.overlay [data-open]")
+    assert tab.run("document.querySelector('[data-part=viewer]').hidden")
+    assert tab.run("document.querySelectorAll('#case [data-part=slices] img').length") == 3
+    assert tab.complaints == []
+
+
+@pytest.mark.browser
+def test_nothing_but_the_page_s_own_scripts_can_run(page: Path, tab: Tab, tmp_path: Path) -> None:
+    source = page.read_text().replace("</main>", "<script>window.strange = 1</script></main>")
+    (tmp_path / "changed.html").write_text(source)
+    tab.open(tmp_path / "changed.html")
+    assert tab.run("window.strange") is None
+    assert "Content Security Policy" in " ".join(tab.complaints)

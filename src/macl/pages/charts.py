@@ -63,7 +63,8 @@ class Track:
     """One run's cases on one line.
 
     Attributes:
-        dots: of the cases; where there are many, of some between the lowest and the highest.
+        dots: of the cases, the lowest first; where there are many, of some between the lowest and
+            the highest.
         cases: how many there are.
         mean_at: the mean, in per cent of the track's width.
         pretrained: whether the run started from pre-trained weights; drawn in another colour.
@@ -150,12 +151,9 @@ def dot_charts(
 
 def _spread_out(cases: Mapping[str, float]) -> list[str]:
     """All cases, or `MOST_DOTS` of them, evenly from the lowest value to the highest."""
-    if len(cases) <= MOST_DOTS:
-        return [*cases]
     ranked = sorted(cases, key=cases.__getitem__)
-    return [
-        ranked[place] for place in np.linspace(0, len(ranked) - 1, MOST_DOTS).round().astype(int)
-    ]
+    count = min(len(ranked), MOST_DOTS)
+    return [ranked[place] for place in np.linspace(0, len(ranked) - 1, count).round().astype(int)]
 
 
 def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:

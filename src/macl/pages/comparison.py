@@ -63,15 +63,20 @@ class Comparison:
 
     Attributes:
         unit: unit of the distances.
-        best: the title of the run with the highest mean Dice; None for fewer than two runs.
+        best: titles of the runs with the highest mean Dice among runs with as many labels, the same
+            test and the same convention; a run that is alone among its like is none.
         charts: Dice of every case, one chart per class.
     """
 
     rows: tuple[ComparisonRow, ...]
     classes: tuple[str, ...]
     unit: str
-    best: str | None
+    best: frozenset[str]
     charts: tuple[DotChart, ...]
+
+    def title_of(self, run: ReportedRun) -> str:
+        """Title of the row that holds a run; empty where none does."""
+        return next((row.title for row in self.rows if any(own is run for own in row.runs)), "")
 
 
 def titles_of(runs: Sequence[ReportedRun]) -> list[str]:
@@ -100,13 +105,25 @@ def compare(runs: Sequence[ReportedRun]) -> Comparison:
     rows = [_row(group, title) for group, title in zip(groups, titles, strict=True)]
     rows = tuple(replace(row, against_scratch=_against_scratch(row, rows)) for row in rows)
     classes = tuple(dict.fromkeys(name for row in rows for name in row.dice))
-    means = {row.title: row.mean_dice.mean for row in rows if row.mean_dice.mean is not None}
     return Comparison(
         rows=rows,
         classes=classes,
         unit=", ".join(dict.fromkeys(row.scores.unit for row in rows if row.scores.unit)),
-        best=max(means, key=lambda title: means[title]) if len(means) > 1 else None,
+        best=_best(rows),
         charts=_charts(rows, classes),
+    )
+
+
+def _best(rows: Sequence[ComparisonRow]) -> frozenset[str]:
+    groups: dict[tuple[object, ...], dict[str, float]] = {}
+    for row in rows:
+        record = row.run.record
+        budget = record.labels or len(record.people)
+        test = (record.store_checksum, row.test_cases, row.scores.convention)
+        if row.mean_dice.mean is not None:
+            groups.setdefault((budget, *test), {})[row.title] = row.mean_dice.mean
+    return frozenset(
+        max(means, key=means.__getitem__) for means in groups.values() if len(means) > 1
     )
 
 

@@ -81,12 +81,31 @@ def fullest_slice(store: Store, case: str, mask: Path, label_values: Sequence[in
         MaclError: the case is not in the store or has no label, or the mask cannot be read or lies
             on another grid.
     """
-    from macl.io.volume import read_label
     from macl.preprocessing.orientation import spacing_of
-    from macl.preprocessing.resampling import label_to_store_grid
 
     stored = store.case(case)
     truth = store.read(case, "label")
+    prediction = read_prediction(store, case, mask, label_values)
+    counted = truth if truth.any() else prediction
+    number = int((counted > 0).sum(axis=(1, 2)).argmax())
+    _, row_mm, column_mm = stored.spacing_mm or spacing_of(stored.geometry, stored.orientation)
+    return CaseSlice(
+        case=case,
+        number=number + 1,
+        slices=stored.slices,
+        image=grey(store.read(case, "image", (slice(number, number + 1), None, None))[0, 0]),
+        truth=truth[number],
+        prediction=prediction[number],
+        aspect=row_mm / column_mm,
+    )
+
+
+def read_prediction(store: Store, case: str, mask: Path, label_values: Sequence[int]) -> np.ndarray:
+    """A predicted mask as labels 0…K on the store's grid, (Z, Y, X) uint8; see `fullest_slice`."""
+    from macl.io.volume import read_label
+    from macl.preprocessing.resampling import label_to_store_grid
+
+    stored = store.case(case)
     try:
         volume = read_label(mask)
     except RefusedCaseError as error:
@@ -99,23 +118,11 @@ def fullest_slice(store: Store, case: str, mask: Path, label_values: Sequence[in
     labels = np.zeros(values.shape, dtype=np.uint8)
     for label, value in enumerate(label_values):
         labels[values == value] = label
-    prediction = label_to_store_grid(labels, stored.orientation, stored.size)
-    counted = truth if truth.any() else prediction
-    number = int((counted > 0).sum(axis=(1, 2)).argmax())
-    _, row_mm, column_mm = stored.spacing_mm or spacing_of(stored.geometry, stored.orientation)
-    return CaseSlice(
-        case=case,
-        number=number + 1,
-        slices=stored.slices,
-        image=_grey(store.read(case, "image", (slice(number, number + 1), None, None))[0, 0]),
-        truth=truth[number],
-        prediction=prediction[number],
-        aspect=row_mm / column_mm,
-    )
+    return label_to_store_grid(labels, stored.orientation, stored.size)
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    """(rows, columns) in [0, 1]: from the 0.5th to the 99.5th percentile."""
+def grey(image: np.ndarray) -> np.ndarray:
+    """An image in [0, 1]: from the 0.5th to the 99.5th percentile."""
     low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
     return np.clip((image.astype(np.float32) - low) / ((high - low) or 1.0), 0.0, 1.0)
 

@@ -167,6 +167,10 @@ class ReportedRun:
         """The folder of the run's masks of its test cases."""
         return self.path / PREDICTIONS
 
+    def mask(self, case: str) -> Path:
+        """The file of the run's mask of a test case."""
+        return self.predictions / f"{case}.nii.gz"
+
 
 def read_run(path: Path) -> ReportedRun:
     """Read a run's folder.

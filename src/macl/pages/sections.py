@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from macl.config import PrepareSettings
 from macl.data.store import Store, StoreIndex
+from macl.pages.augmented import AugmentedPatch, augmented_patches
 from macl.pages.charts import LineChart, line_chart
 from macl.pages.comparison import Comparison
 from macl.pages.log_columns import LogColumn, log_columns
@@ -46,7 +48,8 @@ class Section:
     Attributes:
         number: of the section, for links to it.
         charts: every column of the log, drawn.
-        not_drawn: cases without an overlay, and why.
+        augmented: training patches before and after augmentation.
+        not_drawn: cases and patches without a picture, and why.
     """
 
     number: int
@@ -54,6 +57,7 @@ class Section:
     title: str
     charts: tuple[tuple[LogColumn, LineChart], ...]
     overlays: tuple[Overlay, ...]
+    augmented: tuple[AugmentedPatch, ...]
     not_drawn: tuple[Missing, ...]
 
     @property
@@ -82,6 +86,12 @@ class Section:
         return self.run.scores.of_lowest(MOST_CASES_LISTED) if self.run.scores else ()
 
     @property
+    def patches_per_second(self) -> float | None:
+        """The mean over the log; None where it has none."""
+        logged = [value for _, value in self.run.log.get("patches_per_second", ())]
+        return fmean(logged) if logged else None
+
+    @property
     def transfer(self) -> dict[str, Any] | None:
         """The transfer table, with its outcomes counted; None where there is none."""
         table = self.run.transfer
@@ -100,7 +110,14 @@ def section_of(number: int, run: ReportedRun, title: str) -> Section:
         (column, line_chart(run.log[column.name], uniform.get(column.name))) for column in columns
     )
     overlays, not_drawn = _overlays(run)
-    return Section(number, run, title, charts, overlays, not_drawn)
+    augmented: tuple[AugmentedPatch, ...] = ()
+    if run.store:
+        try:
+            augmented = augmented_patches(run.store, run.record)
+        except MaclError as error:
+            sentence = f"The augmentation is not drawn: {error}"
+            not_drawn = (*not_drawn, Missing(sentence))
+    return Section(number, run, title, charts, overlays, augmented, not_drawn)
 
 
 def _overlays(run: ReportedRun) -> tuple[tuple[Overlay, ...], tuple[Missing, ...]]:
@@ -123,8 +140,7 @@ def _overlays(run: ReportedRun) -> tuple[tuple[Overlay, ...], tuple[Missing, ...
 
 
 def _slice(run: ReportedRun, store: Store, case: str) -> CaseSlice:
-    mask = run.predictions / f"{case}.nii.gz"
-    return fullest_slice(store, case, mask, run.record.label_values)
+    return fullest_slice(store, case, run.mask(case), run.record.label_values)
 
 
 # ---------------------------------------------------------------- one case, every run

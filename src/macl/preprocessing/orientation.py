@@ -90,3 +90,24 @@ def spacing_of(geometry: Geometry, orientation: Orientation) -> tuple[float, flo
     """The scan's spacing along the store's axes (Z, Y, X); 1 where it is unknown."""
     slices, rows, columns = (geometry.spacing[2 - axis] for axis in orientation.permutation)
     return slices, rows, columns
+
+
+def store_affine(
+    geometry: Geometry, orientation: Orientation, size: tuple[int, int, int]
+) -> np.ndarray:
+    """(4, 4): index (Z, Y, X, 1) in a store's array of that size → mm, left-posterior-superior.
+
+    Resampling keeps the edges of the grid, not the centres of its first voxels.
+    """
+    axes = [2 - axis for axis in orientation.permutation]
+    steps = (direction_matrix(geometry) * geometry.spacing)[:, axes]
+    flipped = np.array(orientation.flipped)
+    last = np.array(orientation.scanned_size) - 1
+    origin = geometry.origin + steps @ np.where(flipped, last, 0)
+    steps = np.where(flipped, -steps, steps)
+    start = 0 if orientation.crop is None else np.array(orientation.crop)[:, 0]
+    scale = np.array(orientation.kept_size) / size
+    affine = np.eye(4)
+    affine[:3, :3] = steps * scale
+    affine[:3, 3] = origin + steps @ (start + (scale - 1) / 2)
+    return affine

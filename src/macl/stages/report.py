@@ -21,6 +21,8 @@ from macl.pages.overlays import (
     draw,
 )
 from macl.pages.reported_run import RunScores, Spread, read_run
+from macl.pages.scored_cases import MOST_BYTES, ScoredCase, about_volumes, scored_cases
+from macl.pages.scripts import niivue, own_script
 from macl.pages.sections import Section, section_of, side_by_side, store_facts
 from macl.pages.verdict import verdict
 from macl.records.runs import RunRecord
@@ -37,6 +39,7 @@ def report(
     *,
     notes: Sequence[str] = (),
     overlays: AnyPath | None = None,
+    volumes: bool = True,
 ) -> Path:
     """Write one self-contained page about runs, and its numbers to `<out's stem>.json`.
 
@@ -46,6 +49,7 @@ def report(
         notes: sentences for the head of the page.
         overlays: a folder for the overlays of truth and prediction as PNG files; None: only the
             page shows them.
+        volumes: whether the page holds the test cases' volumes, those with the lowest Dice first.
 
     Returns:
         `out`.
@@ -70,12 +74,13 @@ def report(
             advance()
     if overlays is not None:
         _write_overlays(Path(overlays), sections)
+    cases = scored_cases(comparison.rows, MOST_BYTES if volumes else 0)
     warnings = caveats(reported, comparison)
     numbers = out.with_suffix(".json")
     for path in (out, numbers):
         clear_unfinished_copies(path)
     write_json(numbers, _numbers(sections, comparison, [*notes, *warnings]))
-    write_text(out, _render(sections, comparison, warnings, notes, numbers.name))
+    write_text(out, _render(sections, comparison, cases, warnings, notes, numbers.name))
     say(f"Report of {_count(len(reported), 'run')}: {out}")
     return out
 
@@ -103,6 +108,7 @@ def _markup(svg: str | None) -> Any:
 def _render(
     sections: Sequence[Section],
     comparison: Comparison,
+    cases: Sequence[ScoredCase],
     warnings: Sequence[str],
     notes: Sequence[str],
     numbers_name: str,
@@ -122,7 +128,15 @@ def _render(
     conventions: dict[Convention, None] = dict.fromkeys(
         row.scores.convention for row in comparison.rows
     )
+    own_scripts = [own_script(name) for name in ("viewer.js", "report.js")]
+    library, packed_library = niivue()
+    has_volumes = any(case.volume for case in cases)
     return environment.get_template("report.html.j2").render(
+        own_scripts=own_scripts,
+        allowed_scripts=" ".join(script.source for script in (*own_scripts, library)),
+        library=packed_library if has_volumes else None,
+        cases=[case.for_page() for case in cases],
+        volumes=about_volumes(cases),
         title=_title(sections),
         lede=_lede([section.run.record for section in sections]),
         verdict=verdict(comparison.rows),

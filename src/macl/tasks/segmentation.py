@@ -19,7 +19,13 @@ from macl.augmentation import (
     resample_labels,
     sampling_grid,
 )
-from macl.config import ArrayAxis, FinetuneSettings, SelftrainSettings, validate
+from macl.config import (
+    ArrayAxis,
+    AugmentationSettings,
+    FinetuneSettings,
+    SelftrainSettings,
+    validate,
+)
 from macl.data.batch import Batch
 from macl.data.store import Store
 from macl.engine.compiling import to_device_layout
@@ -134,18 +140,24 @@ class SegmentationTask(Task):
             loss = loss + dice
         return StepOutput(loss, parts)
 
-    @torch.no_grad()
     def augment(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images (B, C, *patch) and labels (B, *patch) under one draw of geometry; images with a
-        draw of intensity too."""
-        assert batch.labels is not None
-        settings = self.settings.augmentation
-        patch = batch.images.shape[2:]
-        grid = sampling_grid(batch.rng, "view", settings.spatial, patch, self.mirror_axes)
-        images = resample(batch.images, grid, settings.spatial.interpolation)
-        return change_intensity(images, batch.rng, settings.intensity), resample_labels(
-            batch.labels, grid
-        )
+        """Images and labels as they are trained on; see `augment`."""
+        return augment(batch, self.settings.augmentation, self.mirror_axes)
+
+
+@torch.no_grad()
+def augment(
+    batch: Batch, settings: AugmentationSettings, mirror_axes: tuple[ArrayAxis, ...]
+) -> tuple[Tensor, Tensor]:
+    """Images (B, C, *patch) and labels (B, *patch) under one draw of geometry; images with a draw
+    of intensity too."""
+    assert batch.labels is not None
+    patch = batch.images.shape[2:]
+    grid = sampling_grid(batch.rng, "view", settings.spatial, patch, mirror_axes)
+    images = resample(batch.images, grid, settings.spatial.interpolation)
+    return change_intensity(images, batch.rng, settings.intensity), resample_labels(
+        batch.labels, grid
+    )
 
 
 def at_size(labels: Tensor, size: Sequence[int]) -> Tensor:
