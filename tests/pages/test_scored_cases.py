@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fakes.finished_runs import TEST_CASES, FakeRuns, write_runs
+from fakes.finished_runs import TEST_CASES, FakeRuns, write_finetuned, write_runs
+from macl.data.store import Store
 from macl.pages.comparison import Comparison, compare
 from macl.pages.reported_run import read_run
 from macl.pages.scored_cases import about_volumes, scored_cases
@@ -57,6 +58,23 @@ def test_a_run_without_a_mask_is_not_in_the_volume(
     mask.unlink()
     if contents:
         mask.write_bytes(contents)
-    cases = {case.name: case for case in scored_cases(compare(runs).rows)}
-    assert cases[TEST_CASES[0]].predicted == (titles[0],)
-    assert cases[TEST_CASES[1]].predicted == tuple(titles)
+    rows = compare(runs).rows
+    cases = {case.name: case for case in scored_cases(rows)}
+    assert cases[TEST_CASES[0]].predicted == (rows[0].title,)
+    assert cases[TEST_CASES[1]].predicted == tuple(row.title for row in rows)
+
+
+def test_folds_of_a_cross_validation_each_show_whom_they_test(
+    fake: FakeRuns, tmp_path: Path
+) -> None:
+    store = Store.open(fake.store)
+    for number, tested in enumerate((TEST_CASES[:1], TEST_CASES[1:])):
+        write_finetuned(
+            tmp_path / f"fold{number}", store, init="scratch", shift=2, test_cases=tested
+        )
+    comparison = compare([read_run(tmp_path / f"fold{number}") for number in range(2)])
+    (row,) = comparison.rows
+    assert {comparison.title_of(run) for run in row.runs} == {row.title}
+    cases = scored_cases(comparison.rows)
+    assert {case.name for case in cases} == set(TEST_CASES)
+    assert all(case.predicted == (row.title,) for case in cases)
