@@ -400,7 +400,9 @@ def inspect(
     )
     _print_result(as_json, description, render(description))
     if description["kind"] == "source":
-        _next(("prepare", path, "my.store"))
+        given = {"--reader": reader, "--patients": patients, "--labels": labels}
+        words = [word for name, value in given.items() if value for word in (name, value)]
+        _next(("prepare", path, "my.store", *words, *(["--frames"] if frames else [])))
 
 
 @app.command()
@@ -596,8 +598,9 @@ def pretrain(
     _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     store = store or Path(record.store)
     if record.classes:
-        words = ("--split", split or "my.json", "--labels", "N", "--init", out)
-        _next(("finetune", store, *words, "--out", f"{out}-N"))
+        budget = next(iter(record.split["budgets"] if record.split else ()), "N")
+        words = ("--split", split or "my.json", "--labels", budget, "--init", out)
+        _next(("finetune", store, *words, "--out", f"{out}-{budget}"))
     else:
         _next(("choose", store, "--run", out, "--count", 8))
 

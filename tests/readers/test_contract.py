@@ -113,7 +113,7 @@ def test_a_data_set_is_recognised_counted_and_stored_as_it_was_scanned(
     own_names = ("--keep-identity",) if name == "dicom" else ()
     answer = macl("prepare", data, tmp_path / "store", "--workers", 1, *own_names)
     assert answer.code == 0, answer.err
-    assert f"is read as {name}: {summary['recognised_by']}." in answer.err
+    assert f"is read as {name} ({summary['recognised_by']})." in answer.err
     store = Store.open(tmp_path / "store")
     index = store.index
     assert (index.reader, index.modality, len(index.channels)) == (

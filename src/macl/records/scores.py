@@ -198,7 +198,8 @@ def render(summary: Mapping[str, Any]) -> str:
     from rich.table import Table
 
     pooled, unit = summary["convention"] == "paper", summary["unit"]
-    title = f"{summary['cases']} cases, convention {summary['convention']}"
+    cases = "1 case" if summary["cases"] == 1 else f"{summary['cases']} cases"
+    title = f"{cases}, convention {summary['convention']}"
     table = Table(title=title + (" (Dice pooled)" if pooled else ""), title_justify="left")
     distances = (f"HD95 {unit}", f"ASD {unit}")
     for head in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -269,7 +270,7 @@ def render(description: Mapping[str, Any]) -> str:
             value = " × ".join(map(_as_text, value))
         elif key == "intensities" and value:
             value = "\n".join(map(_as_text, value))
-        table.add_row(key.replace("_", " "), without_control(_as_text(value)))
+        table.add_row(_in_words(key), without_control(_as_text(value)))
     console = Console(width=110, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
@@ -303,6 +304,11 @@ def _count_cases(count: int) -> str:
     return f"{count:,} case" + ("" if count == 1 else "s")
 
 
+def _in_words(key: str) -> str:
+    """`percentile_0_5` → "percentile 0.5"."""
+    return re.sub(r"(?<=\d)_(?=\d)", ".", key).replace("_", " ")
+
+
 def _as_text(value: Any) -> str:
     match value:
         case None:
@@ -313,7 +319,7 @@ def _as_text(value: Any) -> str:
             return f"{value:.6g}"
         case Mapping():
             entries = ((key, entry) for key, entry in value.items() if entry is not None)
-            return ", ".join(f"{key.replace('_', ' ')} {_as_text(entry)}" for key, entry in entries)
+            return ", ".join(f"{_in_words(key)} {_as_text(entry)}" for key, entry in entries)
         case [[*low], [*high]]:
             smallest, largest = (" × ".join(map(_as_text, axes)) for axes in (low, high))
             return smallest if smallest == largest else f"{smallest} … {largest}"

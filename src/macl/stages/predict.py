@@ -112,7 +112,8 @@ def predict(
                     unlike.setdefault(trained_on, []).append(f"{scan.name} ({own})")
                 writer.write(scan, time_points)
             advance(note=scan.name)
-    say(f"Wrote {sum(scan.name not in failures.reasons for scan in waiting)} masks to {out}.")
+    written = sum(scan.name not in failures.reasons for scan in waiting)
+    say(f"Wrote {written} {'mask' if written == 1 else 'masks'} to {out}.")
     for note, names in notes.items():
         warn(f"Note on {listed(names)}: {note}.")
     for trained_on, scans_unlike in unlike.items():

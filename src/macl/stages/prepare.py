@@ -97,7 +97,7 @@ def prepare(
         )
         return finished
     if evidence := layout.evidence(source):
-        say(f"{source} is read as {layout.name}: {evidence[1]}.")
+        say(f"{source} is read as {layout.name} ({evidence[1]}).")
     classes, scan = _read_classes(scan, workers)
     jobs = [
         CaseJob(case, len(scan.source.channels), classes.labels, settings, store)
