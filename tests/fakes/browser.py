@@ -117,14 +117,23 @@ class Tab:
 
     def click(self, selector: str) -> None:
         """Click the middle of an element with the mouse."""
+        x, y = self._middle(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def turn_wheel(self, selector: str, by: int) -> None:
+        """Turn the mouse's wheel over the middle of an element."""
+        x, y = self._middle(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
+
+    def _middle(self, selector: str) -> tuple[float, float]:
         x, y = self.run(
             f"""(() => {{ const element = document.querySelector({json.dumps(selector)});
             element.scrollIntoView({{block: "center", behavior: "instant"}});
             const box = element.getBoundingClientRect();
             return [box.x + box.width / 2, box.y + box.height / 2]; }})()"""
         )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        return x, y
 
     def screenshot(self, to: Path) -> Path:
         """Write what is in view as PNG."""

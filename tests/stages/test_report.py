@@ -566,6 +566,8 @@ def test_the_viewer_scrolls_and_shows_truth_prediction_and_difference(page: Path
     assert tab.run("viewer.slice") == first + 1
     number = "document.querySelector('[data-part=slice-number]').textContent"
     assert tab.run(number) == f"{first + 2} of {slices}"
+    tab.turn_wheel("[data-part=canvas]", 100)
+    tab.wait_for(f"viewer.slice !== {first + 1}")
     tab.run("viewer.goTo(0)")
     tab.press("ArrowDown")
     assert tab.run("viewer.slice") == 0

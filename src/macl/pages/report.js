@@ -69,7 +69,8 @@ for (const chart of all(".dots")) {
     });
     track.addEventListener("keydown", event => {
       const at = dots.indexOf(event.target);
-      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: dots.length - 1 }[event.key];
+      const places = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: dots.length - 1 };
+      const to = places[event.key];
       if (dots[to] === undefined) return;
       event.preventDefault();
       dots[at].tabIndex = -1;
@@ -88,7 +89,7 @@ const chosen = { place: 0, run: "" };
 let viewer;
 
 function openCase(name, run) {
-  chosen.place = cases.findIndex(one => one.name === name && one.scores.some(score => score[0] === run));
+  chosen.place = cases.findIndex(one => one.name === name && runsOf(one).includes(run));
   chosen.run = run;
   if (!panel.open) {
     panel.showModal();
@@ -109,15 +110,20 @@ const runsOf = one => [...new Set(one.scores.map(([run]) => run))];
 function showCase() {
   const one = cases[chosen.place];
   part("name").textContent = one.name;
-  part("place").textContent = `${chosen.place + 1} of ${cases.length} test cases, from the lowest mean Dice on`;
-  part("run").replaceChildren(...runsOf(one).map(run => new Option(run, run, false, run === chosen.run)));
-  part("scores").replaceChildren(...one.scores.map(([run, name, dice, hd95, outcome]) => {
-    const row = element("tr", "", { className: run === chosen.run ? "chosen" : "" });
-    row.append(element("td", run, { className: "words" }), element("td", name, { className: "words" }),
-      element("td", shown(dice, 1)), element("td", shown(hd95, 2)), element("td", outcome));
-    return row;
-  }));
+  part("place").textContent =
+    `${chosen.place + 1} of ${cases.length} test cases, from the lowest mean Dice on`;
+  part("run").replaceChildren(...runsOf(one).map(run => new Option(run)));
+  part("run").value = chosen.run;
+  part("scores").replaceChildren(...one.scores.map(scoreRow));
   showPictures(one);
+}
+
+function scoreRow([run, name, dice, hd95, outcome]) {
+  const row = element("tr", "", { className: run === chosen.run ? "chosen" : "" });
+  const words = [run, name].map(text => element("td", text, { className: "words" }));
+  const numbers = [shown(dice, 1), shown(hd95, 2), outcome].map(text => element("td", text));
+  row.append(...words, ...numbers);
+  return row;
 }
 
 function showPictures(one) {
@@ -133,10 +139,11 @@ function showPictures(one) {
 
 // The slices that the page shows of the case and run, if it shows any.
 function showSlices(one, why) {
-  const drawn = all("figure.overlay").find(
+  const drawn = all("figure.overlay").filter(
     figure => figure.dataset.case === one.name && figure.dataset.run === chosen.run);
+  const panels = drawn.slice(0, 1).map(figure => figure.querySelector(".panels").cloneNode(true));
   part("viewer").hidden = true;
-  part("slices").replaceChildren(...(drawn ? [drawn.querySelector(".panels").cloneNode(true)] : []));
+  part("slices").replaceChildren(...panels);
   part("absent").textContent = why;
 }
 
@@ -186,11 +193,14 @@ function setLayer() {
 }
 
 const KEYS = {
-  ArrowUp: () => viewer.goTo(viewer.slice + 1),
-  ArrowDown: () => viewer.goTo(viewer.slice - 1),
+  ArrowUp: () => viewer.step(1),
+  ArrowDown: () => viewer.step(-1),
   ArrowRight: () => stepCase(1),
   ArrowLeft: () => stepCase(-1),
-  1: () => chooseLayer(0), 2: () => chooseLayer(1), 3: () => chooseLayer(2), 4: () => chooseLayer(3),
+  1: () => chooseLayer(0),
+  2: () => chooseLayer(1),
+  3: () => chooseLayer(2),
+  4: () => chooseLayer(3),
 };
 
 function chooseLayer(number) {
@@ -215,10 +225,11 @@ if (panel) {
   all("[name=layer]", panel).forEach(radio => radio.addEventListener("change", setLayer));
   // In the capture phase: before niivue's own keys, which would do something else.
   panel.addEventListener("keydown", event => {
-    const isControl = event.target.matches("select, input, .scroll") && event.key.startsWith("Arrow");
-    const needsViewer = !["ArrowLeft", "ArrowRight"].includes(event.key);
+    const isTaken = event.target.matches("select, input, .scroll") && event.key.startsWith("Arrow");
     const isCommand = event.altKey || event.ctrlKey || event.metaKey;
-    if (isControl || isCommand || !KEYS[event.key] || (needsViewer && part("viewer").hidden)) return;
+    const changesCase = ["ArrowLeft", "ArrowRight"].includes(event.key);
+    if (isTaken || isCommand || !KEYS[event.key]) return;
+    if (part("viewer").hidden && !changesCase) return;
     event.preventDefault();
     event.stopPropagation();
     KEYS[event.key]();

@@ -150,4 +150,4 @@ def _prediction(row: ComparisonRow, store: Store, case: str) -> np.ndarray | Non
 
 
 def _number(value: float, digits: int) -> float | None:
-    return None if math.isnan(value) else round(value, digits)
+    return round(value, digits) if math.isfinite(value) else None

@@ -37,11 +37,13 @@ function differenceOf(truth, prediction) {
 
 // The voxel at which to open: in the slice across `axis` that counts most, at its centre of mass.
 function fullestPlace(counted, size, axis) {
+  const [columns, rows] = size;
   const perSlice = new Uint32Array(size[axis]);
   const sums = Array.from(perSlice, () => [0, 0, 0]);
   for (let at = 0; at < counted.length; at++) {
     if (!counted[at]) continue;
-    const place = [at % size[0], Math.floor(at / size[0]) % size[1], Math.floor(at / size[0] / size[1])];
+    const line = Math.floor(at / columns);
+    const place = [at % columns, line % rows, Math.floor(line / rows)];
     perSlice[place[axis]]++;
     place.forEach((index, of) => { sums[place[axis]][of] += index; });
   }
@@ -52,9 +54,10 @@ function fullestPlace(counted, size, axis) {
 }
 
 function lookUpTable(colours) {
-  const channel = start => [0, ...colours.map(colour => parseInt(colour.slice(start, start + 2), 16))];
-  const labels = ["", ...colours.keys()].map(String);
-  return { R: channel(1), G: channel(3), B: channel(5), A: [0, ...colours.map(() => 255)], labels };
+  const channel = start =>
+    [0, ...colours.map(colour => parseInt(colour.slice(start, start + 2), 16))];
+  const opaque = [0, ...colours.map(() => 255)];
+  return { R: channel(1), G: channel(3), B: channel(5), A: opaque, labels: opaque.map(String) };
 }
 
 class Viewer {
@@ -106,8 +109,9 @@ class Viewer {
 
   async layerOf(volume, array, name, colours) {
     const { NVImage } = globalThis.niivue;
-    const spacing = [0, 1, 2].map(axis => Math.hypot(...[0, 4, 8].map(row => volume.affine[row + axis])));
-    const file = NVImage.createNiftiArray(volume.size, spacing, volume.affine, 2, array);
+    const { affine } = volume;
+    const spacing = [0, 1, 2].map(x => Math.hypot(affine[x], affine[x + 4], affine[x + 8]));
+    const file = NVImage.createNiftiArray(volume.size, spacing, affine, 2, array);
     const layer = await NVImage.loadFromUrl({
       url: file.buffer, name: `${name}.nii`, colormap: "gray", cal_min: 0, cal_max: 255,
       opacity: colours ? 0 : 1,
@@ -119,6 +123,7 @@ class Viewer {
   setLayer(layer, opacity) {
     this.layer = layer;
     this.opacity = opacity;
+    if (!this.size) return;
     LAYERS.forEach((name, at) => {
       if (at) this.niivue.setOpacity(at, name === layer ? opacity : 0);
     });
@@ -127,10 +132,16 @@ class Viewer {
   // `view` is the axis across the slices shown: "0", "1", "2"; or "all" for the three planes.
   setView(view) {
     this.view = view;
-    const { sliceTypeAxial, sliceTypeCoronal, sliceTypeSagittal, sliceTypeMultiplanar } = this.niivue;
-    const types = { 0: sliceTypeSagittal, 1: sliceTypeCoronal, 2: sliceTypeAxial, all: sliceTypeMultiplanar };
-    this.niivue.opts.crosshairWidth = view === "all" ? 0.3 : 0;
-    this.niivue.setSliceType(types[view]);
+    if (!this.size) return;
+    const { niivue } = this;
+    const types = {
+      0: niivue.sliceTypeSagittal,
+      1: niivue.sliceTypeCoronal,
+      2: niivue.sliceTypeAxial,
+      all: niivue.sliceTypeMultiplanar,
+    };
+    niivue.opts.crosshairWidth = view === "all" ? 0.3 : 0;
+    niivue.setSliceType(types[view]);
     this.moved();
   }
 
@@ -141,7 +152,12 @@ class Viewer {
     return Math.min(length - 1, Math.floor(this.niivue.scene.crosshairPos[this.axis] * length));
   }
 
+  step(by) {
+    if (this.size) this.goTo(this.slice + by);
+  }
+
   goTo(slice) {
+    if (!this.size) return;
     const length = this.size[this.axis];
     const kept = Math.max(0, Math.min(length - 1, slice));
     this.niivue.scene.crosshairPos[this.axis] = (kept + 0.5) / length;
