@@ -93,11 +93,9 @@ def about_volumes(cases: Sequence[ScoredCase]) -> str:
     if not held:
         return "The page holds no volumes."
     size = sum(len(volume.data) for volume in held) / 1e6
-    which = (
-        "all test cases"
-        if len(held) == len(cases)
-        else (f"{len(held)} of {len(cases)} test cases, those with the lowest Dice")
-    )
+    which = "all test cases"
+    if len(held) < len(cases):
+        which = f"{len(held)} of {len(cases)} test cases, those with the lowest Dice"
     return (
         f"The page holds the volumes of {which} ({max(size, 0.1):.1f} MB, cut to the structures)."
     )

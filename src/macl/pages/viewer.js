@@ -86,8 +86,9 @@ class Viewer {
     const layers = await Promise.all([image, truth, prediction, difference].map(
       (array, at) => this.layerOf(volume, array, LAYERS[at], tables[at])));
     if (turn !== this.turn) return;
-    while (niivue.volumes.length) niivue.removeVolumeByIndex(0);
-    layers.forEach(layer => niivue.addVolume(layer));
+    // Set all but the last, and add that: each addition draws all volumes again.
+    niivue.volumes = layers.slice(0, -1);
+    niivue.addVolume(layers.at(-1));
     this.size = volume.size;
     this.across = volume.across;
     const wrong = difference.some(label => label) ? difference : truth;
@@ -124,9 +125,10 @@ class Viewer {
     this.layer = layer;
     this.opacity = opacity;
     if (!this.size) return;
-    LAYERS.forEach((name, at) => {
-      if (at) this.niivue.setOpacity(at, name === layer ? opacity : 0);
+    this.niivue.volumes.slice(1).forEach((volume, at) => {
+      volume.opacity = LAYERS[at + 1] === layer ? opacity : 0;
     });
+    this.niivue.updateGLVolume();
   }
 
   // `view` is the axis across the slices shown: "0", "1", "2"; or "all" for the three planes.
