@@ -227,7 +227,7 @@ def test_labels_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
             write_nifti(tmp_path / f"drawn/p{number}.nii.gz", label)
     answer = macl(
         "run", tmp_path / "scans", "--labels", tmp_path / "drawn", "--out", tmp_path / "out",
-        "--minutes", 0.05, "--device", "cpu", "--dry-run",
+        "--minutes", 5, "--device", "cpu", "--dry-run",
     )  # fmt: skip
     assert answer.code == 0, answer.err
     assert "cross-validation with 2 models, which tests each of 2 labelled people once" in (
