@@ -1,7 +1,8 @@
 """Build the wheel and the sdist, install the wheel in clean environments, and let macl work there.
 
 Run by `make check-packaging`. The oldest Python takes the lowest dependencies that pyproject.toml
-allows, without extras and with those for users; then every Python takes the newest. A Python that is not on this machine is named as not tried.
+allows, without extras and with those for users; then every Python takes the newest. A Python that
+is not on this machine is named as not tried.
 """
 
 from __future__ import annotations
