@@ -20,6 +20,9 @@ from macl.utils.files import atomic_path
 ABOUT = "macl"
 """The entry of the graph's metadata that holds a description as JSON."""
 
+OLDEST_TORCH = "2.9"
+"""PyTorch 2.6 fails with onnxscript 0.5 to 0.7; versions between were not tried."""
+
 
 def write(path: Path, segmenter: nn.Module, shape: Sequence[int], about: Mapping[str, Any]) -> None:
     """Write a graph that maps normalised `images` (B, C, *patch) to `logits` (B, K, *patch).
@@ -31,12 +34,17 @@ def write(path: Path, segmenter: nn.Module, shape: Sequence[int], about: Mapping
         about: JSON-able description, for the graph's metadata.
 
     Raises:
-        MaclError: the packages are missing.
+        MaclError: the packages are missing, or PyTorch is too old.
     """
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise MaclError(
             f"ONNX is written by {' and '.join(missing)}, which is not installed: run "
             "pip install 'macl[onnx]', then the same command again."
+        )
+    if torch.__version__ < OLDEST_TORCH:  # as versions, not as texts
+        raise MaclError(
+            f"ONNX is written by PyTorch {OLDEST_TORCH} or newer, and this is {torch.__version__}: "
+            "run pip install 'macl[onnx]', then the same command again."
         )
     with _quiet():
         program = torch.onnx.export(
