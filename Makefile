@@ -40,12 +40,11 @@ docs: $(VENV)/.docs-ready
 	@echo "The site: build/docs/index.html"
 
 check-nnunet: $(NNUNET_VENV)/.ready
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_preparation.py
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py $(NNUNET_ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check.py $(NNUNET_ARGS)
 
 $(NNUNET_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(NNUNET_VENV)
-	$(NNUNET_VENV)/bin/python -m pip install torch torchvision $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(NNUNET_VENV)/bin/python -m pip install torch==2.14.1 torchvision==0.29.1 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(NNUNET_VENV)/bin/python -m pip install -e . nnunetv2==2.8.1
 	touch $@
 

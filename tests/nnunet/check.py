@@ -1,13 +1,12 @@
 """Check against nnU-Net itself: its planner, its loader and its training take macl's pre-training.
 
-Run in an environment with macl and nnunetv2 (`make check-nnunet`), for plain and residual networks
-in 2D and 3D. First with small plans: macl pre-trains the planned network and exports it; nnU-Net's
-own `load_pretrained_weights` reads the file into the network that nnU-Net builds; every pre-trained
-tensor must be there, under every name. Then, unless `--parts small`, with plans of nnU-Net's own
-planners: scans are prepared as nnU-Net did; the same as before; then `nnUNetv2_train` takes a few
-steps from a fresh start and as many with `-pretrained_weights`, and macl reads its checkpoint. The
-scans are drawn, or the first cases of a folder of the Medical Segmentation Decathlon
-(`--decathlon Task04_Hippocampus`).
+Run by `make check-nnunet`, in an environment with macl and nnunetv2. Scans of many kinds are
+prepared by both. Then, with the plans of two of nnU-Net's planners, for slices and for volumes:
+macl prepares the scans as nnU-Net did, pre-trains the planned network and exports it; nnU-Net's own
+`load_pretrained_weights` reads the file, and every pre-trained tensor must be there, under every
+name; `nnUNetv2_train` takes a few steps from a fresh start and as many with `-pretrained_weights`,
+on the same patches; macl reads its checkpoint. The scans are drawn, or the first cases of a folder
+of the Medical Segmentation Decathlon (`--decathlon Task04_Hippocampus`).
 """
 
 from __future__ import annotations
@@ -16,36 +15,41 @@ import argparse
 import io
 import json
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
 import textwrap
 import time
-from contextlib import redirect_stdout
-from importlib.metadata import entry_points
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from check_preparation import compare
+from preparation import compare, compare_kinds
 
-from fakes.nnunet import LABELS, write_plans
+from fakes.nnunet import LABELS
 from fakes.scans import affine, anatomy, write_nifti
-from fakes.toy_store import write_toy_store
 from macl.data.store import Store
 from macl.models.conversion.nnunet import nnunet_names
-from macl.stages.export import export
-from macl.stages.pretrain import pretrain
 from macl.utils import checkpoint
 
-DATASET, CASES = "Dataset999_Check", 10
+DATASET, CASES = "Dataset999_Check", 5
 PLANNERS = {"nnUNetPlans": "ExperimentPlanner", "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM"}
-PARTS = ("small", "planned")
 CONFIGURATIONS = {"2d": (2, "[32,32]"), "3d_fullres": (3, "[32,32,32]")}
+PACKAGES = (
+    "nnunetv2", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2",
+    "acvl-utils", "torch", "macl",
+)  # fmt: skip
 TRAINER = """
     import os
+    import random
 
+    import numpy as np
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -58,29 +62,45 @@ TRAINER = """
             self.num_val_iterations_per_epoch = max(1, count // 3)
             self.configuration_manager.configuration["batch_size"] = 2
 
+        def get_dataloaders(self):
+            for seed in (random.seed, np.random.seed, torch.manual_seed):
+                seed(0)
+            return super().get_dataloaders()
+
         def perform_actual_validation(self, save_probabilities=False):
             pass
 """
 
 
 def call(*words: object) -> str:
-    """Run a command in this process, which saves its imports; its failure ends the check."""
+    """What a command prints, run in this process, which saves its imports; its failure ends the
+    check."""
     start = time.monotonic()
     argv = [str(word) for word in words]
     (command,) = entry_points(group="console_scripts", name=argv[0])
     printed = io.StringIO()
+    failed = True
     try:
-        with patch.object(sys, "argv", argv), redirect_stdout(printed):
+        with (
+            patch.object(sys, "argv", argv),
+            redirect_stdout(printed),
+            redirect_stderr(printed),
+        ):
             command.load()()
+        failed = False
     except SystemExit as end:
-        if end.code:
-            sys.exit(f"{printed.getvalue()[-3000:]}\n{' '.join(argv)} ended with {end.code}")
+        failed = bool(end.code)
+        if failed:
+            raise
+    finally:
+        if failed:
+            print(f"{printed.getvalue()}\nThis failed: {' '.join(argv)}", flush=True)
     shown = " ".join(Path(word).name for word in argv)
     print(f"[{time.monotonic() - start:5.1f} s] {shown}", flush=True)
     return printed.getvalue()
 
 
-def copy_scans(decathlon: Path, folder: Path) -> Path:
+def copy_scans(decathlon: Path, folder: Path) -> None:
     """A raw data set of nnU-Net's, of the first cases of one of the Decathlon."""
     described = json.loads((decathlon / "dataset.json").read_text())
     images = sorted(path.name for path in (decathlon / "imagesTr").glob("[!.]*.nii.gz"))[:CASES]
@@ -89,30 +109,28 @@ def copy_scans(decathlon: Path, folder: Path) -> Path:
         for name in images:
             copied = folder / part / name.replace(".nii.gz", ending)
             shutil.copyfile(decathlon / part / name, copied)
-    written = {
-        "channel_names": described["modality"],
-        "labels": {name: int(value) for value, name in described["labels"].items()},
-        "numTraining": len(images),
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(written))
-    return folder
+    labels = {name: int(value) for value, name in described["labels"].items()}
+    describe(folder, described["modality"], labels)
 
 
-def write_scans(folder: Path) -> Path:
+def draw_scans(folder: Path) -> None:
     """A raw data set of nnU-Net's, large enough for a plan of several stages."""
     for number in range(CASES):
         image, label = anatomy(number, (40, 48, 48))
         write_nifti(folder / "imagesTr" / f"{number:03d}_0000.nii.gz", image, affine((1, 1, 1)))
         write_nifti(folder / "labelsTr" / f"{number:03d}.nii.gz", label, affine((1, 1, 1)))
+    describe(folder, {"0": "MR"}, LABELS)
+
+
+def describe(folder: Path, channels: dict[str, str], labels: dict[str, int]) -> None:
+    """Write the `dataset.json` of a raw data set of nnU-Net's."""
     described = {
-        "channel_names": {"0": "MR"},
-        "labels": LABELS,
+        "channel_names": channels,
+        "labels": labels,
         "numTraining": CASES,
         "file_ending": ".nii.gz",
     }
     (folder / "dataset.json").write_text(json.dumps(described))
-    return folder
 
 
 def planned_network(plans: Path, configuration: str, classes: int) -> torch.nn.Module:
@@ -131,7 +149,7 @@ def planned_network(plans: Path, configuration: str, classes: int) -> torch.nn.M
     )
 
 
-def load(plans: Path, configuration: str, run: Path, file: Path) -> None:
+def load(plans: Path, configuration: str, run: Path, file: Path) -> dict[str, Any]:
     """Let nnU-Net load an export, and compare every tensor with the run's."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
@@ -142,47 +160,26 @@ def load(plans: Path, configuration: str, run: Path, file: Path) -> None:
     trained = checkpoint.read(run / "weights.safetensors").tensors
     stages = len({key.split(".")[2] for key in after if key.startswith("decoder.stages.")})
     keys = [(key, own) for own in trained for key in nnunet_names(own, stages)]
-    assert all(torch.equal(after[key], trained[own]) for key, own in keys)
+    equal = sum(torch.equal(after[key], trained[own]) for key, own in keys)
+    assert equal == len(keys)
     assert any(not torch.equal(after[key], before[key]) for key, _ in keys)
     heads = [key for key in after if ".seg_layers." in key]
     assert heads
     assert all(torch.equal(after[key], before[key]) for key in heads)
-    halves = [sum(own.startswith(half) for own in trained) for half in ("encoder", "decoder")]
-    assert all(halves)
-    print(
-        f"{type(network).__name__} {configuration}: nnU-Net's network has {len(after)} keys; "
-        f"{halves[0]} encoder and {halves[1]} decoder tensors were pre-trained ({len(keys)} keys), "
-        f"all equal after loading; {len(heads)} keys of heads are as nnU-Net drew them.",
-        flush=True,
-    )
+    halves = {half: sum(own.startswith(half) for own in trained) for half in ("encoder", "decoder")}
+    assert all(halves.values())
+    return {
+        "network": type(network).__name__,
+        "configuration": configuration,
+        "keys in nnU-Net": len(after),
+        "encoder tensors": halves["encoder"],
+        "decoder tensors": halves["decoder"],
+        "their keys": len(keys),
+        "equal after loading": equal,
+    }
 
 
-def check_small(folder: Path) -> None:
-    """Small plans of both networks in 2D and 3D, through the loader."""
-    store = write_toy_store(folder / "toy.store", patients=4, slices=16, side=32)
-    for kind in ("plain", "residual"):
-        residual = kind == "residual"
-        plans = write_plans(folder / kind / "nnUNetPlans.json", [4, 6, 6], residual=residual)
-        for configuration, (dims, size) in CONFIGURATIONS.items():
-            run = folder / kind / configuration
-            settings = {
-                "dims": dims,
-                "backbone": "nnunet",
-                "backbone_settings.plans": plans,
-                "backbone_settings.configuration": configuration,
-                "method_settings.decoder_blocks": 1,
-                "training.size": size,
-                "training.batch_size": 4,
-                "training.steps": 2,
-            }
-            overrides = [f"{name}={value}" for name, value in settings.items()]
-            pretrain(store.path, run, overrides=overrides, device="cpu")
-            file = run.with_suffix(".pth")
-            export(run, file, to="nnunet", plans=plans, configuration=configuration)
-            load(plans, configuration, run, file)
-
-
-def compare_preparation(store: Path, preprocessed: Path) -> None:
+def compare_preparation(store: Path, preprocessed: Path) -> dict[str, Any]:
     """Compare a store's cases with what nnU-Net has preprocessed by the same plan."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
@@ -192,16 +189,19 @@ def compare_preparation(store: Path, preprocessed: Path) -> None:
     for case in opened.cases:
         data, label, *_ = written.load_case(case)
         differences.append(compare(opened, case, np.asarray(data[:]), np.asarray(label[:])))
-    largest = max(differences)
-    print(
-        f"{preprocessed.name}: {len(differences)} cases are as nnU-Net's: labels equal, "
-        f"values within {largest:.1e}.",
-        flush=True,
-    )
+    size = " × ".join(map(str, next(iter(opened.cases.values())).size))
+    return {
+        "scans": f"data set, {preprocessed.name}",
+        "cases": len(differences),
+        "voxels": size,
+        "within": max(differences),
+    }
 
 
-def check_planned(folder: Path, name: str, configuration: str) -> None:
-    """Pre-train, export, load and train, for one configuration of nnU-Net's own plan."""
+def check_planned(
+    folder: Path, name: str, configuration: str, iterations: int, found: dict[str, list]
+) -> None:
+    """Prepare, pre-train, export, load and train, for one configuration of nnU-Net's own plan."""
     dims, size = CONFIGURATIONS[configuration]
     plans = folder / "preprocessed" / DATASET / f"{name}.json"
     run = folder / f"{name}-{configuration}"
@@ -211,7 +211,7 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
         "--configuration", configuration,
     )  # fmt: skip
     stated = json.loads(plans.read_text())["configurations"][configuration]
-    compare_preparation(store, plans.parent / stated["data_identifier"])
+    found["prepared"].append(compare_preparation(store, plans.parent / stated["data_identifier"]))
     call(
         "macl", "pretrain", store, "--out", run, "--device", "cpu",
         "--set", f"dims={dims}", "--set", "backbone=nnunet",
@@ -224,11 +224,21 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
         "macl", "export", run, "--to", "nnunet", "--plans", plans,
         "--configuration", configuration, "--out", file,
     )  # fmt: skip
-    load(plans, configuration, run, file)
+    loaded = load(plans, configuration, run, file)
     words = (999, configuration, "all", "-p", name, "-tr", "ShortTrainer", "-device", "cpu")
-    for start in ((), ("-pretrained_weights", file)):
-        printed = call("nnUNetv2_train", *words, *start)
-        print(*(line for line in printed.splitlines() if "_loss" in line), sep="\n", flush=True)
+    for start, more in (("fresh", ()), ("pre-trained", ("-pretrained_weights", file))):
+        printed = call("nnUNetv2_train", *words, *more)
+        losses = dict(re.findall(r"(train|val)_loss (\S+)", printed))
+        found["first epoch"].append(
+            {
+                "network": loaded["network"],
+                "configuration": configuration,
+                "iterations": iterations,
+                "start": start,
+                "training loss": float(losses["train"]),
+                "validation loss": float(losses["val"]),
+            }
+        )
 
     split = folder / f"{run.name}.json"
     call("macl", "split", store, "--out", split, "--test", "1", "--budgets", "1")
@@ -240,9 +250,9 @@ def check_planned(folder: Path, name: str, configuration: str) -> None:
         "--set", "training.steps=1",
     )  # fmt: skip
     transfer = json.loads((folder / f"{run.name}-tuned" / "transfer.json").read_text())
-    print(f"checkpoint_final.pth into macl: {transfer['counts']}, unused {transfer['unused']}")
     assert transfer["counts"].keys() == {"loaded"}
     assert not transfer["unused"]
+    found["weights"].append(loaded | {"back in macl": transfer["counts"]["loaded"]})
 
 
 def set_up(folder: Path, iterations: int) -> None:
@@ -258,45 +268,65 @@ def set_up(folder: Path, iterations: int) -> None:
     }
 
 
-def plan(names: list[str], configurations: list[str]) -> None:
+def plan(configurations: list[str]) -> None:
     """Plan with each planner; all of them share what is preprocessed for the first."""
     os.environ |= {"nnUNet_n_proc_DA": "1"}
-    first, *more = names
+    first, *more = PLANNERS.values()
     call(
-        "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", PLANNERS[first], "-np", 1, "-npfp", 1,
+        "nnUNetv2_plan_and_preprocess", "-d", 999, "-pl", first, "-np", 1, "-npfp", 1,
         "-c", *configurations,
     )  # fmt: skip
-    for name in more:
-        call("nnUNetv2_plan_experiment", "-d", 999, "-pl", PLANNERS[name])
+    for planner in more:
+        call("nnUNetv2_plan_experiment", "-d", 999, "-pl", planner)
     os.environ |= {"nnUNet_n_proc_DA": "0"}  # no processes in training; the planner takes no 0
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table of Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [
+        [f"{value:.2g}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
+    print(f"\n## {title}", *(f"| {' | '.join(line)} |" for line in lines), sep="\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--plans", nargs="*", default=list(PLANNERS), choices=list(PLANNERS))
     parser.add_argument(
         "--configurations", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS)
     )
-    parser.add_argument("--iterations", type=int, default=10, help="of each training of nnU-Net's")
+    parser.add_argument("--iterations", type=int, default=5, help="of each training of nnU-Net's")
     parser.add_argument("--decathlon", type=Path, help="a folder such as Task04_Hippocampus")
+    parser.add_argument("--json", type=Path, help="write the result there too")
     chosen = parser.parse_args()
+    start = time.monotonic()
+    found: dict[str, list] = {"prepared": compare_kinds(), "weights": [], "first epoch": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         set_up(folder, chosen.iterations)
-        if "small" in chosen.parts:
-            check_small(folder / "small")
-        if "planned" in chosen.parts:
-            raw = folder / "raw" / DATASET
-            if chosen.decathlon:
-                copy_scans(chosen.decathlon, raw)
-            else:
-                write_scans(raw)
-            plan(chosen.plans, chosen.configurations)
-            for plans in chosen.plans:
-                for configuration in chosen.configurations:
-                    check_planned(folder, plans, configuration)
-    print("nnU-Net takes what macl exports, and macl what nnU-Net has trained.")
+        raw = folder / "raw" / DATASET
+        if chosen.decathlon:
+            copy_scans(chosen.decathlon, raw)
+        else:
+            draw_scans(raw)
+        plan(chosen.configurations)
+        for plans in PLANNERS:
+            for configuration in chosen.configurations:
+                check_planned(folder, plans, configuration, chosen.iterations, found)
+    for title, rows in found.items():
+        show(title.capitalize(), rows)
+    about = {
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "data": chosen.decathlon.name if chosen.decathlon else "drawn",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+    result = json.dumps(about | found, indent=1, ensure_ascii=False)
+    if chosen.json:
+        chosen.json.write_text(result + "\n", encoding="utf-8")
+    print(f"\n{result}\n\nnnU-Net takes what macl exports, and macl what nnU-Net has trained.")
 
 
 if __name__ == "__main__":
