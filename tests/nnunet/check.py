@@ -20,7 +20,6 @@ import re
 import shutil
 import sys
 import tempfile
-import textwrap
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import entry_points, version
@@ -45,31 +44,6 @@ PACKAGES = (
     "nnunetv2", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2",
     "acvl-utils", "torch", "macl",
 )  # fmt: skip
-TRAINER = """
-    import os
-    import random
-
-    import numpy as np
-    import torch
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-
-    class ShortTrainer(nnUNetTrainer):
-        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
-            super().__init__(plans, configuration, fold, dataset_json, device)
-            count = int(os.environ["CHECK_ITERATIONS"])
-            self.num_epochs, self.num_iterations_per_epoch = 1, count
-            self.num_val_iterations_per_epoch = max(1, count // 3)
-            self.configuration_manager.configuration["batch_size"] = 2
-
-        def get_dataloaders(self):
-            for seed in (random.seed, np.random.seed, torch.manual_seed):
-                seed(0)
-            return super().get_dataloaders()
-
-        def perform_actual_validation(self, save_probabilities=False):
-            pass
-"""
 
 
 def call(*words: object) -> str:
@@ -257,12 +231,9 @@ def check_planned(
 
 def set_up(folder: Path, iterations: int) -> None:
     """Tell nnU-Net its folders and the trainer, before it is imported."""
-    trainers = folder / "trainers"
-    trainers.mkdir()
-    (trainers / "short.py").write_text(textwrap.dedent(TRAINER))
     os.environ |= {
         **{f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")},
-        "nnUNet_extTrainer": str(trainers),
+        "nnUNet_extTrainer": str(Path(__file__).parent / "trainers"),
         "nnUNet_compile": "f",
         "CHECK_ITERATIONS": str(iterations),
     }

@@ -6,8 +6,10 @@ moved axes, empty borders, holes.
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,7 @@ def compare_kinds() -> list[dict[str, Any]]:
     """Prepare scans of every kind with both programs; one row each."""
     rows = []
     for kind, options in KINDS.items():
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory() as name, redirect_stderr(io.StringIO()):
             rows.append(compare_kind(Path(name), kind, dict(options)))
+        print(f"Prepared as nnU-Net does: {kind}", flush=True)
     return rows
