@@ -1,8 +1,8 @@
 # Two commands set up everything they need in .venv: `make demo` and `make test`.
 #   TORCH_INDEX   where to take PyTorch from; on Linux without a GPU, https://download.pytorch.org/whl/cpu saves gigabytes
 #   PYTHON, VENV  which Python (3.11 or later) builds the environment, and where
-#   NNUNET_VENV   the environment of `make check-nnunet`, which tries exports in nnU-Net itself
-#   NNUNET_ARGS   what it is told, e.g. NNUNET_ARGS="--decathlon Task04_Hippocampus" for real scans
+#   NNUNET_VENV   the environment of `make check-nnunet`, which tries preparing and exports in nnU-Net itself
+#   NNUNET_ARGS   what it is told, e.g. NNUNET_ARGS="--decathlon Task04_Hippocampus --json check.json" for real scans
 #   OUT           where the demo writes
 #   MINUTES       how long `make gpu-figures` may measure; GPU_FIGURES, e.g. "--acdc FOLDER", is handed on to it
 #   PYTEST_ARGS   what pytest is told, e.g. PYTEST_ARGS="tests/test_metrics.py -x"

@@ -198,8 +198,11 @@ def _show(repeats: Iterable[dict[str, Any]]) -> None:
             f"| {row['steps']} | {row['dice']:.1f} |"
         )
         means.append(row["dice"])
-    deviation = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
-    print(f"\nDice {statistics.fmean(means):.1f}{deviation} % over {len(means)} repeats.")
+    if len(means) > 1:
+        deviation = statistics.stdev(means)
+        print(
+            f"\nDice {statistics.fmean(means):.1f} ± {deviation:.1f} % over {len(means)} repeats."
+        )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,16 @@
 
 Run by `make check-nnunet`, in an environment with macl and nnunetv2. Scans of many kinds are
 prepared by both. Then, with the plans of two of nnU-Net's planners, for slices and for volumes:
-macl prepares the scans as nnU-Net did, pre-trains the planned network and exports it; nnU-Net's own
-`load_pretrained_weights` reads the file, and every pre-trained tensor must be there, under every
-name; `nnUNetv2_train` takes a few steps from a fresh start and as many with `-pretrained_weights`,
-on the same patches; macl reads its checkpoint. The scans are drawn, or the first cases of a folder
-of the Medical Segmentation Decathlon (`--decathlon Task04_Hippocampus`).
+
+- macl prepares the scans as nnU-Net did, pre-trains the planned network and exports it;
+- nnU-Net's own `load_pretrained_weights` reads the file: every pre-trained tensor must be there,
+  under every name, and the encoder must give the same maps;
+- an export for nnssl must state the network that holds its tensors;
+- `nnUNetv2_train` takes a few steps from a fresh start and as many with `-pretrained_weights`, on
+  the same patches, and macl reads its checkpoint.
+
+The scans are drawn, or the first cases of a folder of the Medical Segmentation Decathlon
+(`--decathlon Task04_Hippocampus`).
 """
 
 from __future__ import annotations
@@ -29,12 +34,15 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from preparation import compare, compare_kinds
+from preparation import TOLERANCE, compare, compare_kinds
 
 from fakes.nnunet import LABELS
 from fakes.scans import affine, anatomy, write_nifti
 from macl.data.store import Store
 from macl.models.conversion.nnunet import nnunet_names
+from macl.plugins import find
+from macl.records.runs import read_record
+from macl.tasks.networks import plugin_settings
 from macl.utils import checkpoint
 
 DATASET, CASES = "Dataset999_Check", 5
@@ -123,8 +131,37 @@ def planned_network(plans: Path, configuration: str, classes: int) -> torch.nn.M
     )
 
 
+def difference_of_maps(run: Path, network: torch.nn.Module) -> float:
+    """How far the encoder's maps of nnU-Net's network are from those of macl's, of one image."""
+    record = read_record(run)
+    plugin = find("models", "nnunet")
+    settings = plugin_settings(plugin, record.settings["backbone_settings"], "backbone_settings")
+    own = plugin(settings, 1, dims=record.settings["dims"])
+    own.load_state_dict(checkpoint.read(run / "weights.safetensors").tensors, strict=False)
+    image = torch.randn(1, 1, *record.patch, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        pairs = zip(own.eval().encode(image), network.eval().encoder(image), strict=True)
+        return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+
+
+def load_nnssl(file: Path, run: Path) -> float:
+    """Build the network that an export for nnssl states, as nnU-Net would, and load all of it."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    content = torch.load(file, weights_only=True)
+    stated = content["nnssl_adaptation_plan"]["architecture_plans"]
+    network = get_network_from_plans(
+        stated["arch_class_name"], stated["arch_kwargs"], stated["arch_kwargs_requiring_import"],
+        1, 3, deep_supervision=True,
+    )  # fmt: skip
+    missing, unexpected = network.load_state_dict(content["network_weights"], strict=False)
+    assert not unexpected
+    assert all(".seg_layers." in key for key in missing)
+    return difference_of_maps(run, network)
+
+
 def load(plans: Path, configuration: str, run: Path, file: Path) -> dict[str, Any]:
-    """Let nnU-Net load an export, and compare every tensor with the run's."""
+    """Let nnU-Net load an export, and compare tensors and the encoder's maps with the run's."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
     network = planned_network(plans, configuration, 3)
@@ -142,6 +179,8 @@ def load(plans: Path, configuration: str, run: Path, file: Path) -> dict[str, An
     assert all(torch.equal(after[key], before[key]) for key in heads)
     halves = {half: sum(own.startswith(half) for own in trained) for half in ("encoder", "decoder")}
     assert all(halves.values())
+    maps = difference_of_maps(run, network)
+    assert maps < TOLERANCE
     return {
         "network": type(network).__name__,
         "configuration": configuration,
@@ -150,6 +189,7 @@ def load(plans: Path, configuration: str, run: Path, file: Path) -> dict[str, An
         "decoder tensors": halves["decoder"],
         "their keys": len(keys),
         "equal after loading": equal,
+        "maps within": maps,
     }
 
 
@@ -199,6 +239,10 @@ def check_planned(
         "--configuration", configuration, "--out", file,
     )  # fmt: skip
     loaded = load(plans, configuration, run, file)
+    if dims == 3:
+        nnssl = folder / f"{run.name}-nnssl.pth"
+        call("macl", "export", run, "--to", "nnssl", "--out", nnssl)
+        assert load_nnssl(nnssl, run) < TOLERANCE
     words = (999, configuration, "all", "-p", name, "-tr", "ShortTrainer", "-device", "cpu")
     for start, more in (("fresh", ()), ("pre-trained", ("-pretrained_weights", file))):
         printed = call("nnUNetv2_train", *words, *more)
