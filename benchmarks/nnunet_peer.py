@@ -16,7 +16,8 @@ included, except that
   that time as over its 1000 epochs (from 0.01, to the power of 0.9);
 - it trains on all labelled cases (fold "all"): no case is left to choose a checkpoint,
   a configuration or postprocessing by;
-- with --no-mirroring, it mirrors neither in training nor in prediction.
+- with --no-mirroring, it mirrors neither in training nor in prediction;
+- with --spacing-mm, it plans for this spacing in plane, such as that of STORE.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main() -> None:
         "labels": arguments.labels,
         "minutes": arguments.minutes,
         "mirroring": not arguments.no_mirroring,
+        "spacing_mm": arguments.spacing_mm,
         "split": resolved.split.model_dump(mode="json"),
     }
     _same_as_before(arguments.out / "arguments.json", described)
@@ -86,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, required=True, help="of training, per repeat")
     parser.add_argument("--repeats", type=int, default=1, help="draws of the labelled people")
     parser.add_argument("--no-mirroring", action="store_true")
+    parser.add_argument("--spacing-mm", type=float, help="in plane, in place of its own choice")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -160,7 +163,11 @@ def _repeat(folder: Path, arguments: argparse.Namespace, drawn: ResolvedSplit) -
     run = folder / "results" / DATASET / f"{trainer}__nnUNetPlans__{CONFIGURATION}" / "fold_all"
     if not (run / "checkpoint_final.pth").is_file():
         shutil.rmtree(plans.parent, ignore_errors=True)
-        call("plan_and_preprocess", "-d", 901, "-c", CONFIGURATION, "-np", 1, "-npfp", 1)
+        wanted = arguments.spacing_mm  # along z too, which keeps z first; 2D uses the other two
+        call(
+            "plan_and_preprocess", "-d", 901, "-c", CONFIGURATION, "-np", 1, "-npfp", 1,
+            *(("-overwrite_target_spacing", wanted, wanted, wanted) if wanted else ()),
+        )  # fmt: skip
         call(
             "train", 901, CONFIGURATION, "all", "-tr", trainer, "-device", "cpu",
             nnUNet_n_proc_DA="0",
@@ -199,10 +206,8 @@ def _show(repeats: Iterable[dict[str, Any]]) -> None:
         )
         means.append(row["dice"])
     if len(means) > 1:
-        deviation = statistics.stdev(means)
-        print(
-            f"\nDice {statistics.fmean(means):.1f} ± {deviation:.1f} % over {len(means)} repeats."
-        )
+        mean, deviation = statistics.fmean(means), statistics.stdev(means)
+        print(f"\nDice {mean:.1f} ± {deviation:.1f} % over {len(means)} repeats.")
 
 
 if __name__ == "__main__":
