@@ -1,8 +1,8 @@
 # Two commands set up everything they need in .venv: `make demo` and `make test`.
 #   TORCH_INDEX   where to take PyTorch from; on Linux without a GPU, https://download.pytorch.org/whl/cpu saves gigabytes
 #   PYTHON, VENV  which Python (3.11 or later) builds the environment, and where
-#   NNUNET_VENV   the environment of `make check-nnunet`, which tries exports in nnU-Net itself
-#   NNUNET_ARGS   what it is told, e.g. NNUNET_ARGS="--decathlon Task04_Hippocampus" for real scans
+#   NNUNET_VENV   the environment of `make check-nnunet`, which tries preparing and exports in nnU-Net itself
+#   NNUNET_ARGS   what it is told, e.g. NNUNET_ARGS="--decathlon Task04_Hippocampus --json check.json" for real scans
 #   ENVIRONMENTS  where `make check-packaging` keeps its environments; without it they are not kept
 #   OUT           where the demo writes
 #   MINUTES       how long `make gpu-figures` may measure; GPU_FIGURES, e.g. "--acdc FOLDER", is handed on to it
@@ -42,15 +42,14 @@ docs: $(VENV)/.docs-ready
 	@echo "The site: build/docs/index.html"
 
 check-nnunet: $(NNUNET_VENV)/.ready
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_preparation.py
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check_loader.py $(NNUNET_ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(NNUNET_VENV)/bin/python tests/nnunet/check.py $(NNUNET_ARGS)
 
 check-packaging: $(VENV)/.dev-ready
 	$(BIN)/python tests/packaging/check_packaging.py $(if $(ENVIRONMENTS),--environments $(ENVIRONMENTS)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 $(NNUNET_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(NNUNET_VENV)
-	$(NNUNET_VENV)/bin/python -m pip install torch torchvision $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(NNUNET_VENV)/bin/python -m pip install torch==2.14.1 torchvision==0.29.1 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(NNUNET_VENV)/bin/python -m pip install -e . nnunetv2==2.8.1
 	touch $@
 

@@ -1,14 +1,23 @@
 """nnU-Net's 2D network on the labelled people of a split, for some minutes of processor time.
 
-    python benchmarks/nnunet_peer.py SOURCE STORE SPLIT --labels 1 --minutes 10 \\
-        --nnunet NNUNET_ENVIRONMENT/bin --out peer
+    NNUNET_VENV/bin/python benchmarks/nnunet_peer.py SOURCE STORE SPLIT --labels 1 --minutes 10 \\
+        --repeats 5 --out peer
 
-The scans of SOURCE (of which `macl prepare` made STORE) become an nnU-Net data set: the budget's
-people are its training cases, the split's test people are predicted and scored by `macl evaluate`.
-nnU-Net plans for these scans, trains in one process with its own augmentation and learning rate
-(which falls with the share of the time that is used up), and predicts as it always does. All but
-the length is its own, unless --batch-size or --no-mirroring say otherwise. The draw takes the
-labelled people as `macl benchmark` does.
+Run in the environment that `make check-nnunet` builds, with macl and nnU-Net. The scans of SOURCE
+(of which `macl prepare` made STORE) become an nnU-Net data set: the budget's people are its
+training cases, the split's test people are predicted and scored by `macl evaluate`. A repeat draws
+the labelled people as a repeat of `macl benchmark` does. A call that was stopped goes on with the
+first repeat that is not finished.
+
+nnU-Net makes its own plan for these scans, and trains and predicts as it always does, mirroring
+included, except that
+
+- it trains for the given time, on one thread that also augments, and its learning rate falls over
+  that time as over its 1000 epochs (from 0.01, to the power of 0.9);
+- it trains on all labelled cases (fold "all"): no case is left to choose a checkpoint,
+  a configuration or postprocessing by;
+- with --no-mirroring, it mirrors neither in training nor in prediction;
+- with --spacing-mm, it plans for this spacing in plane, such as that of STORE.
 """
 
 from __future__ import annotations
@@ -17,90 +26,55 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from macl import plugins
 from macl.data.draws import draw_labelled_people
-from macl.data.resolved_split import resolve_split
+from macl.data.resolved_split import ResolvedSplit, resolve_split
 from macl.data.splits import read_split
 from macl.data.store import Store
-from macl.io.source import Case
+from macl.io.source import Case, Source
 from macl.preprocessing.source import recognise, scan_source
+from macl.records.scores import read_rows
 from macl.stages.evaluate import evaluate
+from macl.utils.files import write_json
+from macl.workflows.comparisons import dice_of_people
 
 DATASET = "Dataset901_Peer"
-PLANS = "nnUNetPlans"
-TRAINER = """
-import json, os, time
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
-    nnUNetTrainerNoMirroring,
-)
-
-
-class _Minutes:
-    def run_training(self):
-        seconds = 60 * float(os.environ["PEER_MINUTES"])
-        self.on_train_start()
-        self.network.train()
-        start, steps = time.process_time(), 0
-        while (share := (time.process_time() - start) / seconds) < 1:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.initial_lr * (1 - share) ** 0.9
-            self.train_step(next(self.dataloader_train))
-            steps += 1
-        self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_final.pth"))
-        print("steps", steps, flush=True)
-
-
-class TimedTrainer(_Minutes, nnUNetTrainer):
-    pass
-
-
-class TimedTrainerNoMirroring(_Minutes, nnUNetTrainerNoMirroring):
-    pass
-"""
+TRAINERS = Path(__file__).parent / "nnunet_trainers"
+CONFIGURATION = "2d"
 
 
 def main() -> None:
-    """Prepare, train, predict and score."""
+    """Run every repeat that is not finished, and print what came of all."""
     arguments = _arguments()
-    out = Path(arguments.out)
-    raw, images = out / "raw" / DATASET, out / "test"
-    labelled, tested = _people(arguments)
-    _write(arguments.source, raw, images, labelled, tested)
-    trainers = out / "trainers"
-    trainers.mkdir(exist_ok=True)
-    (trainers / "timed_trainer.py").write_text(TRAINER)
-    environment = {
-        **os.environ, "nnUNet_raw": str(raw.parent), "nnUNet_results": str(out / "results"),
-        "nnUNet_preprocessed": str(out / "preprocessed"), "nnUNet_extTrainer": str(trainers),
-        "PEER_MINUTES": str(arguments.minutes), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-
-    def call(command: str, *words: object, **more: str) -> None:
-        program = Path(arguments.nnunet) / f"nnUNetv2_{command}"
-        subprocess.run([str(program), *map(str, words)], env=environment | more, check=True)
-
-    call("plan_and_preprocess", "-d", 901, "-c", "2d", "-np", 1, "-npfp", 1)
-    if arguments.batch_size:
-        plans = out / "preprocessed" / DATASET / f"{PLANS}.json"
-        plan = json.loads(plans.read_text())
-        plan["configurations"]["2d"]["batch_size"] = arguments.batch_size
-        plans.write_text(json.dumps(plan))
-    trainer = "TimedTrainerNoMirroring" if arguments.no_mirroring else "TimedTrainer"
-    chosen = ("-tr", trainer, "-device", "cpu")
-    call("train", 901, "2d", "all", *chosen, nnUNet_n_proc_DA="0", nnUNet_compile="f")
-    masks = out / "masks"
-    call(
-        "predict", "-d", 901, "-i", images, "-o", masks, "-c", "2d", "-f", "all", *chosen,
-        "-npp", 1, "-nps", 1,
-    )  # fmt: skip
-    for extra in masks.glob("*.json"):
-        extra.unlink()
-    evaluate(masks, arguments.store, out / "cases.csv")
+    store = Store.open(arguments.store)
+    resolved = resolve_split(read_split(arguments.split), store)
+    layout = recognise(arguments.source, plugins.readers())
+    source = scan_source(arguments.source, layout.read(arguments.source)).source
+    described = {
+        "labels": arguments.labels,
+        "minutes": arguments.minutes,
+        "mirroring": not arguments.no_mirroring,
+        "spacing_mm": arguments.spacing_mm,
+        "split": resolved.split.model_dump(mode="json"),
+    }
+    _same_as_before(arguments.out / "arguments.json", described)
+    repeats = []
+    for draw in range(arguments.repeats):
+        drawn = resolve_split(draw_labelled_people(resolved, store, draw), store)
+        folder = arguments.out / f"draw{draw}"
+        if not (folder / "repeat.json").is_file():
+            _write_dataset(source, folder, drawn.labelled_cases(arguments.labels), drawn.test_cases)
+            write_json(folder / "repeat.json", _repeat(folder, arguments, drawn))
+        repeats.append(json.loads((folder / "repeat.json").read_text()))
+    _show(repeats)
 
 
 def _arguments() -> argparse.Namespace:
@@ -110,55 +84,130 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("source", type=Path)
     parser.add_argument("store", type=Path)
     parser.add_argument("split")
-    parser.add_argument("--labels", required=True)
-    parser.add_argument("--draw", type=int)
-    parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--labels", required=True, help="a budget of the split")
+    parser.add_argument("--minutes", type=float, required=True, help="of training, per repeat")
+    parser.add_argument("--repeats", type=int, default=1, help="draws of the labelled people")
     parser.add_argument("--no-mirroring", action="store_true")
-    parser.add_argument("--nnunet", type=Path, required=True)
+    parser.add_argument("--spacing-mm", type=float, help="in plane, in place of its own choice")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 
-def _people(arguments: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the labelled and of the test cases."""
-    store = Store.open(arguments.store)
-    resolved = resolve_split(read_split(arguments.split), store)
-    if arguments.draw is not None:
-        resolved = resolve_split(draw_labelled_people(resolved, store, arguments.draw), store)
-    return resolved.labelled_cases(arguments.labels), resolved.test_cases
+def _same_as_before(record: Path, described: dict[str, Any]) -> None:
+    """Refuse to go on in a folder that other arguments have begun."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    if not record.is_file():
+        write_json(record, described)
+    elif json.loads(record.read_text()) != described:
+        sys.exit(f"{record.parent} was begun with other arguments ({record}): name another --out.")
 
 
-def _write(
-    source: Path, raw: Path, images: Path, labelled: Iterable[str], tested: Iterable[str]
+def _write_dataset(
+    source: Source, folder: Path, labelled: tuple[str, ...], tested: tuple[str, ...]
 ) -> None:
-    """The labelled cases as an nnU-Net data set, and the test cases' images beside it."""
-    layout = recognise(source, plugins.readers())
-    listing = scan_source(source, layout.read(source)).source
-    cases: dict[str, Case] = {case.name: case for case in listing.cases}
-    for folder in (raw / "imagesTr", raw / "labelsTr", images):
-        folder.mkdir(parents=True)
-    labelled = tuple(labelled)
+    """Links to the labelled cases as an nnU-Net data set, and to the test cases' images."""
+    cases = {case.name: case for case in source.cases}
+    raw, images = folder / "raw" / DATASET, folder / "test"
+    for part in (raw / "imagesTr", raw / "labelsTr", images):
+        part.mkdir(parents=True, exist_ok=True)
     for name in labelled:
-        _copy_channels(cases[name], raw / "imagesTr")
-        label = cases[name].label
-        assert isinstance(label, Path)
-        shutil.copyfile(label, raw / "labelsTr" / f"{name}.nii.gz")
+        _link_channels(cases[name], raw / "imagesTr")
+        _link(cases[name].label, raw / "labelsTr" / f"{name}.nii.gz")
     for name in tested:
-        _copy_channels(cases[name], images)
-    description = {
-        "channel_names": {str(number): "MRI" for number in range(len(listing.channels))},
-        "labels": {name: value for value, name in listing.classes.items()},
+        _link_channels(cases[name], images)
+    described = {
+        "channel_names": {str(number): "MRI" for number in range(len(source.channels))},
+        "labels": {name: value for value, name in source.classes.items()},
         "numTraining": len(labelled),
         "file_ending": ".nii.gz",
     }
-    (raw / "dataset.json").write_text(json.dumps(description))
+    write_json(raw / "dataset.json", described)
 
 
-def _copy_channels(case: Case, folder: Path) -> None:
+def _link_channels(case: Case, folder: Path) -> None:
     for number, image in enumerate(case.images):
-        assert isinstance(image, Path)
-        shutil.copyfile(image, folder / f"{case.name}_{number:04d}.nii.gz")
+        _link(image, folder / f"{case.name}_{number:04d}.nii.gz")
+
+
+def _link(file: Any, link: Path) -> None:
+    if not link.is_symlink():
+        link.symlink_to(Path(file).resolve())
+
+
+def _repeat(folder: Path, arguments: argparse.Namespace, drawn: ResolvedSplit) -> dict[str, Any]:
+    """Plan, train, predict and score."""
+    trainer = "MinutesTrainerNoMirroring" if arguments.no_mirroring else "MinutesTrainer"
+    environment = {
+        **os.environ,
+        **{f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")},
+        "nnUNet_extTrainer": str(TRAINERS), "nnUNet_compile": "f", "nnUNet_def_n_proc": "1",
+        "PEER_MINUTES": str(arguments.minutes), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+    def call(command: str, *words: object, **more: str) -> float:
+        """The wall minutes of a command of nnU-Net's, whose output goes to the log."""
+        print(f"{folder.name}: {command}", flush=True)
+        start = time.monotonic()
+        program = Path(sys.executable).with_name(f"nnUNetv2_{command}")
+        log = folder / f"{command}.log"
+        with log.open("w") as file:
+            done = subprocess.run(
+                [str(program), *map(str, words)],
+                env=environment | more, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"{log.read_text()[-2000:]}\nnnUNetv2_{command} failed: see {log}.")
+        return (time.monotonic() - start) / 60
+
+    plans = folder / "preprocessed" / DATASET / "nnUNetPlans.json"
+    run = folder / "results" / DATASET / f"{trainer}__nnUNetPlans__{CONFIGURATION}" / "fold_all"
+    if not (run / "checkpoint_final.pth").is_file():
+        shutil.rmtree(plans.parent, ignore_errors=True)
+        wanted = arguments.spacing_mm  # along z too, which keeps z first; 2D uses the other two
+        call(
+            "plan_and_preprocess", "-d", 901, "-c", CONFIGURATION, "-np", 1, "-npfp", 1,
+            *(("-overwrite_target_spacing", wanted, wanted, wanted) if wanted else ()),
+        )  # fmt: skip
+        call(
+            "train", 901, CONFIGURATION, "all", "-tr", trainer, "-device", "cpu",
+            nnUNet_n_proc_DA="0",
+        )  # fmt: skip
+    masks = folder / "masks"
+    predicting = call(
+        "predict", "-d", 901, "-i", folder / "test", "-o", masks, "-c", CONFIGURATION, "-f", "all",
+        "-tr", trainer, "-device", "cpu", "-npp", 1, "-nps", 1, "--disable_progress_bar",
+    )  # fmt: skip
+    for extra in masks.glob("*.json"):
+        extra.unlink()
+    evaluate(masks, arguments.store, folder / "cases.csv")
+    plan = json.loads(plans.read_text())["configurations"][CONFIGURATION]
+    people = dice_of_people(read_rows(folder / "cases.csv"), drawn.groups)
+    return {
+        "labelled": drawn.people(drawn.labelled_cases(arguments.labels)),
+        "spacing_mm": plan["spacing"],
+        "patch": plan["patch_size"],
+        "batch_size": plan["batch_size"],
+        "steps": json.loads((run / "steps.json").read_text()),
+        "minutes_predicting": predicting,
+        "dice": statistics.fmean(people.values()),
+        "dice_of_people": people,
+    }
+
+
+def _show(repeats: Iterable[dict[str, Any]]) -> None:
+    """Print one line for each repeat, and their mean."""
+    print("\n| draw | labelled | patch | batch | steps | Dice % |\n|---|---|---|---:|---:|---:|")
+    means = []
+    for draw, row in enumerate(repeats):
+        patch = " × ".join(map(str, row["patch"]))
+        print(
+            f"| {draw} | {', '.join(row['labelled'])} | {patch} | {row['batch_size']} "
+            f"| {row['steps']} | {row['dice']:.1f} |"
+        )
+        means.append(row["dice"])
+    if len(means) > 1:
+        mean, deviation = statistics.fmean(means), statistics.stdev(means)
+        print(f"\nDice {mean:.1f} ± {deviation:.1f} % over {len(means)} repeats.")
 
 
 if __name__ == "__main__":

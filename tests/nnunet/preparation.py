@@ -1,13 +1,15 @@
-"""Check against nnU-Net itself: `prepare --plans` gives the voxels of nnU-Net's own preprocessor.
+"""Do `prepare --plans` and nnU-Net's own preprocessor give the same voxels?
 
-Run in an environment with macl and nnunetv2 (`make check-nnunet`). Scans of many kinds are prepared
-by both: every normalisation, anisotropic and isotropic spacings, moved axes, empty borders, holes.
+Scans of many kinds are prepared by both: every normalisation, anisotropic and isotropic spacings,
+moved axes, empty borders, holes.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +90,8 @@ def write_raw(
     (folder / "dataset.json").write_text(json.dumps(described))
 
 
-def check(folder: Path, kind: str, options: dict[str, Any]) -> None:
-    """Prepare scans of a kind with both programs."""
+def compare_kind(folder: Path, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Prepare scans of a kind with both programs; what a row of the result shows."""
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -119,16 +121,14 @@ def check(folder: Path, kind: str, options: dict[str, Any]) -> None:
         )
         differences.append(compare(store, case, data, label))
     size = " × ".join(map(str, next(iter(store.cases.values())).size))
-    largest = max(differences)
-    print(f"{kind}, {size} voxels: labels equal, values within {largest:.1e}.", flush=True)
+    return {"scans": kind, "cases": len(differences), "voxels": size, "within": max(differences)}
 
 
-def main() -> None:
+def compare_kinds() -> list[dict[str, Any]]:
+    """Prepare scans of every kind with both programs; one row each."""
+    rows = []
     for kind, options in KINDS.items():
-        with tempfile.TemporaryDirectory() as name:
-            check(Path(name), kind, dict(options))
-    print("macl prepares scans as nnU-Net does.")
-
-
-if __name__ == "__main__":
-    main()
+        with tempfile.TemporaryDirectory() as name, redirect_stderr(io.StringIO()):
+            rows.append(compare_kind(Path(name), kind, dict(options)))
+        print(f"Prepared as nnU-Net does: {kind}", flush=True)
+    return rows
