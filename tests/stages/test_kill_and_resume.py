@@ -109,5 +109,6 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(folder: Path, stage: str, di
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     for record in records:
         assert record.pop("seconds") > 0
+        assert Path(record.pop("folder")) in runs
     assert records[0] == records[1]
     assert records[0]["finished"]
