@@ -92,7 +92,8 @@ def _monai_preparation(cases: Sequence[Case], out: Path, spacing_mm: float | Non
     )
 
     def prepare() -> None:
-        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
         for case in cases:
             made = chain({"image": case.images[0], "label": case.label})
             np.save(out / f"{case.name}.npy", made["image"].numpy())
@@ -111,6 +112,7 @@ def _nnunet_preparation(cases: Sequence[Case], out: Path, spacing_mm: float | No
 
     resample = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
+        "architecture": {},
         "preprocessor_name": "DefaultPreprocessor",
         "patch_size": [192, 192],
         "spacing": [spacing_mm or 1.0] * 2,
@@ -135,7 +137,8 @@ def _nnunet_preparation(cases: Sequence[Case], out: Path, spacing_mm: float | No
     preprocessor = DefaultPreprocessor(verbose=False)
 
     def prepare() -> None:
-        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
         for case in cases:
             preprocessor.run_case_save(
                 str(out / case.name), [str(case.images[0])], str(case.label), plans,
