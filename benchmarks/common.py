@@ -91,7 +91,7 @@ class PeakMemory:
 def make_stepper(task: Task, settings: TrainingSettings, fabric: Fabric, mode: str) -> Stepper:
     """A training step as the loop takes it, with this mode of `torch.compile`."""
     stepper = Stepper(task, settings.model_copy(update={"compile": mode}), fabric)
-    stepper.compile(voxels=0)
+    stepper.compile(steps=0, voxels=0)
     return stepper
 
 

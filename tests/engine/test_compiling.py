@@ -117,7 +117,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys, pass_that_fa
 def test_what_cannot_be_launched_runs_as_it_is(monkeypatch, capsys, pass_that_fails) -> None:
     def train(mode: str) -> tuple[Stepper, float]:
         stepper = Stepper(finetuning(), TrainingSettings(compile=mode), make_fabric("cpu", "fp32"))
-        stepper.compile(voxels=0)
+        stepper.compile(steps=0, voxels=0)
         return stepper, stepper(batch(0, 0.0)).loss.item()
 
     def launch(arguments):
@@ -161,19 +161,22 @@ def test_what_a_recorded_step_gave_outlives_the_next(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "voxels", "expected"),
+    ("setting", "device", "steps", "voxels", "expected"),
     [
-        ("off", GPU, 1e12, None),
-        ("auto", CPU, 1e12, None),
-        ("auto", GPU, 1e9, None),
-        ("auto", GPU, 1e12, "default"),
-        ("reduce-overhead", GPU, 1e9, "reduce-overhead"),
-        ("default", CPU, 1e9, "default"),
+        ("off", GPU, 1_000_000, 1e12, None),
+        ("auto", CPU, 1_000_000, 1e12, None),
+        ("auto", GPU, 1000, 1e9, None),
+        ("auto", GPU, 1000, 1e12, "default"),
+        ("auto", GPU, 50_000, 1e9, "default"),
+        ("reduce-overhead", GPU, 1000, 1e9, "reduce-overhead"),
+        ("default", CPU, 1000, 1e9, "default"),
     ],
 )
-def test_long_runs_on_a_gpu_are_compiled(monkeypatch, setting, device, voxels, expected) -> None:
+def test_long_runs_on_a_gpu_are_compiled(
+    monkeypatch, setting, device, steps, voxels, expected
+) -> None:
     monkeypatch.setattr(compiling, "_missing_for_compiling", lambda: None)
-    assert compile_mode(TrainingSettings(compile=setting), device, voxels) == expected
+    assert compile_mode(TrainingSettings(compile=setting), device, steps, voxels) == expected
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_without_what_it_takes_nothing_is_compiled(
     for each in ("importlib.util.find_spec", "shutil.which"):
         monkeypatch.setattr(each, lambda name: "there")
     monkeypatch.setattr(place, lambda name: absent)
-    assert compile_mode(TrainingSettings(), GPU, 1e12) is None
+    assert compile_mode(TrainingSettings(), GPU, 1, 1e12) is None
     assert named in capsys.readouterr().err
 
 

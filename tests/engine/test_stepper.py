@@ -64,6 +64,6 @@ def test_the_step_is_compiled_as_the_settings_say(
 
     monkeypatch.setattr("macl.engine.compiling.torch.compile", eagerly)
     one = stepper(compile=mode)
-    assert one.compile(voxels=1e12) is compiles
+    assert one.compile(steps=1, voxels=1e12) is compiles
     assert ("step" in vars(one.task)) is compiles
     assert one(batch(3, side=4)).loss.item() == 1.0

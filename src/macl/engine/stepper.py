@@ -48,9 +48,10 @@ class Stepper:
         )
         task.train()
 
-    def compile(self, voxels: float) -> bool:
-        """Compile the step if the settings say so, or if it pays for a run of so many voxels."""
-        mode = compile_mode(self.settings, self.fabric.device, voxels)
+    def compile(self, steps: int, voxels: float) -> bool:
+        """Compile the step if the settings say so, or if it pays for a run of so many steps and
+        voxels."""
+        mode = compile_mode(self.settings, self.fabric.device, steps, voxels)
         if mode and is_distributed():
             say(
                 "The step is not compiled: with several processes, which exchange tensors within "

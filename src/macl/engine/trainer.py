@@ -144,7 +144,7 @@ def fit(
     keep_freed_memory()
     steps = settings.total_steps(loader.steps_per_epoch)
     state = _TrainingState(task, settings, fabric, validation)
-    state.stepper.compile(steps * loader.batch_size * math.prod(loader.patch))
+    state.stepper.compile(steps, steps * loader.batch_size * math.prod(loader.patch))
     state.resume(run / STATE)
     first, seconds_before = state.step, state.seconds
     log = TrainingLog(run / LOG, first, tensorboard)

@@ -87,7 +87,7 @@ def profile(
             return measured[WARM_UP_STEPS:]
 
         parts = repeat(timer.parts)
-        timer.stepper.compile(_voxels(settings, patches or 0))
+        timer.stepper.compile(*_run_length(settings, patches or 0))
         seconds = statistics.median(repeat(timer.whole))
     medians = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
     batch_size = settings.training.batch_size
@@ -135,10 +135,11 @@ def render(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _voxels(settings: PretrainSettings, patches: int) -> int:
+def _run_length(settings: PretrainSettings, patches: int) -> tuple[int, int]:
+    """Steps and voxels of a run."""
     training = settings.training
     steps = training.total_steps(max(1, patches // training.batch_size))
-    return steps * training.batch_size * math.prod(settings.patch)
+    return steps, steps * training.batch_size * math.prod(settings.patch)
 
 
 class _StepTimer:
