@@ -15,6 +15,7 @@ import numpy as np
 from macl.config import PrepareSettings
 from macl.data.store import Normalisation, Orientation, Store, StoredArray, StoredCase, StoreIndex
 from macl.io.geometry import Geometry
+from macl.preprocessing.orientation import choose_orientation
 
 CLASSES = ("background", "ring", "disc")
 
@@ -59,6 +60,23 @@ def write_toy_store(
     )
     (folder / "store.json").write_text(index.model_dump_json(indent=1))
     return Store.open(folder)
+
+
+def on_its_side(store: Store, case: str, direction: tuple[float, ...]) -> Store:
+    """That case alone, with the same slices, as if its scan lay on its side and ran the other way;
+    `direction` is the scan's, as in `Geometry`."""
+    slices, rows, columns = store.case(case).size
+    geometry = Geometry(
+        size=(rows, slices, columns),
+        spacing=(1.5, 5.0, 1.0),
+        origin=(1.0, 2.0, 3.0),
+        direction=direction,
+        spacing_known=True,
+    )
+    changed = store.case(case).model_copy(
+        update={"geometry": geometry, "orientation": choose_orientation(geometry, "axial")}
+    )
+    return Store(store.path, store.index.model_copy(update={"cases": (changed,)}))
 
 
 def _case(

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from matplotlib import image as images
 
-from fakes.toy_store import write_toy_store
+from fakes.toy_store import on_its_side, write_toy_store
 from macl.data.store import Store
-from macl.io.geometry import Geometry
 from macl.io.volume import write_volume
 from macl.pages.overlays import (
     SMALLEST_CROP,
@@ -21,7 +20,7 @@ from macl.pages.overlays import (
     draw,
     fullest_slice,
 )
-from macl.preprocessing.orientation import choose_orientation, to_scan
+from macl.preprocessing.orientation import to_scan
 from macl.utils.errors import MaclError
 
 CASE = "patient001"
@@ -36,21 +35,10 @@ def decoded(png: bytes) -> np.ndarray:
 
 
 def turned(store: Store) -> Store:
-    """The same slices, as if the scan lay on its side and ran the other way."""
-    case = store.case(CASE)
-    slices, rows, columns = case.size
-    geometry = Geometry(
-        size=(rows, slices, columns),
-        spacing=(1.5, 5.0, 1.0),
-        origin=(1.0, 2.0, 3.0),
-        direction=(0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
-        spacing_known=True,
-    )
-    changed = case.model_copy(
-        update={"geometry": geometry, "orientation": choose_orientation(geometry, "axial")}
-    )
-    index = store.index.model_copy(update={"cases": (changed,), "label_values": (0, 7, 200)})
-    return Store(store.path, index)
+    """On its side, with other values in the scans' labels."""
+    straight = (0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+    lying = on_its_side(store, CASE, straight)
+    return Store(store.path, lying.index.model_copy(update={"label_values": (0, 7, 200)}))
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.toy_store import write_toy_store
+from fakes.toy_store import on_its_side, write_toy_store
 from macl.data.store import Store
-from macl.io.geometry import Geometry
 from macl.pages import volumes
 from macl.pages.volumes import PackedVolume, pack
-from macl.preprocessing.orientation import choose_orientation, to_scan
+from macl.preprocessing.orientation import to_scan
 
 CASE = "patient001"
 
@@ -27,22 +26,6 @@ def unpacked(volume: PackedVolume) -> np.ndarray:
     """(arrays, x, y, z)."""
     arrays = np.frombuffer(gzip.decompress(volume.data), dtype=np.uint8)
     return arrays.reshape(-1, *volume.size[::-1]).transpose(0, 3, 2, 1)
-
-
-def on_its_side(store: Store) -> Store:
-    """The same slices, as if a tilted scan lay on its side and ran the other way."""
-    slices, rows, columns = store.case(CASE).size
-    geometry = Geometry(
-        size=(rows, slices, columns),
-        spacing=(1.5, 5.0, 1.0),
-        origin=(1.0, 2.0, 3.0),
-        direction=(0.0, 0.0, -1.0, 0.8, 0.6, 0.0, 0.6, -0.8, 0.0),
-        spacing_known=True,
-    )
-    changed = store.case(CASE).model_copy(
-        update={"geometry": geometry, "orientation": choose_orientation(geometry, "axial")}
-    )
-    return Store(store.path, store.index.model_copy(update={"cases": (changed,)}))
 
 
 def test_image_truth_and_predictions_are_cut_to_what_is_labelled(store: Store) -> None:
@@ -59,7 +42,8 @@ def test_image_truth_and_predictions_are_cut_to_what_is_labelled(store: Store) -
 
 
 def test_every_voxel_keeps_its_place_in_the_patient(store: Store) -> None:
-    store = on_its_side(store)
+    tilted = (0.0, 0.0, -1.0, 0.8, 0.6, 0.0, 0.6, -0.8, 0.0)
+    store = on_its_side(store, CASE, tilted)
     case = store.case(CASE)
     label = store.read(CASE, "label")
     in_scan = np.argwhere(to_scan(label, case.orientation) == 2)[:, ::-1]

@@ -65,9 +65,7 @@ def curves_figure(title: str, lines: Sequence[Line]) -> str:
     """
     points = [point for line in lines for point in line.points]
     people = sorted({point.labelled_people for point in points})
-    ends = [end for point in points for end in (point.value, *(point.interval or ()))]
-    margin = 0.05 * (max(ends) - min(ends)) or 1.0
-    low, high = min(ends) - margin, max(ends) + margin
+    low, high = _limits(points)
     first, last = math.log2(people[0]), math.log2(people[-1])
 
     def x_of(number: int) -> float:
@@ -112,9 +110,7 @@ def curves_figure(title: str, lines: Sequence[Line]) -> str:
 def means_figure(title: str, lines: Sequence[Line]) -> str:
     """Dice in per cent at one number of labelled people, one row a method, as SVG."""
     points = [line.points[0] for line in lines]
-    ends = [end for point in points for end in (point.value, *(point.interval or ()))]
-    margin = 0.05 * (max(ends) - min(ends)) or 1.0
-    low, high = min(ends) - margin, max(ends) + margin
+    low, high = _limits(points)
 
     def x_of(value: float) -> float:
         return MEAN_LEFT + (value - low) / (high - low) * (MEAN_RIGHT - MEAN_LEFT)
@@ -184,6 +180,13 @@ def cliques(ranks: Sequence[float], critical_difference: float) -> list[tuple[fl
         if high > low and (not found or high > found[-1][1]):
             found.append((low, high))
     return found
+
+
+def _limits(points: Sequence[LinePoint]) -> tuple[float, float]:
+    """Of an axis that holds all values and intervals, with a margin."""
+    ends = [end for point in points for end in (point.value, *(point.interval or ()))]
+    margin = 0.05 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - margin, max(ends) + margin
 
 
 def _described(name: str, point: LinePoint) -> str:

@@ -107,20 +107,21 @@ def choose_plan(
     design = chosen.design
     speed = measure(design, device, _seconds_to_measure(request.minutes)) or chosen.speed
     steps = budget.steps(design, speed, folds)
-    reasons = [f"Patches: {why_dims}.", f"Split: {why_split}."]
+    about_split = [f"Split: {why_split}."]
     if folds > FEWER_FOLDS and steps.finetune < ENOUGH_STEPS:
         folds = FEWER_FOLDS
         steps = budget.steps(design, speed, folds)
-        reasons.append(f"Models: {folds}, so that each is trained longer.")
+        about_split.append(f"Models: {folds}, so that each is trained longer.")
     if folds and steps.finetune < FEWEST_FOLD_STEPS:
         folds, test = 0, TEST_SHARE
         steps = budget.steps(design, speed, folds)
-        reasons[1:] = [
+        about_split = [
             f"Split: {TEST_SHARE} of the labelled people test, since the time is too short for the "
             "models of a cross-validation."
         ]
     plan = _plan(request, TimedDesign(design, speed, steps), SplitChoice(folds, test))
     plan = plan.model_copy(update={"expected_seconds": budget.expected(design, speed, folds)})
+    reasons = [f"Patches: {why_dims}.", *about_split]
     reasons += [_about_spacing(design), _about_network(plan)]
     if design.pretrain_recipe != POSITIONS_RECIPE:
         reasons.append(f"Pre-training: {design.pretrain_recipe}, since single slices lie nowhere.")
