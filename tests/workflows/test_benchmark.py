@@ -307,8 +307,8 @@ def test_every_cell_is_run_scored_and_tabled_once(
     assert benchmark(grid, out, device="cpu").complete
     assert "Cell 4 of 4: macl__2__paper__seed0" in capsys.readouterr().err
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "comparisons.csv", "curves.csv", "grid.toml", "ranks.csv", "results.csv", "results.html",
-        "results.md", "results.tex", "runs.csv",
+        "comparisons.csv", "curves.csv", "grid.toml", "people.csv", "ranks.csv", "results.csv",
+        "results.html", "results.md", "results.tex", "runs.csv",
     }  # fmt: skip
     found = [(row["start"], row["labels"], row["convention"], row["class"]) for row in table(out)]
     assert len(found) == len(set(found)) == 4 * 2 * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from xml.etree import ElementTree
 
@@ -180,6 +181,17 @@ def test_ranks_and_curves(grid: Path) -> None:
     scratch = [float(curves["scratch", n]["dice_percent"]) for n in "12"]
     assert scratch[1] - scratch[0] == pytest.approx(5, abs=1e-3)
     assert float(curves["scratch", "1"]["low"]) < scratch[0] < float(curves["scratch", "1"]["high"])
+
+
+def test_the_dice_of_every_person_is_written_for_other_statistics(grid: Path) -> None:
+    out = run(grid)
+    rows = [row for row in table(out / "people.csv") if row["labels"] == "2"]
+    named = [(row["start"], row["seed"], row["draw"], row["person"]) for row in rows]
+    assert len({*named}) == len(named) == 3 * REPEATS * PEOPLE
+    for curve in table(out / "curves.csv"):
+        if curve["labels"] == "2":
+            own = [float(row["dice_percent"]) for row in rows if row["start"] == curve["start"]]
+            assert fmean(own) == pytest.approx(float(curve["dice_percent"]), abs=1e-3)
 
 
 def test_the_summary_and_the_latex_tables_say_the_same(grid: Path) -> None:

@@ -166,9 +166,11 @@ class Findings:
     """All comparisons of a benchmark.
 
     Attributes:
+        scores: label budget → method → what is compared.
         curves: recipe → method → its points, with few labels first.
     """
 
+    scores: Mapping[str, Mapping[BenchmarkMethod, MethodScores]]
     comparisons: tuple[PairedComparison, ...]
     rankings: tuple[Ranking, ...]
     curves: Mapping[str, Mapping[BenchmarkMethod, tuple[CurvePoint, ...]]]
@@ -183,6 +185,7 @@ def compare_methods(plan: BenchmarkPlan, folders: Mapping[BenchmarkCell, Path]) 
     """
     scores = _read_scores(folders, plan.groups)
     return Findings(
+        scores=scores,
         comparisons=_with_holm(_comparisons(plan, scores)),
         rankings=tuple(_rankings(plan, scores)),
         curves=_curves(plan, scores),

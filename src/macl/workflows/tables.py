@@ -34,6 +34,7 @@ from macl.workflows.results import CellRecord, cell_rows, run_row, write_csv
 
 RESULTS = "results.csv"
 RUNS = "runs.csv"
+PEOPLE = "people.csv"
 COMPARISONS = "comparisons.csv"
 RANKS = "ranks.csv"
 CURVES = "curves.csv"
@@ -67,6 +68,7 @@ def write_tables(folder: BenchmarkFolder) -> str:
     findings = compare_methods(plan, {cell: folder.folder(cell) for cell in scored})
     write_csv(out / RESULTS, [row for cell in cells for row in cell_rows(cell)])
     write_csv(out / RUNS, [run_row(cell) for cell in cells])
+    write_csv(out / PEOPLE, _people_rows(findings))
     write_csv(out / COMPARISONS, [_comparison_row(each) for each in findings.comparisons])
     write_csv(out / RANKS, [row for each in findings.rankings for row in _ranking_rows(each)])
     write_csv(out / CURVES, _curve_rows(findings))
@@ -302,6 +304,25 @@ def _ranking_rows(each: Ranking) -> list[dict[str, Any]]:
             "repeats": each.repeats,
         }
         for method, rank in each.ranks.items()
+    ]
+
+
+def _people_rows(findings: Findings) -> list[dict[str, Any]]:
+    return [
+        {
+            "start": method.start,
+            "training": method.training,
+            "labels": labels,
+            "recipe": method.recipe,
+            "seed": seed,
+            "draw": draw,
+            "person": person,
+            "dice_percent": dice,
+        }
+        for labels, methods in findings.scores.items()
+        for method, scores in methods.items()
+        for (seed, draw), of_people in scores.dice.items()
+        for person, dice in of_people.items()
     ]
 
 
