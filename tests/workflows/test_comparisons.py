@@ -123,6 +123,18 @@ def test_a_method_behind_is_said_to_be_behind(grid: Path) -> None:
     assert float(row["dice_points"]) < 0
 
 
+def test_a_start_is_compared_with_scratch_of_its_own_network(grid: Path) -> None:
+    network = 'network = ["backbone=attention_unet", "backbone_settings.width=4"]\n'
+    other = f'[[start]]\nname = "other_scratch"\n{network}'
+    text = GRID.replace('method = "macl"', f'method = "macl"\n{network}')
+    grid.write_text(text + other)
+    rows = [row for row in table(run(grid) / "comparisons.csv") if row["labels"] == "2"]
+    assert {(row["start"], row["reference_start"]) for row in rows} == {
+        ("good_one", "scratch"),
+        ("same", "other_scratch"),
+    }
+
+
 def test_a_gain_of_some_repeats_alone_is_said_to_be_open(grid: Path) -> None:
     def lucky(cell: BenchmarkCell, case: str, class_name: str) -> float:
         return dice(cell, case, class_name) + 0.2 * (cell.start.name == "same" and cell.draw == 2)

@@ -200,9 +200,11 @@ def format_p(p: float) -> str:
 def reference_of(method: BenchmarkMethod, plan: BenchmarkPlan) -> BenchmarkMethod:
     """The method with which another is compared."""
     named, grid = plan.grid.reference, plan.grid
-    scratch = next((start for start in grid.start if start.method is None), grid.start[0])
+    networks = {start.name: start.network for start in grid.start}
+    scratch = [start.name for start in grid.start if start.method is None]
+    alike = [name for name in scratch if networks[name] == networks[method.start]]
     return BenchmarkMethod(
-        start=named.start or scratch.name,
+        start=named.start or (*alike, *scratch, grid.start[0].name)[0],
         training=named.training or grid.training[0].name,
         recipe=named.recipe or method.recipe,
     )

@@ -99,7 +99,10 @@ class Training(Settings):
 class Reference(Settings):
     """The method with which the others are compared, at the same labels."""
 
-    start: str | None = Field(default=None, description="none: the first one from scratch")
+    start: str | None = Field(
+        default=None,
+        description="none: the first one from scratch, of the same network where there is one",
+    )
     training: str | None = Field(default=None, description="none: the first one")
     recipe: str | None = Field(
         default=None,
