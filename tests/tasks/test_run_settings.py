@@ -67,6 +67,39 @@ def test_a_patch_of_slices_has_two_sides(store: Store) -> None:
     assert automatic(with_sizes(store, (9, 216, 256)), dims=2) == (224, 256)
 
 
+@pytest.mark.parametrize("method", ["macl", "simclr"])
+def test_slices_that_are_contrasted_by_height_are_whole(store: Store, method: str) -> None:
+    recipe = {"macl": "macl-plus"}.get(method, method)
+    slices = with_sizes(store, (9, 90, 100))
+    settings, _ = pretrain_settings(recipe, [], method=method, store=slices)
+    assert settings.patch == {"macl": (128, 128), "simclr": (96, 112)}[method]
+
+
+@pytest.mark.parametrize(
+    ("largest", "size", "backbone", "warns"),
+    [
+        (55, 256, "unet", True),
+        (55, 64, "unet", False),
+        (40, 64, "unet", True),
+        (40, 64, "ukan", False),
+    ],
+)
+def test_patches_that_are_mostly_padding_are_warned_of(
+    store: Store,
+    largest: int,
+    size: int,
+    backbone: str,
+    warns: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """U-KAN takes nothing smaller than 64."""
+    overrides = [f"training.size={size}", f"backbone={backbone}"]
+    slices = with_sizes(store, (9, 30, 40), (9, largest, largest))
+    finetune_settings("strong", overrides, store=slices, init="scratch", init_network={})
+    warning = f"Patches of {size} × {size} voxels are mostly padding here: "
+    assert (warning in capsys.readouterr().err) is warns
+
+
 def test_patches_that_are_contrasted_by_position_are_smaller_than_the_volumes(store: Store) -> None:
     contrasted, _ = pretrain_settings("pcl", VOLUMES, method="pcl", store=store)
     others, _ = pretrain_settings("simclr", VOLUMES, method="simclr", store=store)

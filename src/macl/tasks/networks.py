@@ -13,7 +13,7 @@ from macl.config import NetworkRunSettings, PluginSettings, Stage, validate
 from macl.data.store import Store
 from macl.models.network import Network, Strides, total_stride
 from macl.utils.errors import MaclError
-from macl.utils.progress import say
+from macl.utils.progress import say, warn
 from macl.utils.text import format_size
 
 R = TypeVar("R", bound=NetworkRunSettings)
@@ -141,9 +141,23 @@ def resolve_patch(
         MaclError: the size is "auto" but there is no store.
     """
     if settings.training.size != "auto":
+        if store is not None:
+            _warn_of_padding(settings, network, store, multiple)
         return settings
     if store is None:
         raise MaclError("training.size is auto, but no store is named: add --set training.size=….")
+    patch = _patch_for(settings, network, store, multiple, largest_share)
+    say(f"training.size: {format_size(patch)} voxels, chosen from the sizes of the cases.")
+    return settings.with_patch(patch)
+
+
+def _patch_for(
+    settings: NetworkRunSettings,
+    network: type[Network],
+    store: Store,
+    multiple: Callable[[Strides], tuple[int, ...]],
+    largest_share: float,
+) -> tuple[int, ...]:
     dims = settings.dims
     sizes = np.median([case.size for case in store.index.cases], axis=0)[-dims:]
     spacing_mm = median_spacing_mm(store, dims)
@@ -155,8 +169,26 @@ def resolve_patch(
     for side, size, of in zip(patch, sizes, multiple(strides), strict=True):
         count = math.ceil(side / of) if side >= size else max(1, round(side / of))
         sides.append(count * of)
-    say(f"training.size: {format_size(sides)} voxels, chosen from the sizes of the cases.")
-    return settings.with_patch(tuple(sides))
+    return tuple(sides)
+
+
+def _warn_of_padding(
+    settings: NetworkRunSettings,
+    network: type[Network],
+    store: Store,
+    multiple: Callable[[Strides], tuple[int, ...]],
+) -> None:
+    """Warn where every patch is mostly padding, although the network takes smaller ones."""
+    patch = settings.patch
+    sizes = np.array([case.size[-len(patch) :] for case in store.index.cases])
+    if (np.minimum(sizes, patch) / patch).prod(axis=1).max() > 0.5:
+        return
+    smaller = _patch_for(settings, network, store, multiple, 1.0)
+    if math.prod(smaller) < math.prod(patch):
+        warn(
+            f"Patches of {format_size(patch)} voxels are mostly padding here: "
+            f"--set training.size=auto would take {format_size(smaller)}."
+        )
 
 
 def _largest_cube(

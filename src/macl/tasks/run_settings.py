@@ -72,7 +72,8 @@ def pretrain_settings(
     if settings.anatomy == "oriented" and hasattr(own, "views"):
         own = own.model_copy(update={"views": _oriented(own.views)})
         settings = settings.model_copy(update={"method_settings": own})
-    share = LARGEST_SHARE_OF_A_VOLUME if plugin.contrasts_positions else 1.0
+    contrasts_places = plugin.contrasts_positions and settings.dims == 3
+    share = LARGEST_SHARE_OF_A_VOLUME if contrasts_places else 1.0
     multiple = partial(plugin.patch_multiple, own)
     settings = resolve_patch(settings, network, store, multiple, share)
     if not plugin.contrasts_positions:
