@@ -50,6 +50,9 @@ EXAMPLES = {
 }
 """One call of every command, for its help and for the answer to a missing argument."""
 
+FEW_PEOPLE = 3
+"""Self-training is suggested where no more than so many people have labels."""
+
 
 class _Commands(TyperGroup):
     """All commands: each has an example in its help, and in the answer to a missing argument."""
@@ -69,6 +72,8 @@ class _Commands(TyperGroup):
             name = context.info_name if context else None
             if type(error).__name__ == "MissingParameter" and name in EXAMPLES:
                 vars(error)["message"] = f"For example: {EXAMPLES[name]}"
+            elif message := vars(error).get("message"):
+                vars(error)["message"] = message.removeprefix("Value error, ")
             raise
 
 
@@ -437,7 +442,7 @@ def prepare(
         ),
     ] = None,
     configuration: Annotated[
-        str | None, typer.Option(help="Of the plans. Default: 3d_fullres.")
+        str | None, typer.Option(help="Configuration of the plans. Default: 3d_fullres.")
     ] = None,
     frames: FramesOption = False,
     keep_identity: Annotated[
@@ -666,7 +671,11 @@ def choose(
         device=device.value,
     )
     _print_result(as_json, stage.about(chosen, store, run, strategy), stage.render(chosen))
-    say("Next: label them in this order, then macl prepare again, with the labels.")
+    say(
+        "Mean distance: of everybody to the nearest person who is labelled or chosen so far; after "
+        "the first choice it is 100 %.\n"
+        "Next: label them in this order, then macl prepare again, with the labels."
+    )
 
 
 @app.command(cls=_CommandWithSettings)
@@ -721,6 +730,10 @@ def finetune(
     )
     _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     _next_after_training(out, record)
+    if len(record.people) <= FEW_PEOPLE and record.split:
+        words = ("--split", split or "SPLIT", "--labels", record.labels, "--init", out)
+        say("With so few labels, unlabelled scans help once more:")
+        _next(("selftrain", record.store, *words, "--out", f"{out}-self"))
 
 
 def _require(command: str, resume: bool, **arguments: object) -> None:
@@ -895,7 +908,7 @@ def export(
         typer.Option(help="nnunet: the nnUNetPlans.json to train with. Default: the run's."),
     ] = None,
     configuration: Annotated[
-        str | None, typer.Option(help="nnunet: of the plans. Default: the run's.")
+        str | None, typer.Option(help="nnunet: configuration of the plans. Default: the run's.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -1055,6 +1068,19 @@ def settings(
     _print_result(as_json, stage.by_name(catalogue), stage.render(catalogue))
 
 
+def _how_to_continue(words: list[str]) -> str:
+    """What to call after an interruption."""
+    out = words[words.index("--out") + 1 :][:1] if "--out" in words else []
+    if (
+        words
+        and words[0] in ("pretrain", "finetune", "selftrain")
+        and out
+        and (Path(*out) / "run.json").is_file()
+    ):
+        return f"To continue: macl {words[0]} --out {shlex.quote(*out)} --resume"
+    return "Run the same command again to continue."
+
+
 def main() -> None:
     """Entry point: what a user can mend is one sentence, with exit code 1; a bug a traceback."""
     # Otherwise PyTorch's idle threads spin: beside another busy program a step takes ten times as
@@ -1062,10 +1088,10 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     write_plain_where_needed()
     end_on_sigterm()
+    # Wherever it stands, --quiet is an option of macl, not of the command.
+    words = [word for word in sys.argv[1:] if word != "--quiet"]
+    quiet = ["--quiet"] if len(words) < len(sys.argv) - 1 else []
     try:
-        # Wherever it stands, --quiet is an option of macl, not of the command.
-        words = [word for word in sys.argv[1:] if word != "--quiet"]
-        quiet = ["--quiet"] if len(words) < len(sys.argv) - 1 else []
         app([*quiet, *words], prog_name="macl")
     except Exception as error:
         # Not `say`, which is silent in all processes but the first: any of them may have failed.
@@ -1080,5 +1106,5 @@ def main() -> None:
         how = "terminated" if code == 143 else "interrupted"
         # The processes of one training leave this to what started them.
         if this_rank().world_size == 1:
-            warn(f"macl: {how}. Run the same command again to continue (training: with --resume).")
+            warn(f"macl: {how}. {_how_to_continue(words)}")
         exit_rank(code)

@@ -192,7 +192,7 @@ class TrainingSettings(Settings):
         "sizes of the store's cases",
     )
     optimiser: Literal["sgd", "adam", "adamw"] = Field(
-        default="sgd", description="what makes a step of a gradient"
+        default="sgd", description="turns gradients into steps"
     )
     learning_rate: float = Field(
         default=0.1, gt=0, description="the highest, after the warm-up, from which a cosine falls"
@@ -211,8 +211,8 @@ class TrainingSettings(Settings):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="of most operations; auto: bf16 on GPUs and processors that have it, fp16 on "
-        "older GPUs, fp32 elsewhere",
+        description="number format of most operations; auto: bf16 on GPUs and processors that have "
+        "it, fp16 on older GPUs, fp32 elsewhere",
     )
     compile: Literal["auto", "off", "default", "reduce-overhead"] = Field(
         default="auto",

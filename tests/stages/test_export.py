@@ -239,7 +239,7 @@ def test_the_release_gets_all_its_names_and_gives_them_back(folder: Path, tmp_pa
 
 def test_the_card_counts_patients_and_names_none(folder: Path, tmp_path: Path) -> None:
     exported(folder / "plain" / "run", tmp_path / "pre.pth", "--to", "nnunet")
-    card = (tmp_path / "pre.card.md").read_text()
+    card = (tmp_path / "pre.pth.card.md").read_text()
     assert "Scans without labels: 5; patients: 5." in card
     assert "Test scans set aside: 1, never trained on." in card
     assert "patient0" not in card
@@ -367,7 +367,7 @@ def test_masks_of_an_onnx_graph_are_those_of_the_segmenter(
     assert described["patch"] == list(record.patch)
     assert described["prepared"] == record.prepared.model_dump(mode="json")
     assert described["classes"] == ["background", "ring", "disc"]
-    assert "## Intended use" in (tmp_path / "segmenter.card.md").read_text()
+    assert "## Intended use" in (tmp_path / "segmenter.onnx.card.md").read_text()
     member = load_member(run, record, find("models", record.settings["backbone"]), "cpu")
     store = Store.open(folder / "toy.store")
     for name in ("patient001", "patient002"):

@@ -90,7 +90,7 @@ def test_every_labelled_person_is_tested_once_by_models_that_never_saw_them(whol
 
 def test_it_says_what_was_made_and_what_the_numbers_allow(whole: Path) -> None:
     said = (whole.parent / "stdout.txt").read_text()
-    assert "on 3 people, each by a model that never saw them; one seed: so few that" in said
+    assert "on 3 people, each by a model that never saw them; one seed: a rough idea only" in said
     for path in (whole / "masks", whole / "report.html", whole / "plan.toml"):
         assert str(path) in said
     assert "(6 scans, 2 models averaged)" in said
@@ -172,7 +172,7 @@ def test_one_model_with_a_test(whole: Path, scans: Path, tmp_path: Path) -> None
     record = read_record(tmp_path / "out/runs/finetuned")
     assert (len(record.test_cases), len(record.patients)) == (1, 2)
     assert {*record.test_cases}.isdisjoint(record.seen_patients)
-    assert "on 1 person, whom training never saw" in answer.out
+    assert "on one person whom training never saw" in answer.out
 
 
 def test_one_model_without_a_test(whole: Path, scans: Path, tmp_path: Path) -> None:
@@ -283,3 +283,18 @@ def test_a_folder_follows_one_plan(whole: Path, scans: Path, tmp_path: Path) -> 
 def test_too_few_labels_for_the_folds(whole: Path, scans: Path, tmp_path: Path) -> None:
     words = one_sentence("--plan", begun(whole, tmp_path / "out", scans, folds=5))
     assert "Only 3 people have labels that can be used" in words
+
+
+def test_the_folder_of_a_run_stands_for_its_models(whole: Path, tmp_path: Path) -> None:
+    scan = next((whole / "masks").glob("*.nii.gz"))
+    answer = macl("predict", whole, scan, "--out", tmp_path / "masks")
+    assert answer.code == 0, answer.err
+    models = [path for path in (whole / "runs").iterdir() if "selftrained" in path.name]
+    loaded = package.load(whole, device="cpu")
+    assert len(loaded.networks) == len(models)
+    page = tmp_path / "page.html"
+    assert macl("report", whole, "--out", page).code == 0
+    assert len(json.loads(page.with_suffix(".json").read_text())["runs"]) == len(models)
+    answer = macl("inspect", whole)
+    assert answer.code == 1
+    assert f"was written by macl run: inspect its store {whole / 'store'}" in answer.err

@@ -131,7 +131,7 @@ def seconds(steps: TrainingSteps, models: int) -> float:
 @pytest.mark.parametrize("budget", [300.0, 900.0, 3000.0, 8000.0])
 @pytest.mark.parametrize("models", [0, 1, 4])
 def test_the_time_is_used_and_kept(budget: float, models: int) -> None:
-    steps = allot(budget, SPEED, Workload(models, may_selftrain=True, epoch_steps=1000))
+    steps = allot(budget, SPEED, Workload(models, 3, may_selftrain=True, epoch_steps=1000))
     spent = seconds(steps, models)
     assert spent <= budget
     longest = (
@@ -141,17 +141,17 @@ def test_the_time_is_used_and_kept(budget: float, models: int) -> None:
 
 
 def test_self_training_waits_for_time_that_lets_it_help() -> None:
-    work = Workload(1, may_selftrain=True, epoch_steps=1000)
+    work = Workload(1, 3, may_selftrain=True, epoch_steps=1000)
     assert allot(150, SPEED, work).selftrain == 0
     enough = allot(300, SPEED, work)
     assert enough.finetune >= run_budget.LEAST_FINETUNING
     assert enough.selftrain >= run_budget.LEAST_SELFTRAINING
-    everybody = Workload(1, may_selftrain=False, epoch_steps=1000)
+    everybody = Workload(1, 3, may_selftrain=False, epoch_steps=1000)
     assert allot(3000, SPEED, everybody).selftrain == 0
 
 
 def test_no_time_gives_the_shortest_training() -> None:
-    steps = allot(-100, SPEED, Workload(2, may_selftrain=True, epoch_steps=10))
+    steps = allot(-100, SPEED, Workload(2, 3, may_selftrain=True, epoch_steps=10))
     assert (steps.pretrain, steps.finetune, steps.selftrain) == (20, 20, 0)
 
 
@@ -201,9 +201,12 @@ def test_more_time_buys_a_larger_network_and_then_self_training(
 
 
 def test_with_more_labels_the_time_goes_to_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen, _ = choose(600, monkeypatch, labelled=4)
+    chosen, _ = choose(600, monkeypatch, labelled=5)
     assert chosen.plan.selftrain is None
-    assert any("longer fine-tuning is worth more" in reason for reason in chosen.reasons)
+    assert any(
+        "4 people train with labels: with more than 3, longer" in reason
+        for reason in chosen.reasons
+    )
 
 
 def test_a_slow_machine_gets_a_small_network_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

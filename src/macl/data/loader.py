@@ -117,7 +117,8 @@ class Loader:
         self._announce(samples, batch_size)
 
     def _announce(self, samples: int, wanted_batch_size: int) -> None:
-        where = {"device": "in the device's memory", "host": "in host memory", "disk": "on disk"}
+        own = "in memory" if self.cache.device.type == "cpu" else "in the GPU's memory"
+        where = {"device": own, "host": "in host memory", "disk": "on disk"}
         cases, volumetric = len(self.cache.volumes.cases), len(self.patch) == 3
         what = f"{cases} volumes" if volumetric else f"{samples} slices of {cases} cases"
         mebibytes = self.cache.total_bytes / 2**20

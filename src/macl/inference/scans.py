@@ -300,7 +300,7 @@ def _from_store(
     if known := sorted(trained & set(chosen)):
         warn(
             f"The runs were trained on {len(known)} of these cases of {store.path}, so scores on "
-            f"them mean little: {listed(known)}."
+            f"them would mean little: {listed(known)}."
         )
     record = of_ensemble(records)
     return [_from_stored_case(store, name, record) for name in chosen]

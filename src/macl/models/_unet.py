@@ -30,8 +30,8 @@ class Settings(PluginSettings):
     strides: tuple[int | tuple[int, ...], ...] | None = Field(
         default=None,
         min_length=1,
-        description="of each pooling, finest first: one number, or one for each axis; none: four "
-        "poolings by 2 in 2D, in 3D what nnU-Net would choose for patch and spacing",
+        description="stride of each pooling, finest first: one number, or one for each axis; none: "
+        "four poolings by 2 in 2D, in 3D what nnU-Net would choose for patch and spacing",
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 320.0, 168.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 312.0, 10.0, 142.0
@@ -119,7 +122,7 @@ def line_chart(points: Sequence[tuple[int, float]], level: float | None = None) 
 def dot_charts(
     values: Mapping[str, Sequence[tuple[str, bool, Mapping[str, float]]]],
 ) -> tuple[DotChart, ...]:
-    """Charts on one common axis that ends at 100 and starts below the lowest value.
+    """Charts on one common axis, from a round number below the lowest value to 100.
 
     Args:
         values: title of a chart → tracks of (label, pretrained, case → value in per cent). Tracks
@@ -130,8 +133,7 @@ def dot_charts(
     ]
     if not in_all:
         return ()
-    low = min(in_all)
-    low = max(0.0, low - 0.08 * (100 - low + 0.02))
+    low = max(0.0, float(_round_numbers(5).tick_values(min(in_all) - 0.5, 100.0)[0]))
 
     def at(value: float) -> float:
         return 100 * (value - low) / (100 - low)
@@ -158,9 +160,7 @@ def _spread_out(cases: Mapping[str, float]) -> list[str]:
 
 def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     """At most `most` + 1 round numbers from `low` to `high`, with labels of one precision."""
-    from matplotlib.ticker import MaxNLocator
-
-    locator = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+    locator = _round_numbers(most)
     slack = 1e-6 * (high - low)
     numbers = [
         float(number)
@@ -172,6 +172,12 @@ def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
         (digits for digits in range(7) if abs(round(step, digits) - step) < 1e-3 * step), None
     )
     return [(number, _tick_label(number, decimals)) for number in numbers]
+
+
+def _round_numbers(most: int) -> MaxNLocator:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
 
 
 def _tick_label(value: float, decimals: int | None) -> str:

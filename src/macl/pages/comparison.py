@@ -171,9 +171,9 @@ def _about_cases(rows: Sequence[ComparisonRow]) -> list[str]:
     counts = sorted({row.scores.cases for row in rows})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     few = ": few, so the means are uncertain" if counts[0] < FEW_CASES else ""
-    sentences = [f"The test holds {number} cases{few}."]
+    sentences = [f"The test holds {number} {'case' if counts[-1] == 1 else 'cases'}{few}."]
     conventions = {row.scores.convention for row in rows}
-    if "strict" in conventions:
+    if "strict" in conventions and counts[-1] > 1:
         sentences.append(
             "The ± is the standard deviation over test cases, not over seeds or trainings."
         )

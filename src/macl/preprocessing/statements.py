@@ -167,6 +167,10 @@ def _labels_in_folder(
             alone.append(path)
         else:
             label_of.setdefault(case, []).append(path)
+    if not label_of and not cases:
+        raise MaclError(
+            f"--labels {folder} holds all the scans: name the folder that holds masks alone."
+        )
     if not label_of:
         names = listed(printable(path.name) for path in files) or "none"
         raise MaclError(

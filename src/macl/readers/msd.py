@@ -21,6 +21,11 @@ from macl.utils.errors import MaclError
 from macl.utils.files import inside
 from macl.utils.text import printable
 
+NEIGHBOURS_ALIKE = (
+    "In Hippocampus two neighbouring numbers seem to be one person: split with --group "
+    "consecutive-pair."
+)
+
 _FOLDERS = (".", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
 
@@ -67,7 +72,10 @@ class Msd(DescribedReader):
         unlisted = [
             path for path in there if path.resolve() not in listed and path.name != DESCRIPTION
         ]
-        return Listing(kept, refused, ignored_note(unlisted, source, f"not in {DESCRIPTION}"))
+        notes = ignored_note(unlisted, source, f"not in {DESCRIPTION}")
+        if "hippocampus" in str(description.entries.get("name", "")).lower():
+            notes = (NEIGHBOURS_ALIKE, *notes)
+        return Listing(kept, refused, notes)
 
 
 def _image_and_label(source: Path, entry: Any) -> tuple[str, str | None]:

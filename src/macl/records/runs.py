@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +29,11 @@ from macl.utils.files import (
     ASIDE,
     clear_unfinished,
     file_lock,
+    inside,
     read_json,
     refuse_links,
     sha256,
+    write_json,
     write_text,
 )
 from macl.utils.progress import warn
@@ -51,6 +53,8 @@ TRANSFER = "transfer.json"
 PREDICTIONS = "predictions"
 SCORES = "cases.csv"
 LOCK = ".lock"
+MODELS = "models.json"
+"""In the folder of `macl run`: its runs that segment."""
 
 WEIGHTS_DIGEST = re.compile(r" \([0-9a-f]{12}\)$")
 """The digest that fine-tuning adds to the path of its initial weights."""
@@ -64,6 +68,14 @@ class LoggedQuantity(Settings):
     label: str = Field(description="its name on a page, such as 'Dense loss'")
     description: str = Field(default="", description="what it tells, in a sentence or two")
     unit: str = Field(default="", description="such as 'nats'; empty for a plain number")
+
+
+class ModelList(Settings):
+    """What `models.json` holds: folders of runs, relative to its own."""
+
+    format: Literal["macl-models"] = "macl-models"
+    version: Literal[1] = 1
+    models: tuple[str, ...]
 
 
 class RunRecord(Settings):
@@ -176,8 +188,26 @@ def require_finished(run: Path, record: RunRecord) -> None:
     """MaclError unless the run is finished."""
     if not record.finished:
         raise MaclError(
-            f"{run} is not finished: go on with `macl {record.kind} … --out {run} --resume`."
+            f"{run} is not finished: continue with `macl {record.kind} --out {run} --resume`."
         )
+
+
+def write_models(folder: Path, models: Sequence[Path]) -> None:
+    """Write which runs below the folder of `macl run` segment together."""
+    names = tuple(model.relative_to(folder).as_posix() for model in models)
+    write_json(folder / MODELS, ModelList(models=names).model_dump(mode="json"))
+
+
+def runs_at(path: Path) -> list[Path]:
+    """The run in a folder, or the segmenting runs of a folder of `macl run`; none elsewhere.
+
+    Raises:
+        MaclError: the list of these runs is damaged.
+    """
+    if (path / RECORD).is_file() or not (path / MODELS).is_file():
+        return [path] if (path / RECORD).is_file() else []
+    known = validate(ModelList, read_json(path / MODELS, "a list of models"), where=MODELS)
+    return [inside(path, name) for name in known.models]
 
 
 def about_store(store: Store, folder: Path) -> dict[str, Any]:

@@ -194,13 +194,20 @@ def _overall(
 
 def render(summary: Mapping[str, Any]) -> str:
     """The summary as a table for people."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     pooled, unit = summary["convention"] == "paper", summary["unit"]
     cases = "1 case" if summary["cases"] == 1 else f"{summary['cases']} cases"
     title = f"{cases}, convention {summary['convention']}"
-    table = Table(title=title + (" (Dice pooled)" if pooled else ""), title_justify="left")
+    table = Table(
+        title=title + (" (Dice pooled)" if pooled else ""),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     distances = (f"HD95 {unit}", f"ASD {unit}")
     for head in (
         "class", "Dice %", "Jaccard %", *distances, "slices" if pooled else "n",
@@ -226,6 +233,7 @@ def _cells(measures: Mapping[str, Any]) -> list[str]:
     for key in MEASURES:
         factor = 100 if key in OVERLAPS else 1
         mean, deviation = measures[key]["mean"], measures[key]["sd"]
-        spread = "" if deviation is None else f" ± {factor * deviation:.2f}"
-        cells.append("–" if mean is None else f"{factor * mean:.2f}{spread}")
+        digits = 1 if key in OVERLAPS else 2
+        spread = "" if deviation is None else f" ± {factor * deviation:.{digits}f}"
+        cells.append("–" if mean is None else f"{factor * mean:.{digits}f}{spread}")
     return [*cells, str(measures["dice"]["n"])]

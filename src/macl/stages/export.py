@@ -52,7 +52,7 @@ def export(
 
     Args:
         run: a finished run.
-        out: the file; the card is named after it, ending in `.card.md`.
+        out: the file; the card has its name with `.card.md` behind it.
         to: the format.
         plans: nnunet: the `nnUNetPlans.json` of the training to come; None: as the run's network
             was planned.
@@ -69,7 +69,7 @@ def export(
         raise MaclError(f"--plans and --configuration are for --to nnunet alone, not for {to}.")
     record = read_record(run)
     require_finished(run, record)
-    card, described = (out.with_name(out.stem + ending) for ending in (".card.md", ".json"))
+    card, described = out.with_name(f"{out.name}.card.md"), out.with_suffix(".json")
     files = (out, card, described) if to == "torch" else (out, card)
     if len({*files}) < len(files):
         raise MaclError(f"--out {out} is where its description goes: give it another ending.")

@@ -24,11 +24,13 @@ from macl.preprocessing.fingerprint import (
 from macl.preprocessing.source import recognise, scan_source
 from macl.preprocessing.statements import with_statements
 from macl.readers._reader import Reader
-from macl.records.runs import RECORD, read_log, read_record
+from macl.records.runs import RECORD, read_log, read_record, runs_at
 from macl.utils.errors import MaclError, RefusedCaseError
 from macl.utils.files import AnyPath, read_json
 from macl.utils.parallel import available_cores
 from macl.utils.text import without_control
+
+ONLY_HEADERS = "Only headers were read: labels are not compared with their images."
 
 _LINES_SHOWN = 20
 _NAMES_SHOWN = 4
@@ -73,6 +75,11 @@ def inspect(
         return _describe_store(path)
     if (path / RECORD).is_file():
         return _describe_run(path)
+    if models := runs_at(path):
+        raise MaclError(
+            f"{path} was written by macl run: inspect its store {path / 'store'} or its model "
+            f"{models[0]}."
+        )
     if reader is None and is_one_scan(path):
         return _describe_scan(path)
     if path.is_file():
@@ -112,7 +119,7 @@ def _describe_source(
         "intensities": _describe_intensities(fingerprint),
         **_describe_refused(fingerprint),
         "oddities": [asdict(oddity) for oddity in fingerprint.oddities],
-        "notes": list(fingerprint.notes),
+        "notes": [*fingerprint.notes, *((ONLY_HEADERS,) if quick else ())],
     }
 
 

@@ -18,7 +18,7 @@ from macl.io.geometry import Geometry, Volume
 from macl.io.itk import from_image
 from macl.io.volume import read_header, read_scan, require_contents, write_volume
 from macl.plugins import find
-from macl.records.runs import RunRecord
+from macl.records.runs import RunRecord, runs_at
 from macl.utils.errors import MaclError, RefusedCaseError
 from macl.utils.files import AnyPath
 from macl.utils.progress import warn
@@ -180,15 +180,16 @@ def load(runs: AnyPath | Sequence[AnyPath], device: str = "auto") -> Segmentatio
     """The model that finished fine-tuning or self-training runs have trained.
 
     Args:
-        runs: a run's folder, or several, such as those of all folds, whose probabilities are
-            averaged.
+        runs: a run's folder, that of `macl run`, or several, such as those of all folds, whose
+            probabilities are averaged.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         MaclError: there is no such run, it is not finished or no segmenter, its weights are
             damaged, the runs do not fit each other, or there is no such device.
     """
-    folders = [Path(runs)] if isinstance(runs, str | Path) else [*map(Path, runs)]
+    named = [Path(runs)] if isinstance(runs, str | Path) else [*map(Path, runs)]
+    folders = [run for path in named for run in runs_at(path) or [path]]
     if not folders:
         raise MaclError("There is no run to load: name the folder of one.")
     records = read_members(folders)

@@ -25,7 +25,7 @@ from macl.io.geometry import grid_difference
 from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
 from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
-from macl.records.runs import RECORD, WEIGHTS, RunRecord
+from macl.records.runs import WEIGHTS, RunRecord, runs_at
 from macl.utils.allocator import keep_freed_memory
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import AnyPath, inside, require_disk_space, sha256
@@ -67,11 +67,12 @@ def predict(
     """
     keep_freed_memory()
     named, out = [*map(Path, paths)], Path(out)
-    runs = list(takewhile(lambda path: (path / RECORD).is_file(), named))
-    records = read_runs(runs, named)
+    first = list(takewhile(runs_at, named))
+    runs = [run for path in first for run in runs_at(path)]
+    records = read_runs(runs, [*runs, *named[len(first) :]])
     frames = frames or any(record.prepared.frames for record in records)
     pseudonyms = Pseudonyms(out)
-    scans, refused = find_scans(named[len(runs) :], records, cases, readers(), frames, pseudonyms)
+    scans, refused = find_scans(named[len(first) :], records, cases, readers(), frames, pseudonyms)
     if probabilities and any(len(scan.time_points) > 1 for scan in scans):
         raise MaclError(
             "--probabilities are written for scans, not for time series: leave it out, or split "

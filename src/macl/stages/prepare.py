@@ -39,6 +39,7 @@ from macl.utils.errors import MaclError, listed
 from macl.utils.files import AnyPath, file_lock, refuse_links, require_disk_space
 from macl.utils.parallel import available_cores, workers_for
 from macl.utils.progress import progress, say, warn
+from macl.utils.text import counted
 
 _REFUSALS_SHOWN = 20
 
@@ -118,7 +119,7 @@ def prepare(
             pseudonyms.discard()
             raise MaclError(_none_kept(source, scan.source.refused))
         _finish(store, index)
-    _report(store, index)
+    _report(store, index, labels)
     return index
 
 
@@ -342,7 +343,7 @@ def _none_kept(source: Path, refused: Mapping[str, str]) -> str:
     return f"No case in {source} could be kept, so no store was written ({shown}{more})."
 
 
-def _report(store: Path, index: StoreIndex) -> None:
+def _report(store: Path, index: StoreIndex, labels: AnyPath | None) -> None:
     for note in index.notes:
         warn(f"note: {note}")
     for case in index.refused[:_REFUSALS_SHOWN]:
@@ -352,8 +353,11 @@ def _report(store: Path, index: StoreIndex) -> None:
         warn(f"refused: {more} more, all listed in {store / INDEX}")
     patients = len({case.patient for case in index.cases})
     labelled = sum(case.labelled for case in index.cases)
+    if labels is not None and not labelled:
+        warn(f"None of the labels in {labels} could be used: see what is refused above.")
     slices = sum(case.slices for case in index.cases)
     say(
-        f"{store}: {len(index.cases)} cases of {patients} patients ({labelled} labelled, {slices} "
-        f"slices), {len(index.refused)} refused; read as {index.reader}, {index.modality}."
+        f"{store}: {counted(len(index.cases), 'case')} of {counted(patients, 'patient')} "
+        f"({labelled} labelled, {counted(slices, 'slice')}), {len(index.refused)} refused; read as "
+        f"{index.reader}, {index.modality}."
     )

@@ -25,7 +25,7 @@ from macl.pages.scored_cases import MOST_BYTES, ScoredCase, about_volumes, score
 from macl.pages.scripts import niivue, own_script
 from macl.pages.sections import Section, section_of, side_by_side, store_facts
 from macl.pages.verdict import verdict
-from macl.records.runs import RunRecord
+from macl.records.runs import RunRecord, runs_at
 from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.tasks.pretraining import WAY_OUT
 from macl.utils.errors import MaclError
@@ -64,7 +64,8 @@ def report(
         raise MaclError(
             f"--out {out} should name a page to write: give it a name that ends in .html."
         )
-    reported = [read_run(path) for path in dict.fromkeys(map(Path, runs))]
+    named = [run for path in map(Path, runs) for run in runs_at(path) or [path]]
+    reported = [read_run(path) for path in dict.fromkeys(named)]
     titles = titles_of(reported)
     comparison = compare(reported)
     sections = []

@@ -32,7 +32,7 @@ from macl.tasks.semi_supervised import UNSURE, ProportionWatch, SelfTrainingTask
 from macl.utils.errors import MaclError
 from macl.utils.files import AnyPath, sha256
 from macl.utils.progress import progress, say, warn
-from macl.utils.text import printable
+from macl.utils.text import counted, printable
 
 MEAN_TEACHER, NOISY_STUDENT = "mean-teacher", "noisy-student"
 
@@ -122,8 +122,10 @@ def selftrain(
             return record
         record_transfer(run, start, transfer)
         say(
-            f"Labelled: {len(record.cases)} cases of {len(record.patients)} patients; unlabelled: "
-            f"{len(unlabelled)} cases of {len(record.unlabelled_patients)} patients."
+            f"Labelled: {counted(len(record.cases), 'case')} of "
+            f"{counted(len(record.patients), 'patient')}; unlabelled: "
+            f"{counted(len(unlabelled), 'case')} of "
+            f"{counted(len(record.unlabelled_patients), 'patient')}."
         )
         given = _pseudo_labels(run, settings, start.teacher) if start.teacher else {}
         return _train(run, settings, task, given)

@@ -224,7 +224,8 @@ def _divide(rest: Sequence[str], validation: str, budgets: str) -> dict[str, tup
         if count > len(rest):
             raise MaclError(
                 f"The budget {name} needs {count} people, but {len(rest)} with labels are outside "
-                "the test: choose a smaller one."
+                f"the test: choose smaller ones, such as --budgets {max(1, len(rest) // 2)}, or "
+                "--labels all later, which trains on all of them."
             )
         if count <= validations:
             raise MaclError(

@@ -30,6 +30,11 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number and what it counts: "1 case", "2 cases"."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def format_size(sides: Sequence[int]) -> str:
     """Sides of an image or a patch: "64 × 64"."""
     return " × ".join(map(str, sides))

@@ -57,11 +57,13 @@ class Workload:
 
     Attributes:
         models: segmenters; 0: there are no labels.
-        may_selftrain: whether few people have labels, and others none.
+        training_people: with labels, for every model.
+        may_selftrain: whether these are few, and others have no labels.
         epoch_steps: steps of an epoch of pre-training.
     """
 
     models: int
+    training_people: int
     may_selftrain: bool
     epoch_steps: int
 
@@ -92,9 +94,16 @@ class Budget:
         patches = sum(
             math.ceil(size[0] / depth) for size in self.facts.prepared_sizes(design.spacing_mm)
         )
-        few = len(self.facts.labelled_people) <= MOST_LABELLED_FOR_SELFTRAINING
-        may_selftrain = few and bool(self.facts.unlabelled_people)
-        return Workload(self.models(folds), may_selftrain, patches // design.pretrain_batch)
+        labelled = len(self.facts.labelled_people)
+        tests = labelled // folds if folds else max(1, labelled // 5)
+        training = max(1, labelled - tests)
+        few = training <= MOST_LABELLED_FOR_SELFTRAINING
+        return Workload(
+            self.models(folds),
+            training,
+            may_selftrain=few and bool(self.facts.unlabelled_people),
+            epoch_steps=patches // design.pretrain_batch,
+        )
 
     def steps(self, design: NetworkDesign, speed: DesignSpeed, folds: int) -> TrainingSteps:
         """What the budget leaves for training."""

@@ -20,7 +20,7 @@ from macl.utils.files import (
     write_text,
 )
 from macl.utils.progress import say
-from macl.utils.text import format_duration
+from macl.utils.text import counted, format_duration, shown
 from macl.workflows.run.facts import read_facts
 from macl.workflows.run.plan import PLAN, STORE, RunPlan, RunRequest, plan_text, read_plan
 from macl.workflows.run.planner import choose_plan, render_plan
@@ -128,16 +128,23 @@ def _find_or_choose(
     if folder and (folder / PLAN).is_file():
         plan = read_plan(folder / PLAN)
         if plan.request != request:
+            differs = [
+                f"{name} is {shown(value)} there, not {shown(getattr(request, name))}"
+                for name, value in plan.request
+                if value != getattr(request, name)
+            ]
             raise MaclError(
-                f"{folder} holds a run with another plan: choose another --out, or go on with "
-                f"`macl run --plan {folder / PLAN}`."
+                f"{folder} holds a run with another plan ({', '.join(differs)}): choose another "
+                f"--out, or continue it with `macl run --plan {folder / PLAN}`."
             )
         return plan, (f"Going on with the plan in {folder / PLAN}.",)
     facts = read_facts(request)
     people = len(facts.labelled_people | facts.unlabelled_people)
     say(
-        f"{request.scans}: {len(facts.fingerprint.cases)} scans of {people} people, "
-        f"{facts.labelled} of them with labels; read as {facts.fingerprint.reader}."
+        f"{request.scans}: {counted(len(facts.fingerprint.cases), 'scan')} of "
+        f"{counted(people, 'person', 'people')}; {facts.labelled} of "
+        f"{counted(len(facts.labelled_people), 'person', 'people')} have labels. Read as "
+        f"{facts.fingerprint.reader}."
     )
     say("Timing a few steps on this machine …")
     chosen = choose_plan(request, facts, started)

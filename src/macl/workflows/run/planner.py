@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from macl.config import PrepareSettings
+from macl.stages.split import amount
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size
 from macl.workflows.run.budget import (
@@ -114,10 +115,12 @@ def choose_plan(
         about_split.append(f"Models: {folds}, so that each is trained longer.")
     if folds and steps.finetune < FEWEST_FOLD_STEPS:
         folds, test = 0, TEST_SHARE
+        labelled = len(facts.labelled_people)
+        tests = amount(TEST_SHARE, labelled, "--test")
         steps = budget.steps(design, speed, folds)
         about_split = [
-            f"Split: {TEST_SHARE} of the labelled people test, since the time is too short for the "
-            "models of a cross-validation."
+            f"Split: {tests} of {labelled} labelled people test, since the time is too short for "
+            "the models of a cross-validation."
         ]
     plan = _plan(request, TimedDesign(design, speed, steps), SplitChoice(folds, test))
     plan = plan.model_copy(update={"expected_seconds": budget.expected(design, speed, folds)})
@@ -231,8 +234,10 @@ def _about_time(plan: RunPlan, budget: Budget, timed: TimedDesign) -> Iterator[s
     work = budget.workload(timed.design, plan.folds)
     if work.models and not work.may_selftrain:
         yield (
-            "Self-training: none, since everybody has labels, or more than "
-            f"{MOST_LABELLED_FOR_SELFTRAINING} people have: longer fine-tuning is worth more then."
+            f"Self-training: none, since {work.training_people} people train with labels: with "
+            f"more than {MOST_LABELLED_FOR_SELFTRAINING}, longer fine-tuning is worth more."
+            if budget.facts.unlabelled_people
+            else "Self-training: none, since everybody has labels."
         )
     elif work.models and not plan.selftrain:
         yield (

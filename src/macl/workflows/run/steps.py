@@ -88,6 +88,8 @@ class RunFolder:
         for number, (what, step) in enumerate(steps, start=1):
             say(f"\n{number}/{len(steps)} {what}")
             step()
+        if self.final:
+            runs.write_models(self.out, self.final)
         return RunResult(
             folder=self.out,
             plan=self.plan,
@@ -185,7 +187,7 @@ class RunFolder:
         device = self.plan.device
         predict([*self.final, self.store], self.out / "masks", cases="all", device=device)
         if self.plan.tests:
-            say("The test people again, by models that never saw them, for the scores.")
+            say("Segmenting the test people again, with models that never saw them, to score them.")
             with quietly():
                 for run, _ in (*self.selftrained, *self.finetuned):
                     predict([run, self.store], run / runs.PREDICTIONS, device=device)

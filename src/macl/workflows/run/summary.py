@@ -61,8 +61,7 @@ def summary(result: RunResult) -> str:
                 "         of labelled people, those by a model that never saw them: "
                 f"{out / 'runs' / every_fold / runs.PREDICTIONS}"
             )
-        named = " ".join(map(str, result.models))
-        lines.append(f"New scan macl predict {named} SCAN --out MASKS")
+        lines.append(f"New scan macl predict {out} SCAN --out MASKS")
     if refused := len(store.index.refused):
         lines.append(f"Refused  {refused} scans, with the reasons in {out / STORE / INDEX}")
     if (names := out / f"{STORE}.private.json").is_file():
@@ -94,9 +93,14 @@ def what_scores_allow(scores: Sequence[ScoreRow], plan: RunPlan, store: Store) -
     means = [100 * fmean(values) for values in by_person.values()]
     if not means:
         return "No structure is in the test, so its scores say nothing."
-    people = "1 person" if len(means) == 1 else f"{len(means)} people"
+    if len(means) == 1:
+        return (
+            f"Dice {means[0]:.1f} % on one person whom training never saw, with one seed: a rough "
+            "idea at most."
+        )
+    people = f"{len(means)} people"
     whom = "each by a model that never saw them" if plan.folds else "whom training never saw"
-    rough = ": so few that it is a rough idea" if len(means) < ROUGH else ""
+    rough = ": a rough idea only" if len(means) < ROUGH else ""
     return (
         f"Mean Dice {fmean(means):.1f} % ({min(means):.1f} to {max(means):.1f}) on {people}, "
         f"{whom}; one seed{rough}."
