@@ -72,7 +72,7 @@ def main() -> None:
             macl.predict([run, grid.store], run / "predictions", device=given.device)
             macl.evaluate(run / "predictions", grid.store, run / "cases.csv")
             dice.setdefault(name, []).append(dice_of_people(run / "cases.csv", resolved))
-        text = table(dice)
+        text = table(dice, RANDOM, "labelled")
         (given.out / "results.md").write_text(text, encoding="utf-8")
         (given.out / "results.json").write_text(json.dumps(dice, indent=1), encoding="utf-8")
     print(text)
@@ -124,8 +124,8 @@ def dice_of_people(scores: Path, resolved: ResolvedSplit) -> dict[str, float]:
     return {person: float(np.mean(own)) for person, own in values.items()}
 
 
-def table(dice: Mapping[str, list[dict[str, float]]]) -> str:
-    """Means over repeats, and differences from random, paired over people and repeats."""
+def table(dice: Mapping[str, list[dict[str, float]]], reference: str, what: str) -> str:
+    """Means over repeats, and differences from the reference, paired over people and repeats."""
     repeats = min(map(len, dice.values()))
     people = sorted(set.intersection(*({*one} for own in dice.values() for one in own)))
     values = {
@@ -136,22 +136,23 @@ def table(dice: Mapping[str, list[dict[str, float]]]) -> str:
         f"{len(people)} test people, {repeats} repeats. Dice in %, mean ± deviation over repeats;",
         "differences paired, 95 % intervals over people and repeats, p of Wilcoxon over people.",
         "",
-        "| labelled | Dice % | against random | ahead in | p |",
+        f"| {what} | Dice % | against {reference} | ahead in | p |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, own in values.items():
         means = own.mean(axis=0)
         spread = f" ± {means.std(ddof=1):.2f}" if repeats > 1 else ""
         line = f"| {name} | {means.mean():.2f}{spread} |"
-        if name == RANDOM:
+        if name == reference:
             lines.append(f"{line} | | |")
             continue
-        apart = own - values[RANDOM]
+        apart = own - values[reference]
         low, high = crossed_bootstrap_interval(apart)
         ahead = int((apart.mean(axis=0) > 0).sum())
         gain = f"{apart.mean():+.2f}, {low:.2f} to {high:.2f}"
         p = signed_rank_p(apart.mean(axis=1))
-        lines.append(f"{line} {gain} | {ahead} of {repeats} | {p:.3f} |")
+        chance = "< 0.001" if p < 0.001 else f"{p:.3f}"
+        lines.append(f"{line} {gain} | {ahead} of {repeats} | {chance} |")
     return "\n".join(lines) + "\n"
 
 
