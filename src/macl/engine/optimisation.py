@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from macl.config import TrainingSettings
+from macl.engine.task import ParameterGroup
 
 
 def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
@@ -23,16 +24,23 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
 
 
 def make_optimiser(
-    settings: TrainingSettings, module: nn.Module, fused: bool = False
+    settings: TrainingSettings, groups: Sequence[ParameterGroup], fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of the settings over the trainable parameters of `module`.
+    """The optimiser of the settings over all parameters of a task.
 
     Args:
         settings: choose the optimiser and its rates.
-        module: what to train.
-        fused: whether one kernel updates all parameters.
+        groups: the task's.
+        fused: whether one kernel updates all parameters of a group.
     """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = [
+        {
+            "params": group.parameters,
+            "rate_factor": group.rate_factor,
+            "begins": group.begins,
+        }
+        for group in groups
+    ]
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimiser:
         case "sgd":
@@ -43,13 +51,19 @@ def make_optimiser(
             if fused and momentum > 0:
                 # The fused kernel needs a momentum even for parameters that get their first
                 # gradient later.
-                for parameter in parameters:
+                for parameter in (each for group in groups for each in group.parameters):
                     optimiser.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
             return optimiser
         case "adam":
             return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
         case "adamw":
             return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float, share: float) -> None:
+    """Give each group of parameters its rate after this share of the run."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["rate_factor"] if share >= group["begins"] else 0.0
 
 
 class MovingAverage:
