@@ -25,7 +25,6 @@ from macl.data.patch_cache import PatchCache
 from macl.data.rng import SampleRng
 from macl.engine.compiling import to_device_layout
 from macl.engine.optimisation import MovingAverage, make_optimiser, optimiser_tensors
-from macl.engine.task import ParameterGroup
 from macl.plugins import find, names
 from macl.tasks.segmentation import SegmentationTask, build_segmenter
 
@@ -90,10 +89,7 @@ def batches(tmp_path) -> Loader:
 def train(task: Any, batches: Loader, starts: tuple[int, ...]) -> None:
     """A step from each of these on, with gradients, optimiser and moving average."""
     to_device_layout(task, META)
-    optimiser, average = (
-        make_optimiser(TrainingSettings(), task.parameter_groups()),
-        MovingAverage(task, 0.9),
-    )
+    optimiser, average = make_optimiser(TrainingSettings(), task), MovingAverage(task, 0.9)
     with OnTheDevice():
         for start in starts:
             step = task.step(next(batches.between(start, start + 2)))
@@ -155,9 +151,7 @@ def test_moments_lie_where_the_weights_lie() -> None:
     """A fused optimiser of one device's weights does not take another's moments."""
     module = nn.Linear(2, 2)
     to_device_layout(module, META)
-    groups = (ParameterGroup([*module.parameters()]),)
-    settings = TrainingSettings(optimiser="sgd", momentum=0.9)
-    optimiser = make_optimiser(settings, groups, fused=True)
+    optimiser = make_optimiser(TrainingSettings(optimiser="sgd", momentum=0.9), module, fused=True)
     moments = optimiser_tensors(optimiser)
     assert len(moments) == 2
     assert all(moment.device == META for moment in moments.values())

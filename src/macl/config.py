@@ -381,26 +381,6 @@ class AugmentationSettings(Settings):
     intensity: IntensitySettings = IntensitySettings()
 
 
-class TransferSettings(Settings):
-    """How weights that were taken over from the start are trained, beside fresh ones."""
-
-    begins: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of the run in which only fresh weights are trained",
-    )
-    rate_factor: float = Field(
-        default=1.0, gt=0, description="of the learning rate, for weights that were taken over"
-    )
-    pull: float = Field(
-        default=0.0,
-        ge=0,
-        description="weight of half the squared distance of these weights from the start, in the "
-        "loss",
-    )
-
-
 ArrayAxis = Literal["slice", "row", "column"]
 AnatomicalAxis = Literal["left-right", "anterior-posterior", "inferior-superior"]
 
@@ -419,7 +399,6 @@ class FinetuneSettings(NetworkRunSettings):
         description="compare the decoder's coarser maps too, with the weights 1, 1/2, 1/4, … from "
         "the finest on, divided by their sum; none: as the backbone says, on for nnunet",
     )
-    transfer: TransferSettings = TransferSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     mirror_axes: Literal["auto"] | tuple[ArrayAxis | AnatomicalAxis, ...] = Field(
         default="auto",

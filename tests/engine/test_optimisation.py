@@ -15,18 +15,12 @@ from macl.engine.optimisation import (
     load_optimiser_tensors,
     make_optimiser,
     optimiser_tensors,
-    set_learning_rate,
 )
-from macl.engine.task import ParameterGroup
 
 
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.LeakyReLU(), nn.Conv2d(3, 1, 3))
-
-
-def whole(module: nn.Module) -> tuple[ParameterGroup]:
-    return (ParameterGroup([each for each in module.parameters() if each.requires_grad]),)
 
 
 def steps(module: nn.Module, optimiser: torch.optim.Optimizer, count: int, first: int = 0) -> None:
@@ -70,7 +64,7 @@ def test_the_optimiser_is_as_the_settings_say(name: str, kind: type) -> None:
     module = network()
     module[0].bias.requires_grad_(False)
     settings = TrainingSettings(optimiser=name, learning_rate=0.3, weight_decay=0.02, momentum=0.8)
-    optimiser = make_optimiser(settings, whole(module))
+    optimiser = make_optimiser(settings, module)
     (group,) = optimiser.param_groups
     assert type(optimiser) is kind
     assert (group["lr"], group["weight_decay"]) == (0.3, 0.02)
@@ -84,7 +78,7 @@ def test_the_optimiser_is_as_the_settings_say(name: str, kind: type) -> None:
 def test_moments_survive_being_named_tensors(name: str) -> None:
     settings = TrainingSettings(optimiser=name, learning_rate=0.01)
     module = network()
-    optimiser = make_optimiser(settings, whole(module))
+    optimiser = make_optimiser(settings, module)
     steps(module, optimiser, 3)
     kept = {key: value.clone() for key, value in optimiser_tensors(optimiser).items()}
     weights = {key: value.clone() for key, value in module.state_dict().items()}
@@ -93,7 +87,7 @@ def test_moments_survive_being_named_tensors(name: str) -> None:
 
     again = network(seed=1)
     again.load_state_dict(weights)
-    other = make_optimiser(settings, whole(again))
+    other = make_optimiser(settings, again)
     load_optimiser_tensors(other, kept)
     steps(again, other, 3, first=3)
     for ours, theirs in zip(again.state_dict().values(), module.state_dict().values(), strict=True):
@@ -101,7 +95,7 @@ def test_moments_survive_being_named_tensors(name: str) -> None:
 
 
 def test_moments_of_an_optimiser_that_has_not_moved() -> None:
-    optimiser = make_optimiser(TrainingSettings(), whole(network()))
+    optimiser = make_optimiser(TrainingSettings(), network())
     assert optimiser_tensors(optimiser) == {}
     load_optimiser_tensors(optimiser, {})
 
@@ -118,55 +112,13 @@ def test_fused_optimisers_take_gradients_that_come_later(name: str, momentum: fl
     ]
     modules[1].load_state_dict(modules[0].state_dict())
     for module, fused in zip(modules, (False, True), strict=True):
-        optimiser = make_optimiser(settings, whole(module), fused)
+        optimiser = make_optimiser(settings, module, fused)
         for learning in (module[0], module[2], module[0]):
             for layer in (module[0], module[2]):
                 layer.requires_grad_(layer is learning)
             steps(module, optimiser, 2)
     for apart, fused in zip(*(module.parameters() for module in modules), strict=True):
         torch.testing.assert_close(fused, apart)
-
-
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_a_group_stays_until_it_begins_and_then_moves_at_its_own_rate(
-    name: str, fused: bool
-) -> None:
-    settings = TrainingSettings(optimiser=name, learning_rate=1e-2, weight_decay=0.1)
-    module = network()
-    first, last = [*module[0].parameters()], [*module[3].parameters()]
-    groups = [ParameterGroup(last), ParameterGroup(first, rate_factor=0.1, begins=0.5)]
-    optimiser = make_optimiser(settings, groups, fused)
-    before = [each.detach().clone() for each in (*first, *last)]
-
-    set_learning_rate(optimiser, 1e-2, share=0.49)
-    steps(module, optimiser, 2)
-    assert all(map(torch.equal, first, before))
-    assert not any(map(torch.equal, last, before[2:]))
-
-    set_learning_rate(optimiser, 1e-2, share=0.5)
-    assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([1e-2, 1e-3])
-    steps(module, optimiser, 1, first=2)
-    assert not any(map(torch.equal, first, before))
-
-
-def test_moments_of_two_groups_survive_being_named_tensors() -> None:
-    def two(module: nn.Module) -> list[ParameterGroup]:
-        parts = module[3], nn.Sequential(module[0], module[1])
-        return [ParameterGroup([*part.parameters()], 0.5) for part in parts]
-
-    settings, module, again = TrainingSettings(optimiser="adamw"), network(), network(seed=1)
-    optimiser = make_optimiser(settings, two(module))
-    steps(module, optimiser, 2)
-    again.load_state_dict(module.state_dict())
-    other = make_optimiser(settings, two(again))
-    kept = {name: moment.clone() for name, moment in optimiser_tensors(optimiser).items()}
-    load_optimiser_tensors(other, kept)
-    for each, own in ((optimiser, module), (other, again)):
-        set_learning_rate(each, 1e-2, share=0.0)
-        steps(own, each, 2, first=2)
-    for ours, theirs in zip(again.parameters(), module.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_the_moving_average_by_hand() -> None:
@@ -190,7 +142,7 @@ def test_the_average_is_lent_and_taken_back() -> None:
     module = network()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     average = MovingAverage(module, decay=0.9)
-    optimiser = make_optimiser(TrainingSettings(), whole(module))
+    optimiser = make_optimiser(TrainingSettings(), module)
     steps(module, optimiser, 2)
     own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 

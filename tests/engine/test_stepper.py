@@ -50,7 +50,7 @@ def test_the_parts_of_a_step_are_the_step() -> None:
 
 def test_the_learning_rate_is_that_of_the_next_step() -> None:
     one = stepper()
-    one.set_learning_rate(0.2, share=0.0)
+    one.set_learning_rate(0.2)
     one(batch(3, side=4))
     assert one.task.scale.item() == pytest.approx(2.0 - 0.2 * 2.0)
 

@@ -43,8 +43,7 @@ def final_spread(method: str, seed: int, steps: int, slices: int, rate: float, *
     torch.manual_seed(seed)
     settings = {"hidden": 64, "projection": 32, "views": VIEWS.model_dump(), **own}
     task = build(method, settings, width=4).train()
-    training = TrainingSettings(optimiser="sgd", learning_rate=rate)
-    optimiser = make_optimiser(training, task.parameter_groups())
+    optimiser = make_optimiser(TrainingSettings(optimiser="sgd", learning_rate=rate), task)
     images, numbers, spreads = textures(slices), torch.arange(slices), []
     for number in range(steps):
         step = task.step(

@@ -18,7 +18,6 @@ from macl.config import (
     IntensitySettings,
     SpatialSettings,
     TrainingSettings,
-    TransferSettings,
 )
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
@@ -44,13 +43,10 @@ UPRIGHT = AugmentationSettings(spatial=SpatialSettings(rotation_degrees=30.0))
 STILL = AugmentationSettings(spatial=SpatialSettings(mirror=0.0, deform=0.0))
 
 
-def task(
-    axes: Any = ("row", "column"), classes: int = 3, taken_over: Any = (), **changes: Any
-) -> SegmentationTask:
+def task(axes: Any = ("row", "column"), classes: int = 3, **changes: Any) -> SegmentationTask:
     torch.manual_seed(0)
     settings = FinetuneSettings(**(SMALL | changes))
-    segmenter = build_segmenter(settings, unet.PLUGIN, 1, classes)
-    return SegmentationTask(segmenter, settings, axes, taken_over)
+    return SegmentationTask(build_segmenter(settings, unet.PLUGIN, 1, classes), settings, axes)
 
 
 def batch(slices: int = 2, side: int = 32, step: int = 0) -> Batch:
@@ -401,60 +397,3 @@ def test_runs_that_cannot_segment(tmp_path: Path) -> None:
         load_segmenter(run, unet.PLUGIN, device)
     with pytest.raises(MaclError, match="does not exist"):
         load_segmenter(tmp_path / "f", unet.PLUGIN, device)
-
-
-def encoder_and_its_statistics(one: SegmentationTask) -> list[str]:
-    return [name for name in one.segmenter.named_state() if name.startswith("encoder")]
-
-
-def test_weights_that_were_taken_over_are_a_group_of_their_own() -> None:
-    names = encoder_and_its_statistics(task())
-    transfer = TransferSettings(begins=0.2, rate_factor=0.3)
-    one = task(taken_over=names, transfer=transfer)
-    fresh, moved = one.parameter_groups()
-    assert (fresh.rate_factor, fresh.begins) == (1.0, 0.0)
-    assert (moved.rate_factor, moved.begins) == (0.3, 0.2)
-    encoder = {id(each) for each in one.segmenter.network.encoder.parameters()}
-    assert {id(each) for each in moved.parameters} == encoder
-    every = {id(each) for each in one.parameters()}
-    assert {id(each) for each in fresh.parameters} == every - encoder
-
-
-@pytest.mark.parametrize(
-    ("taken_over", "transfer"), [(True, {}), (False, {"begins": 0.2, "pull": 1.0})]
-)
-def test_all_parameters_are_one_group_where_nothing_tells_them_apart(
-    taken_over: bool, transfer: dict[str, float]
-) -> None:
-    names = encoder_and_its_statistics(task()) if taken_over else ()
-    one = task(taken_over=names, transfer=transfer)
-    (group,) = one.parameter_groups()
-    assert [id(each) for each in group.parameters] == [id(each) for each in one.parameters()]
-
-
-def test_the_pull_is_half_the_squared_distance_from_the_start() -> None:
-    names = encoder_and_its_statistics(task())
-    free = task(taken_over=names)
-    pulled = task(taken_over=names, transfer={"pull": 0.5})
-    assert pulled.state_dict().keys() == free.state_dict().keys()
-    for one in (free, pulled):
-        with torch.no_grad():
-            for number, parameter in enumerate(one.parameters()):
-                parameter.add_(0.01 * (number % 3))
-        output = one.step(batch())
-        output.loss.backward()
-        if one is free:
-            continue
-        expected = sum(
-            0.5 * 0.5 * (0.01 * (number % 3)) ** 2 * parameter.numel()
-            for number, (name, parameter) in enumerate(one.segmenter.named_parameters())
-            if name.startswith("network.encoder")
-        )
-        assert output.logged["loss_pull"].item() == pytest.approx(expected, rel=1e-4)
-    for number, ((name, own), other) in enumerate(
-        zip(pulled.segmenter.named_parameters(), free.parameters(), strict=True)
-    ):
-        extra = 0.5 * 0.01 * (number % 3) if name.startswith("network.encoder") else 0.0
-        torch.testing.assert_close(
-            own.grad - other.grad, torch.full_like(own, extra), atol=1e-5, rtol=1e-4
-        )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from macl.config import TrainingSettings
-from macl.engine.task import ParameterGroup
 
 
 def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
@@ -24,23 +23,16 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
 
 
 def make_optimiser(
-    settings: TrainingSettings, groups: Sequence[ParameterGroup], fused: bool = False
+    settings: TrainingSettings, module: nn.Module, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of the settings over all parameters of a task.
+    """The optimiser of the settings over the trainable parameters of `module`.
 
     Args:
         settings: choose the optimiser and its rates.
-        groups: the task's.
-        fused: whether one kernel updates all parameters of a group.
+        module: what to train.
+        fused: whether one kernel updates all parameters.
     """
-    parameters = [
-        {
-            "params": group.parameters,
-            "rate_factor": group.rate_factor,
-            "begins": group.begins,
-        }
-        for group in groups
-    ]
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimiser:
         case "sgd":
@@ -51,19 +43,13 @@ def make_optimiser(
             if fused and momentum > 0:
                 # The fused kernel needs a momentum even for parameters that get their first
                 # gradient later.
-                for parameter in (each for group in groups for each in group.parameters):
+                for parameter in parameters:
                     optimiser.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
             return optimiser
         case "adam":
             return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
         case "adamw":
             return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float, share: float) -> None:
-    """Give each group of parameters its rate after this share of the run."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group["rate_factor"] if share >= group["begins"] else 0.0
 
 
 class MovingAverage:

@@ -13,7 +13,7 @@ from macl.data.batch import Batch
 from macl.distributed.collectives import is_distributed
 from macl.distributed.launch import set_up_task
 from macl.engine.compiling import CompiledStep, compile_mode, to_device_layout
-from macl.engine.optimisation import make_optimiser, set_learning_rate
+from macl.engine.optimisation import make_optimiser
 from macl.engine.task import StepOutput, Task
 from macl.utils.progress import say
 
@@ -44,7 +44,7 @@ class Stepper:
         clips_scaled = self.scaler is not None and settings.gradient_clip is not None
         fused = device.type in ("cuda", "cpu") and not clips_scaled
         self.module, self.optimiser = set_up_task(
-            fabric, task, make_optimiser(settings, task.parameter_groups(), fused)
+            fabric, task, make_optimiser(settings, task, fused)
         )
         task.train()
 
@@ -63,9 +63,10 @@ class Stepper:
             self.task.step = self.compiled  # pyright: ignore
         return mode is not None
 
-    def set_learning_rate(self, rate: float, share: float) -> None:
-        """Use this rate from the next step on, which comes after this share of the run."""
-        set_learning_rate(self.optimiser, rate, share)
+    def set_learning_rate(self, rate: float) -> None:
+        """Use this rate from the next step on."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
 
     def forward(self, batch: Batch) -> StepOutput:
         """Loss and logged values of a batch, in the run's precision."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -40,21 +40,6 @@ class StepOutput:
     logged: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that are trained alike.
-
-    Attributes:
-        parameters: of the task.
-        rate_factor: of the learning rate.
-        begins: share of the run after which they are trained; until then they stay.
-    """
-
-    parameters: Sequence[nn.Parameter]
-    rate_factor: float = 1.0
-    begins: float = 0.0
-
-
 class Task(nn.Module, ABC):
     """A module with a training step.
 
@@ -67,8 +52,3 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def step(self, batch: Batch) -> StepOutput:
         """Loss and logged values of one batch."""
-
-    def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """All parameters to train."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return (ParameterGroup(trained),)

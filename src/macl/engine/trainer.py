@@ -158,7 +158,7 @@ def fit(
         for batch in _batches(loader, first, steps):
             rate = learning_rate(settings, state.step, steps)
             with _memory_advice(state, batch):
-                output = state.train_step(batch, rate, state.step / steps)
+                output = state.train_step(batch, rate)
             log.add(state.step, state.step / loader.steps_per_epoch, rate, output)
             estimate.after_step(state.step)
             is_last = state.step == steps
@@ -213,8 +213,8 @@ class _TrainingState:
         self.stepper = Stepper(task, settings, fabric)
         self.average = MovingAverage(task, settings.ema_decay) if settings.ema_decay else None
 
-    def train_step(self, batch: Batch, rate: float, share: float) -> StepOutput:
-        self.stepper.set_learning_rate(rate, share)
+    def train_step(self, batch: Batch, rate: float) -> StepOutput:
+        self.stepper.set_learning_rate(rate)
         output = self.stepper(batch)
         self.step += 1
         if self.average:

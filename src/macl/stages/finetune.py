@@ -79,7 +79,7 @@ def finetune(
         assert run.resolved is not None
         network = find("models", settings.backbone)
         segmenter, axes, transfer = start_segmenter(run, start, network, encoder_only=encoder_only)
-        task = SegmentationTask(segmenter, settings, axes, transfer.names)
+        task = SegmentationTask(segmenter, settings, axes)
         cases = run.resolved.labelled_cases(start.labels)
         patches = select_volumes(opened, cases).samples_per_epoch(settings.patch)
         batch_size = min(settings.training.batch_size, patches)

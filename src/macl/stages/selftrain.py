@@ -101,7 +101,6 @@ def selftrain(
             settings,
             axes,
             opened.index.classes,
-            transfer.names,
             follows_fast=not has_learned,
             pseudo_labels=start.teacher is not None,
         )

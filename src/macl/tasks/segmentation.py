@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from macl.config import (
 from macl.data.batch import Batch
 from macl.data.store import Store
 from macl.engine.compiling import to_device_layout
-from macl.engine.task import ParameterGroup, Quantity, StepOutput, Task
+from macl.engine.task import Quantity, StepOutput, Task
 from macl.io.geometry import AnatomicalAxes, array_axis
 from macl.losses import soft_dice
 from macl.models.layers import conv, initialise_convolutions
@@ -105,10 +105,6 @@ class SegmentationTask(Task):
             "Deep supervision",
             "The same losses at the decoder's coarser maps, averaged with their weights.",
         ),
-        "loss_pull": Quantity(
-            "Distance from the start",
-            "Half the squared distance of the weights that were taken over, with its weight.",
-        ),
     }
 
     def __init__(
@@ -116,35 +112,16 @@ class SegmentationTask(Task):
         segmenter: Segmenter,
         settings: FinetuneSettings,
         mirror_axes: tuple[ArrayAxis, ...],
-        taken_over: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.segmenter, self.settings, self.mirror_axes = segmenter, settings, mirror_axes
-        named = network_names(dict(segmenter.named_parameters()))
-        self.transferred = [named[name] for name in named if name in taken_over]
-        self.fresh = [named[name] for name in named if name not in taken_over]
-        for number, parameter in enumerate(self._pulled):
-            start = parameter.detach().clone()
-            self.register_buffer(f"start_{number}", start, persistent=False)
-
-    def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The weights that were taken over, with their own rate and beginning, and fresh ones."""
-        transfer = self.settings.transfer
-        if not self.transferred or (transfer.rate_factor, transfer.begins) == (1.0, 0.0):
-            return super().parameter_groups()
-        moved = ParameterGroup(self.transferred, transfer.rate_factor, transfer.begins)
-        return ParameterGroup(self.fresh), moved
 
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy, with soft Dice where the settings say so, on an augmented view of the
         batch; with deep supervision at every scale of the decoder."""
         images, labels = self.augment(batch)
         finest, *coarser = self.segmenter.logits_by_scale(images)
-        return self.pull(self._with_deep(self.compare(finest, labels), coarser, labels))
-
-    def _with_deep(
-        self, output: StepOutput, coarser: Sequence[Tensor], labels: Tensor
-    ) -> StepOutput:
+        output = self.compare(finest, labels)
         if not coarser:
             return output
         deep = [self.compare(logits, at_size(labels, logits.shape[2:])).loss for logits in coarser]
@@ -162,23 +139,6 @@ class SegmentationTask(Task):
             parts["loss_dice"] = dice.detach()
             loss = loss + dice
         return StepOutput(loss, parts)
-
-    def pull(self, output: StepOutput) -> StepOutput:
-        """The loss, and the pull of weights that were taken over towards their start (L2-SP; Li et
-        al. 2018, arXiv 1802.01483)."""
-        if not self._pulled:
-            return output
-        squares = [
-            (parameter - self.get_buffer(f"start_{number}")).square().sum()
-            for number, parameter in enumerate(self._pulled)
-        ]
-        loss = 0.5 * self.settings.transfer.pull * torch.stack(squares).sum()
-        logged = {**output.logged, "loss_pull": loss.detach()}
-        return StepOutput(output.loss + loss, logged)
-
-    @property
-    def _pulled(self) -> Sequence[nn.Parameter]:
-        return self.transferred if self.settings.transfer.pull else ()
 
     def augment(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images and labels as they are trained on; see `augment`."""

@@ -15,7 +15,7 @@ count (FixMatch; UniMatch, arXiv 2208.09910); the limit can follow each class's 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -76,7 +76,6 @@ class SelfTrainingTask(SegmentationTask):
         settings: of the run.
         mirror_axes: axes that views are mirrored along.
         classes: names of the classes, background first.
-        taken_over: names of the segmenter's tensors that the start brought.
         follows_fast: whether the teacher follows the segmenter faster at first, since nothing of
             worth is in it yet.
         pseudo_labels: whether unlabelled patches bring labels of a teacher that stays (noisy
@@ -93,12 +92,11 @@ class SelfTrainingTask(SegmentationTask):
         settings: SelftrainSettings,
         mirror_axes: tuple[ArrayAxis, ...],
         classes: tuple[str, ...],
-        taken_over: Collection[str] = (),
         *,
         follows_fast: bool,
         pseudo_labels: bool,
     ) -> None:
-        super().__init__(segmenter, settings, mirror_axes, taken_over)
+        super().__init__(segmenter, settings, mirror_axes)
         self.selftraining, self.classes = settings, classes
         self.follows_fast, self.pseudo_labels = follows_fast, pseudo_labels
         self.teacher = momentum_copy(segmenter)
@@ -135,7 +133,7 @@ class SelfTrainingTask(SegmentationTask):
             "unlabelled_weight": weight,
             **self._diagnosed(logits[count:], labels, taught, counted, batch.rng.step),
         }
-        return self.pull(StepOutput(supervised.loss + weight * unlabelled, logged))
+        return StepOutput(supervised.loss + weight * unlabelled, logged)
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Taught:
