@@ -50,9 +50,6 @@ EXAMPLES = {
 }
 """One call of every command, for its help and for the answer to a missing argument."""
 
-FEW_PEOPLE = 3
-"""Self-training is suggested where no more than so many people have labels."""
-
 
 class _Commands(TyperGroup):
     """All commands: each has an example in its help, and in the answer to a missing argument."""
@@ -707,6 +704,7 @@ def finetune(
     """
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
+    from macl.workflows.run.budget import MOST_LABELLED_FOR_SELFTRAINING
 
     _require("finetune", resume, **_labelled(store, init, split, labels))
     launch_processes(devices, sys.argv[1:])
@@ -730,7 +728,7 @@ def finetune(
     )
     _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     _next_after_training(out, record)
-    if len(record.people) <= FEW_PEOPLE and record.split:
+    if len(record.people) <= MOST_LABELLED_FOR_SELFTRAINING and record.split:
         words = ("--split", split or "SPLIT", "--labels", record.labels, "--init", out)
         say("With so few labels, unlabelled scans help once more:")
         _next(("selftrain", record.store, *words, "--out", f"{out}-self"))

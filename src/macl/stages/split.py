@@ -297,9 +297,11 @@ def _split(
 def _write(drawn: Mapping[Path, Split], store: Store) -> None:
     """Write split files, unless one of them would replace another split."""
     for out, split in drawn.items():
-        if out.exists() and read_split(out) != split:
+        there = read_split(out) if out.exists() else split
+        if there != split:
             raise MaclError(
-                f"--out {out} already holds another split: choose another file, or remove it first."
+                f"--out {out} already holds another split ({there.source}): choose another file, or "
+                "remove it first."
             )
     for out, split in drawn.items():
         write_split(out, split)
