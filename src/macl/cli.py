@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -1068,15 +1069,14 @@ def settings(
 
 def _how_to_continue(words: list[str]) -> str:
     """What to call after an interruption."""
-    out = words[words.index("--out") + 1 :][:1] if "--out" in words else []
-    if (
-        words
-        and words[0] in ("pretrain", "finetune", "selftrain")
-        and out
-        and (Path(*out) / "run.json").is_file()
-    ):
-        return f"To continue: macl {words[0]} --out {shlex.quote(*out)} --resume"
-    return "Run the same command again to continue."
+    given = dict(pairwise(words))
+    is_training = words[:1] in (["pretrain"], ["finetune"], ["selftrain"])
+    if not is_training or not (Path(given.get("--out", "")) / "run.json").is_file():
+        return "Run the same command again to continue."
+    kept = [
+        word for name in ("--out", "--devices") if name in given for word in (name, given[name])
+    ]
+    return f"To continue: macl {shlex.join([words[0], *kept, '--resume'])}"
 
 
 def main() -> None:

@@ -50,6 +50,11 @@ def run(*words: object, folder: Path = ROOT) -> str:
     return done.stdout
 
 
+def is_there(python: str) -> bool:
+    """Whether there is such a Python; a shim alone, of a version that is not chosen, is none."""
+    return bool(shutil.which(python)) and not subprocess.run([python, "-V"]).returncode
+
+
 def build(folder: Path) -> Path:
     """The sdist from the checkout, and the wheel from the sdist; both hold what they should."""
     run(sys.executable, "-m", "build", "--outdir", folder)
@@ -121,7 +126,7 @@ def main() -> None:
             name = f"{python}-{trial.name}"
             if arguments.only and arguments.only not in name:
                 continue
-            if shutil.which(python):
+            if is_there(python):
                 check(python, folder.absolute() / name, wheel, trial, arguments.torch_index)
             else:
                 print(f"{name}: not tried, since there is no {python} here.")

@@ -68,7 +68,7 @@ def test_an_interrupted_run_saves_its_state_and_needs_no_arguments_to_go_on(
     assert "Traceback" not in said
     steps = last_step(run)
     assert f"The state after step {steps} of" in said
-    assert f"macl: {how}. Run the same command again to continue" in said
+    assert f"macl: {how}. To continue: macl {stage} --out {run} --resume" in said
     assert (run / "state.safetensors").is_file()
     assert macl("check", run).code == 0
 

@@ -252,4 +252,4 @@ def test_a_page_of_a_run_names_the_command_that_goes_on(selftrain, toy: Path) ->
     Path("run/run.json").write_text(json.dumps(unfinished))
     answer = macl("predict", "run", toy / "2d.store", "--out", "masks", "--device", "cpu")
     assert answer.code == 1
-    assert "macl selftrain … --out run --resume" in answer.err
+    assert "macl selftrain --out run --resume" in answer.err

@@ -191,7 +191,8 @@ def test_a_signal_to_the_launcher_saves_the_state_of_all(folder: Path, tmp_path:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143, said.read_text()
-    assert said.read_text().count("terminated") == 1
+    continued = f"macl: terminated. To continue: macl finetune --out {out} --devices 2 --resume"
+    assert said.read_text().count("macl: terminated") == said.read_text().count(continued) == 1
     assert "death signal" not in said.read_text()
     steps = len(read_log(out))
     assert f"The state after step {steps} of" in said.read_text()

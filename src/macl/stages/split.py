@@ -300,8 +300,8 @@ def _write(drawn: Mapping[Path, Split], store: Store) -> None:
         there = read_split(out) if out.exists() else split
         if there != split:
             raise MaclError(
-                f"--out {out} already holds another split ({there.source}): choose another file, or "
-                "remove it first."
+                f"--out {out} already holds another split ({there.source}): choose another file, "
+                "or remove it first."
             )
     for out, split in drawn.items():
         write_split(out, split)
