@@ -43,5 +43,5 @@ def test_the_verdict_looks_at_the_last_tenth(
     log = [{"step": step, "loss_global": early if step <= 90 else ends} for step in range(1, 101)]
     assert collapse_verdict(log, {"loss_global": 4.906}, 100) == stuck
     said = capsys.readouterr().err
-    assert ("the run ended where all features are equal" in said) == bool(stuck)
+    assert ("the run ended no better than with all features equal" in said) == bool(stuck)
     assert ("--recipe macl-plus" in said) == bool(stuck)

@@ -205,21 +205,23 @@ def render(summary: Mapping[str, Any]) -> str:
         title=title + (" (Dice pooled)" if pooled else ""),
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
+        padding=0,
     )
+    shown = [
+        outcome
+        for outcome in COUNTED_OUTCOMES
+        if outcome != "both_empty" or any(row[outcome] for row in summary["classes"])
+    ]
     distances = (f"HD95 {unit}", f"ASD {unit}")
     for head in (
         "class", "Dice %", "Jaccard %", *distances, "slices" if pooled else "n",
-        *(name.replace("_", " ") for name in COUNTED_OUTCOMES),
+        *(name.replace("_", " ") for name in shown),
     ):  # fmt: skip
         table.add_column(head, justify="left" if head == "class" else "right", no_wrap=True)
     for row in summary["classes"]:
-        table.add_row(
-            printable(row["class"]), *_cells(row), *(str(row[name]) for name in COUNTED_OUTCOMES)
-        )
+        table.add_row(printable(row["class"]), *_cells(row), *(str(row[name]) for name in shown))
     if len(summary["classes"]) > 1:
-        totals = (sum(row[name] for row in summary["classes"]) for name in COUNTED_OUTCOMES)
+        totals = (sum(row[name] for row in summary["classes"]) for name in shown)
         table.add_section()
         table.add_row("mean", *_cells(summary["mean"]), *map(str, totals))
     console = Console(width=140, highlight=False, markup=False, emoji=False)

@@ -27,8 +27,8 @@ NEAR_UNIFORM = 0.98
 """A run stands near the uniform solution when its loss exceeds this share of that solution's."""
 
 WAY_OUT = (
-    "For MACL use --recipe macl-plus, which is made not to collapse; for other methods change "
-    "training.learning_rate."
+    "Train longer, or change training.learning_rate; for MACL with the paper's settings use --recipe "
+    "macl-plus, which is made not to collapse."
 )
 
 FEATURE_SPREAD = Quantity(
@@ -262,7 +262,7 @@ def collapse_verdict(
             f"{name} {means[name]:.3f} of {uniform_losses[name]:.3f}" for name in stuck
         )
         warn(
-            f"Warning: the run ended where all features are equal ({ends}): it learned nothing "
-            f"from {'them' if len(stuck) > 1 else 'it'}. {WAY_OUT}"
+            f"Warning: the run ended no better than with all features equal ({ends}): it learned "
+            f"nothing from {'them' if len(stuck) > 1 else 'it'}. {WAY_OUT}"
         )
     return stuck
