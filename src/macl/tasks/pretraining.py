@@ -27,8 +27,8 @@ NEAR_UNIFORM = 0.98
 """A run stands near the uniform solution when its loss exceeds this share of that solution's."""
 
 WAY_OUT = (
-    "Train longer, or change training.learning_rate; for MACL with the paper's settings use --recipe "
-    "macl-plus, which is made not to collapse."
+    "Train longer, or change training.learning_rate; for MACL with the paper's settings use "
+    "--recipe macl-plus, which is made not to collapse."
 )
 
 FEATURE_SPREAD = Quantity(
