@@ -142,8 +142,8 @@ def _find_or_choose(
     people = len(facts.labelled_people | facts.unlabelled_people)
     say(
         f"{request.scans}: {counted(len(facts.fingerprint.cases), 'scan')} of "
-        f"{counted(people, 'person', 'people')}; {facts.labelled} of "
-        f"{counted(len(facts.labelled_people), 'person', 'people')} have labels. Read as "
+        f"{counted(people, 'person', 'people')}; {counted(facts.labelled, 'scan')} of "
+        f"{counted(len(facts.labelled_people), 'person', 'people')} with labels. Read as "
         f"{facts.fingerprint.reader}."
     )
     say("Timing a few steps on this machine …")
