@@ -25,9 +25,6 @@ MOST_LABELLED_FOR_SELFTRAINING = 3
 FEWEST_EPOCH_STEPS, MOST_EPOCH_STEPS, MOST_EPOCHS = 1000, 20_000, 100
 """Pre-training lasts this many epochs at most, which are at least and at most so many steps."""
 
-RESERVE = 0.93
-"""Share of the budget that is planned; the rest is for what takes longer than expected."""
-
 CASE_SECONDS = 0.05
 RUN_SECONDS = 3.0
 PAGE_SECONDS = 12.0
@@ -110,7 +107,7 @@ class Budget:
         expected = self.expected(design, speed, folds)
         other = expected.prepare + expected.predict + expected.report
         spent = time.perf_counter() - self.started
-        left = RESERVE * 60 * self.minutes - spent - other
+        left = 60 * self.minutes - spent - other
         return allot(left, speed, self.workload(design, folds))
 
     def expected(self, design: NetworkDesign, speed: DesignSpeed, folds: int) -> ExpectedSeconds:
