@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from macl.pages.comparison import ComparisonRow
+from macl.utils.text import counted
 
 SHOWN = 3
 """How many groups of like runs are named."""
@@ -31,7 +32,7 @@ def verdict(rows: Sequence[ComparisonRow]) -> str:
     }
     sentences = [
         f"With {like[0]} labelled: {_means(names)} (Dice in %, "
-        f"{_number(cases[like], 'test case')}, {_number(_seeds(names), 'seed')})"
+        f"{counted(cases[like], 'test case')}, {counted(_seeds(names), 'seed')})"
         for like, names in list(compared.items())[:SHOWN]
     ]
     more = f"; and {len(compared) - SHOWN} more comparisons" if len(compared) > SHOWN else ""
@@ -51,7 +52,7 @@ def _alone(rows: Sequence[ComparisonRow]) -> str:
     spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
     what = "one cross-validation" if len(row.runs) > 1 else "one run"
     return (
-        f"Dice {100 * dice:.1f}{spread} % over {_number(row.scores.cases, 'test case')}: {what}, "
+        f"Dice {100 * dice:.1f}{spread} % over {counted(row.scores.cases, 'test case')}: {what}, "
         "with nothing beside it to compare."
     )
 
@@ -63,7 +64,3 @@ def _seeds(names: dict[str, dict[int, float]]) -> int:
 
 def _means(names: dict[str, dict[int, float]]) -> str:
     return ", ".join(f"{name} {fmean(by_seed.values()):.1f}" for name, by_seed in names.items())
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

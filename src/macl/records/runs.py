@@ -204,8 +204,10 @@ def runs_at(path: Path) -> list[Path]:
     Raises:
         MaclError: the list of these runs is damaged.
     """
-    if (path / RECORD).is_file() or not (path / MODELS).is_file():
-        return [path] if (path / RECORD).is_file() else []
+    if (path / RECORD).is_file():
+        return [path]
+    if not (path / MODELS).is_file():
+        return []
     known = validate(ModelList, read_json(path / MODELS, "a list of models"), where=MODELS)
     return [inside(path, name) for name in known.models]
 

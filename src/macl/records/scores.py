@@ -14,7 +14,7 @@ import numpy as np
 from macl.metrics import DEFINITIONS, Convention, MaskOutcome, dice, jaccard
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path
-from macl.utils.text import printable
+from macl.utils.text import counted, printable
 from macl.utils.user_text import from_spreadsheet, spreadsheet_text
 
 Unit = Literal["mm", "voxel", "pixel"]
@@ -199,8 +199,7 @@ def render(summary: Mapping[str, Any]) -> str:
     from rich.table import Table
 
     pooled, unit = summary["convention"] == "paper", summary["unit"]
-    cases = "1 case" if summary["cases"] == 1 else f"{summary['cases']} cases"
-    title = f"{cases}, convention {summary['convention']}"
+    title = f"{counted(summary['cases'], 'case')}, convention {summary['convention']}"
     table = Table(
         title=title + (" (Dice pooled)" if pooled else ""),
         title_justify="left",

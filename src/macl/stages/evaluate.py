@@ -29,6 +29,7 @@ from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import AnyPath, clear_unfinished_copies, write_json
 from macl.utils.parallel import available_cores
 from macl.utils.progress import progress, say, warn
+from macl.utils.text import counted
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def evaluate(
         clear_unfinished_copies(path)
     write_rows(out, rows)
     write_json(means, summary)
-    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
-    say(f"Wrote {out} ({count}) and {means.name} beside it.")
+    say(f"Wrote {out} ({counted(len(cases), 'case')}) and {means.name} beside it.")
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ from macl.utils.allocator import keep_freed_memory
 from macl.utils.errors import MaclError, RefusedCaseError, listed
 from macl.utils.files import AnyPath, inside, require_disk_space, sha256
 from macl.utils.progress import progress, say, warn
+from macl.utils.text import counted
 
 
 def predict(
@@ -67,12 +68,12 @@ def predict(
     """
     keep_freed_memory()
     named, out = [*map(Path, paths)], Path(out)
-    first = list(takewhile(runs_at, named))
-    runs = [run for path in first for run in runs_at(path)]
-    records = read_runs(runs, [*runs, *named[len(first) :]])
+    of_paths = [*takewhile(bool, map(runs_at, named))]
+    runs, others = [*chain.from_iterable(of_paths)], named[len(of_paths) :]
+    records = read_runs(runs, [*runs, *others])
     frames = frames or any(record.prepared.frames for record in records)
     pseudonyms = Pseudonyms(out)
-    scans, refused = find_scans(named[len(first) :], records, cases, readers(), frames, pseudonyms)
+    scans, refused = find_scans(others, records, cases, readers(), frames, pseudonyms)
     if probabilities and any(len(scan.time_points) > 1 for scan in scans):
         raise MaclError(
             "--probabilities are written for scans, not for time series: leave it out, or split "
@@ -114,7 +115,7 @@ def predict(
                 writer.write(scan, time_points)
             advance(note=scan.name)
     written = sum(scan.name not in failures.reasons for scan in waiting)
-    say(f"Wrote {written} {'mask' if written == 1 else 'masks'} to {out}.")
+    say(f"Wrote {counted(written, 'mask')} to {out}.")
     for note, names in notes.items():
         warn(f"Note on {listed(names)}: {note}.")
     for trained_on, scans_unlike in unlike.items():

@@ -31,6 +31,7 @@ from macl.tasks.pretraining import WAY_OUT
 from macl.utils.errors import MaclError
 from macl.utils.files import AnyPath, atomic_path, clear_unfinished_copies, write_json, write_text
 from macl.utils.progress import progress, say
+from macl.utils.text import counted
 
 
 def report(
@@ -82,7 +83,7 @@ def report(
         clear_unfinished_copies(path)
     write_json(numbers, _numbers(sections, comparison, [*notes, *warnings]))
     write_text(out, _render(sections, comparison, cases, warnings, notes, numbers.name))
-    say(f"Report of {_count(len(reported), 'run')}: {out}")
+    say(f"Report of {counted(len(reported), 'run')}: {out}")
     return out
 
 
@@ -173,16 +174,12 @@ def _lede(records: Sequence[RunRecord]) -> str:
         "selftrain": "self-trained run",
         "pretrain": "pre-training run",
     }
-    counts = [_count(kinds.count(kind), names[kind]) for kind in names if kind in kinds]
+    counts = [counted(kinds.count(kind), names[kind]) for kind in names if kind in kinds]
     modalities = ", ".join(sorted({record.modality for record in records}))
     structures = list(dict.fromkeys(name for record in records for name in record.classes[1:]))
     last = [" and ".join(structures[-2:])] if structures else []
     segmenting = f", segmenting {', '.join(structures[:-2] + last)}" if structures else ""
     return f"{' and '.join(counts)} on {modalities} scans{segmenting}."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _numbers(

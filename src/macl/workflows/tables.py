@@ -19,6 +19,7 @@ from macl.pages.benchmark_page import benchmark_page
 from macl.pages.result_table import ResultTable
 from macl.records.scores import MEASURES, OVERLAPS
 from macl.utils.files import write_text
+from macl.utils.text import counted
 from macl.workflows.cells import BenchmarkFolder
 from macl.workflows.comparisons import (
     Findings,
@@ -243,7 +244,7 @@ def _comparison_tables(findings: Findings, plan: BenchmarkPlan) -> list[ResultTa
         title = f"Ranks with {each.labels} labelled{recipe}"
         described = (
             f"CD {each.critical_difference:.2f}, {format_p(each.p)}, {each.people} people, "
-            f"{each.repeats} {'repeat' if each.repeats == 1 else 'repeats'}"
+            f"{counted(each.repeats, 'repeat')}"
         )
         rows = tuple((title_of(method, plan), f"{rank:.2f}") for method, rank in each.ranks.items())
         tables.append(ResultTable(f"{title} ({described})", ("method", "mean rank"), rows, words=1))

@@ -6,6 +6,7 @@ import math
 from typing import Literal, NamedTuple
 
 from macl.preprocessing.resampling import Spacing
+from macl.stages.split import amount
 from macl.workflows.run.facts import SourceFacts, median_of_axes
 from macl.workflows.run.speed import NetworkDesign
 
@@ -71,7 +72,7 @@ def choose_split(facts: SourceFacts) -> tuple[SplitChoice, str]:
             f"cross-validation with {folds} models, which tests each of {labelled} labelled people "
             f"once; pre-training sees only the {unlabelled} people without labels"
         )
-    tests = max(1, int(labelled / 5 + 0.5))
+    tests = amount("20%", labelled, "--test")
     few = "; that is too few for a good estimate" if labelled < FEW_LABELS else ""
     return SplitChoice(
         0, "20%"
