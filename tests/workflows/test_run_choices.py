@@ -209,6 +209,16 @@ def test_with_more_labels_the_time_goes_to_fine_tuning(monkeypatch: pytest.Monke
     )
 
 
+def test_people_are_counted_as_the_chosen_split_divides_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen, _ = choose(1, monkeypatch, step_seconds=0.1, labelled=5, unlabelled=20)
+    assert (chosen.plan.folds, chosen.plan.test) == (0, "30%"), "2 test, 3 train"
+    told = " ".join(chosen.reasons)
+    assert "people train with labels: with more than" not in told
+    assert "Self-training: none, since with fewer than 700 steps" in told
+
+
 def test_a_slow_machine_gets_a_small_network_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, timed = choose(5, monkeypatch, step_seconds=5.0)
     assert chosen.plan.width == 8

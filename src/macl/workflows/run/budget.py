@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from macl.inference.sliding_window import window_starts
+from macl.workflows.run.choices import SplitChoice
 from macl.workflows.run.facts import SourceFacts
 from macl.workflows.run.plan import ExpectedSeconds
 from macl.workflows.run.speed import DesignSpeed, NetworkDesign
@@ -81,38 +82,39 @@ class Budget:
     started: float
     prepare_seconds: float
 
-    def models(self, folds: int) -> int:
+    def models(self, split: SplitChoice) -> int:
         """How many segmenters are trained."""
-        return max(1, folds) if self.facts.labelled else 0
+        return max(1, split.folds) if self.facts.labelled else 0
 
-    def workload(self, design: NetworkDesign, folds: int) -> Workload:
+    def workload(self, design: NetworkDesign, split: SplitChoice) -> Workload:
         """What is to be trained with a design."""
         depth = 1 if design.dims == 2 else design.pretrain_size[0]
         patches = sum(
             math.ceil(size[0] / depth) for size in self.facts.prepared_sizes(design.spacing_mm)
         )
         labelled = len(self.facts.labelled_people)
-        tests = labelled // folds if folds else max(1, labelled // 5)
-        training = max(1, labelled - tests)
+        training = labelled - split.testing(labelled) if labelled else 0
         few = training <= MOST_LABELLED_FOR_SELFTRAINING
         return Workload(
-            self.models(folds),
+            self.models(split),
             training,
             may_selftrain=few and bool(self.facts.unlabelled_people),
             epoch_steps=patches // design.pretrain_batch,
         )
 
-    def steps(self, design: NetworkDesign, speed: DesignSpeed, folds: int) -> TrainingSteps:
+    def steps(self, design: NetworkDesign, speed: DesignSpeed, split: SplitChoice) -> TrainingSteps:
         """What the budget leaves for training."""
-        expected = self.expected(design, speed, folds)
+        expected = self.expected(design, speed, split)
         other = expected.prepare + expected.predict + expected.report
         spent = time.perf_counter() - self.started
         left = 60 * self.minutes - spent - other
-        return allot(left, speed, self.workload(design, folds))
+        return allot(left, speed, self.workload(design, split))
 
-    def expected(self, design: NetworkDesign, speed: DesignSpeed, folds: int) -> ExpectedSeconds:
+    def expected(
+        self, design: NetworkDesign, speed: DesignSpeed, split: SplitChoice
+    ) -> ExpectedSeconds:
         """How long everything but training takes."""
-        facts, models = self.facts, self.models(folds)
+        facts, models = self.facts, self.models(split)
         if not models:
             return ExpectedSeconds(prepare=self.prepare_seconds, report=PAGE_SECONDS)
         window = (1,) * (3 - design.dims) + speed.finetune_size

@@ -43,6 +43,10 @@ class SplitChoice(NamedTuple):
     folds: int
     test: str
 
+    def testing(self, people: int) -> int:
+        """How many of these labelled people test one model; of a cross-validation, the fewest."""
+        return people // self.folds if self.folds else amount(self.test, people, "--test")
+
 
 def choose_dims(facts: SourceFacts, has_gpu: bool) -> tuple[Literal[2, 3], str]:
     """Slices or volumes, and why."""

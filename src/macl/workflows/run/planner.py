@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from macl.config import PrepareSettings
-from macl.stages.split import amount
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size
 from macl.workflows.run.budget import (
@@ -95,11 +94,11 @@ def choose_plan(
     """
     gpu, device = has_gpu(request.device), request.device
     dims, why_dims = choose_dims(facts, gpu)
-    (folds, test), why_split = choose_split(facts)
+    split, why_split = choose_split(facts)
     designs = [design_network(facts, dims, side, width, gpu) for side, width in NETWORK_SIZES[dims]]
     prepare_seconds = round(expected_prepare_seconds(facts, designs[0].spacing_mm), 1)
     budget = Budget(facts, request.minutes, started, prepare_seconds)
-    chosen = choose_design(budget, designs, folds, device, measure)
+    chosen = choose_design(budget, designs, split, device, measure)
     if chosen is None:
         raise MaclError(
             "Not even the smallest network fits into memory: close other programs, or use another "
@@ -107,28 +106,28 @@ def choose_plan(
         )
     design = chosen.design
     speed = measure(design, device, _seconds_to_measure(request.minutes)) or chosen.speed
-    steps = budget.steps(design, speed, folds)
+    steps = budget.steps(design, speed, split)
     about_split = [f"Split: {why_split}."]
-    if folds > FEWER_FOLDS and steps.finetune < ENOUGH_STEPS:
-        folds = FEWER_FOLDS
-        steps = budget.steps(design, speed, folds)
-        about_split.append(f"Models: {folds}, so that each is trained longer.")
-    if folds and steps.finetune < FEWEST_FOLD_STEPS:
-        folds, test = 0, TEST_SHARE
+    if split.folds > FEWER_FOLDS and steps.finetune < ENOUGH_STEPS:
+        split = SplitChoice(FEWER_FOLDS, split.test)
+        steps = budget.steps(design, speed, split)
+        about_split.append(f"Models: {FEWER_FOLDS}, so that each is trained longer.")
+    if split.folds and steps.finetune < FEWEST_FOLD_STEPS:
+        split = SplitChoice(0, TEST_SHARE)
+        steps = budget.steps(design, speed, split)
         labelled = len(facts.labelled_people)
-        tests = amount(TEST_SHARE, labelled, "--test")
-        steps = budget.steps(design, speed, folds)
         about_split = [
-            f"Split: {tests} of {labelled} labelled people test, since the time is too short for "
-            "the models of a cross-validation."
+            f"Split: {split.testing(labelled)} of {labelled} labelled people test, since the time "
+            "is too short for the models of a cross-validation."
         ]
-    plan = _plan(request, TimedDesign(design, speed, steps), SplitChoice(folds, test))
-    plan = plan.model_copy(update={"expected_seconds": budget.expected(design, speed, folds)})
+    timed = TimedDesign(design, speed, steps)
+    plan = _plan(request, timed, split)
+    plan = plan.model_copy(update={"expected_seconds": budget.expected(design, speed, split)})
     reasons = [f"Patches: {why_dims}.", *about_split]
     reasons += [_about_spacing(design), _about_network(plan)]
     if design.pretrain_recipe != POSITIONS_RECIPE:
         reasons.append(f"Pre-training: {design.pretrain_recipe}, since single slices lie nowhere.")
-    reasons += _about_time(plan, budget, TimedDesign(design, speed, steps))
+    reasons += _about_time(plan, budget, timed, split)
     voxels = sum(math.prod(size) for size in facts.prepared_sizes(design.spacing_mm))
     trainings = 1 + plan.models * (2 if plan.selftrain else 1)
     return ChosenPlan(
@@ -140,7 +139,11 @@ def choose_plan(
 
 
 def choose_design(
-    budget: Budget, designs: Sequence[NetworkDesign], folds: int, device: str, measure: Measure
+    budget: Budget,
+    designs: Sequence[NetworkDesign],
+    split: SplitChoice,
+    device: str,
+    measure: Measure,
 ) -> TimedDesign | None:
     """The largest design that the budget trains well, or else the smallest.
 
@@ -154,7 +157,7 @@ def choose_design(
         speed = measure(design, device, _seconds_to_measure(budget.minutes) / 5)
         if speed is None:
             break
-        timed = TimedDesign(design, speed, budget.steps(design, speed, folds))
+        timed = TimedDesign(design, speed, budget.steps(design, speed, split))
         if best and timed.steps.deciding < ENOUGH_STEPS:
             break
         best = timed
@@ -220,7 +223,9 @@ def _about_network(plan: RunPlan) -> str:
     )
 
 
-def _about_time(plan: RunPlan, budget: Budget, timed: TimedDesign) -> Iterator[str]:
+def _about_time(
+    plan: RunPlan, budget: Budget, timed: TimedDesign, split: SplitChoice
+) -> Iterator[str]:
     if plan.seconds > 60 * plan.minutes:
         yield (
             f"Too little time: the least that makes sense takes about "
@@ -231,7 +236,7 @@ def _about_time(plan: RunPlan, budget: Budget, timed: TimedDesign) -> Iterator[s
             f"Little time: {timed.steps.deciding} steps are few, so take the result as a first "
             "look."
         )
-    work = budget.workload(timed.design, plan.folds)
+    work = budget.workload(timed.design, split)
     if work.models and not work.may_selftrain:
         yield (
             f"Self-training: none, since {work.training_people} people train with labels: with "
@@ -245,7 +250,7 @@ def _about_time(plan: RunPlan, budget: Budget, timed: TimedDesign) -> Iterator[s
             f"and {LEAST_SELFTRAINING} of its own it may do harm."
         )
     richer = replace(budget, minutes=4 * budget.minutes)
-    more = richer.steps(timed.design, timed.speed, plan.folds)
+    more = richer.steps(timed.design, timed.speed, split)
     gains = [
         f"{after:,} steps of {name}"
         for name, before, after in (
