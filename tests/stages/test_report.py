@@ -213,6 +213,20 @@ def test_folds_are_one_row_over_everybody(fake: FakeRuns, tmp_path: Path) -> Non
     assert "One case, every run" in shown
 
 
+def test_a_row_of_folds_says_how_many_people_train_in_each(fake: FakeRuns, tmp_path: Path) -> None:
+    store, folds = Store.open(fake.store), (TEST_CASES[:2], TEST_CASES[2:])
+    for number, cases in enumerate(folds, start=1):
+        run = tmp_path / f"fold{number}"
+        write_finetuned(run, store, init="scratch", shift=2, test_cases=cases)
+        people = tuple(f"person{index}" for index in range(number))
+        record = runs.read_record(run).model_copy(update={"labels": "100%", "people": people})
+        runs.write_record(run, record)
+    report([tmp_path / "fold1", tmp_path / "fold2"], tmp_path / "report.html")
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    (row,) = numbers["cross_validations"]
+    assert row["title"] == "From scratch, 1 to 2 people (100%) labelled, 2 folds"
+
+
 def test_runs_whose_tests_overlap_are_no_folds(fake: FakeRuns, tmp_path: Path) -> None:
     store = Store.open(fake.store)
     for number, cases in enumerate((TEST_CASES[:2], TEST_CASES[1:])):

@@ -79,9 +79,12 @@ class Comparison:
         return next((row.title for row in self.rows if any(own is run for own in row.runs)), "")
 
 
-def titles_of(runs: Sequence[ReportedRun]) -> list[str]:
-    """A unique title for every run; dimensions, recipe, seed and folder appear only if needed."""
-    titles = [run.title for run in runs]
+def titles_of(groups: Sequence[Sequence[ReportedRun]]) -> list[str]:
+    """A unique title for every run, or for the folds of a cross-validation.
+
+    Dimensions, recipe, seed and folder appear only if needed.
+    """
+    titles, runs = [_title(group) for group in groups], [group[0] for group in groups]
     for addition in (
         lambda run: f"{run.dims}D",
         lambda run: f"{run.record.recipe} recipe" if run.record.recipe else "",
@@ -98,10 +101,30 @@ def titles_of(runs: Sequence[ReportedRun]) -> list[str]:
     return titles
 
 
+def _title(runs: Sequence[ReportedRun]) -> str:
+    """Method of a pre-training; start and labels of a fine-tuning, or of all its folds."""
+    record = runs[0].record
+    if record.kind == "pretrain":
+        return f"Pre-training with {record.settings.get('method', 'an unnamed method')}"
+    labelled = record.labels
+    if not labelled or not labelled.isdecimal():
+        people = _range([len(run.record.people) for run in runs])
+        labelled = f"{people} {'person' if people == '1' else 'people'} ({labelled})"
+    unlabelled = _range([len(run.record.unlabelled_patients) for run in runs])
+    more = f" + {unlabelled} unlabelled" if unlabelled != "0" else ""
+    folds = f", {len(runs)} folds" if len(runs) > 1 else ""
+    return f"From {runs[0].start}, {labelled} labelled{more}{folds}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    """The counts in words: "3", or "2 to 3"."""
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))
+
+
 def compare(runs: Sequence[ReportedRun]) -> Comparison:
     """Compare the evaluated runs among `runs`, in their order; folds share a row."""
     groups = _with_folds_together([run for run in runs if run.scores])
-    titles = titles_of([group[0] for group in groups])
+    titles = titles_of(groups)
     rows = [_row(group, title) for group, title in zip(groups, titles, strict=True)]
     rows = tuple(replace(row, against_scratch=_against_scratch(row, rows)) for row in rows)
     classes = tuple(dict.fromkeys(name for row in rows for name in row.dice))
@@ -233,7 +256,7 @@ def _row(runs: Sequence[ReportedRun], title: str) -> ComparisonRow:
     return ComparisonRow(
         runs=tuple(runs),
         scores=scores,
-        title=f"{title}, {len(runs)} folds" if len(runs) > 1 else title,
+        title=title,
         dice={name: scores.spread("dice", name) for name in scores.classes},
         mean_dice=scores.mean("dice"),
         mean_hd95=scores.mean("hd95"),

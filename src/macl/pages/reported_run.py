@@ -24,7 +24,7 @@ from macl.records.runs import (
 from macl.records.scores import ScoreRow, not_a_table, read_rows, summarise
 from macl.utils.errors import MaclError
 from macl.utils.files import read_json
-from macl.utils.text import counted, format_size
+from macl.utils.text import format_size
 
 T = TypeVar("T")
 
@@ -133,21 +133,6 @@ class ReportedRun:
     scores: RunScores | None
     store: Store | None
     missing: tuple[Missing, ...]
-
-    @property
-    def title(self) -> str:
-        """Method of a pre-training; start and labels of a fine-tuning."""
-        if self.record.kind == "pretrain":
-            return f"Pre-training with {self.record.settings.get('method', 'an unnamed method')}"
-        unlabelled = len(self.record.unlabelled_patients)
-        more = f" + {unlabelled} unlabelled" if unlabelled else ""
-        return f"From {self.start}, {self._labelled} labelled{more}"
-
-    @property
-    def _labelled(self) -> str:
-        """The label budget; a percentage with the number of people that it was."""
-        budget, people = self.record.labels, counted(len(self.record.people), "person", "people")
-        return budget if budget and budget.isdecimal() else f"{people} ({budget})"
 
     @property
     def dims(self) -> int:

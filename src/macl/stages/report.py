@@ -67,7 +67,7 @@ def report(
         )
     named = [run for path in map(Path, runs) for run in runs_at(path) or [path]]
     reported = [read_run(path) for path in dict.fromkeys(named)]
-    titles = titles_of(reported)
+    titles = titles_of([[run] for run in reported])
     comparison = compare(reported)
     sections = []
     with progress("report", len(reported)) as advance:
