@@ -705,7 +705,7 @@ def finetune(
     """
     from macl.distributed.launch import launch_processes
     from macl.stages.finetune import finetune as run
-    from macl.workflows.run.budget import MOST_LABELLED_FOR_SELFTRAINING
+    from macl.stages.selftrain import is_worth_trying
 
     _require("finetune", resume, **_labelled(store, init, split, labels))
     launch_processes(devices, sys.argv[1:])
@@ -729,7 +729,7 @@ def finetune(
     )
     _print_result(as_json, {"run": out, **record.model_dump(mode="json")})
     _next_after_training(out, record)
-    if len(record.people) <= MOST_LABELLED_FOR_SELFTRAINING and record.split:
+    if is_worth_trying(record):
         words = ("--split", split or "SPLIT", "--labels", record.labels, "--init", out)
         say("With so few labels, unlabelled scans help once more:")
         _next(("selftrain", record.store, *words, "--out", f"{out}-self"))

@@ -246,6 +246,22 @@ def test_someone_must_be_left_without_labels(selftrain, toy: Path, tmp_path: Pat
     assert "leaves no unlabelled scans beside the budget 4" in answer.err
 
 
+@pytest.mark.parametrize(("labels", "named"), [("2", True), ("3", False)])
+def test_fine_tuning_names_it_where_scans_are_left_without_labels(
+    tmp_path: Path, labels: str, named: bool
+) -> None:
+    store, chosen = tmp_path / "toy.store", tmp_path / "split.json"
+    write_toy_store(store, patients=4, slices=2, side=32)
+    split(store, chosen, test="1", budgets="2,3")
+    changes = [word for setting in SLICES for word in ("--set", setting)]
+    answer = macl(
+        "finetune", store, "--init", "scratch", "--split", chosen, "--labels", labels,
+        "--out", tmp_path / "run", "--device", "cpu", *changes,
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert ("macl selftrain" in answer.err) is named
+
+
 def test_a_page_of_a_run_names_the_command_that_goes_on(selftrain, toy: Path) -> None:
     assert selftrain("--out", "run").code == 0
     unfinished = record(Path("run")) | {"finished": False}

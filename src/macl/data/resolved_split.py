@@ -69,21 +69,14 @@ class ResolvedSplit:
         the test and validation people.
 
         Raises:
-            MaclError: there is no such budget, or there are no such cases.
+            MaclError: there is no such budget.
         """
         apart = {*self.labelled_cases(budget), *self.validation_cases}
-        cases = tuple(
+        return tuple(
             case
             for case in self.pretraining_cases
             if case not in apart and self.groups[case] not in self.validation
         )
-        if not cases:
-            raise MaclError(
-                f"The split {self.split.name!r} leaves no unlabelled scans beside the budget "
-                f"{budget}, its validation and its test people: use a smaller budget, or "
-                "`macl finetune`."
-            )
-        return cases
 
     def people(self, cases: Iterable[str]) -> tuple[str, ...]:
         """The people whose cases these are, sorted."""

@@ -12,6 +12,8 @@ import numpy as np
 from macl.config import SelftrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.data.resolved_split import resolve_split
+from macl.data.splits import Split
 from macl.data.store import Store
 from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
@@ -36,10 +38,21 @@ from macl.utils.text import counted, printable
 
 MEAN_TEACHER, NOISY_STUDENT = "mean-teacher", "noisy-student"
 
+MOST_LABELLED = 3
+"""Labelled people; with more, the same time of fine-tuning was seen to be worth as much or more."""
+
 UNTRAINED_TEACHER = (
     "Warning: the teacher starts untrained, and may teach its mistakes: fine-tune first, then "
     "self-train with --init and that run."
 )
+
+
+def is_worth_trying(segmenter: RunRecord) -> bool:
+    """Whether a finished fine-tuning has few labels, and its split has unlabelled scans."""
+    if not segmenter.split or not segmenter.labels or len(segmenter.people) > MOST_LABELLED:
+        return False
+    resolved = resolve_split(Split(**segmenter.split), Store.open(Path(segmenter.store)))
+    return bool(resolved.unlabelled_cases(segmenter.labels))
 
 
 @process_group()
@@ -105,6 +118,12 @@ def selftrain(
             pseudo_labels=start.teacher is not None,
         )
         unlabelled = run.resolved.unlabelled_cases(start.labels)
+        if not unlabelled:
+            raise MaclError(
+                f"The split {run.resolved.split.name!r} leaves no unlabelled scans beside the "
+                f"budget {start.labels}, its validation and its test people: use a smaller "
+                "budget, or `macl finetune`."
+            )
         record = run.open(
             task,
             run.resolved.labelled_cases(start.labels),

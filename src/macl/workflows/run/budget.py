@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from macl.inference.sliding_window import window_starts
+from macl.stages.selftrain import MOST_LABELLED
 from macl.workflows.run.choices import SplitChoice
 from macl.workflows.run.facts import SourceFacts
 from macl.workflows.run.plan import ExpectedSeconds
@@ -19,9 +20,6 @@ MOST_STEPS = 6000
 LEAST_FINETUNING, LEAST_SELFTRAINING = 700, 350
 """Steps of fine-tuning, and of self-training after it, with which self-training was seen to pay; a
 teacher that has learnt too little does harm."""
-
-MOST_LABELLED_FOR_SELFTRAINING = 3
-"""Labelled people; with more, the same time of fine-tuning was seen to be worth as much or more."""
 
 FEWEST_EPOCH_STEPS, MOST_EPOCH_STEPS, MOST_EPOCHS = 1000, 20_000, 100
 """Pre-training lasts this many epochs at most, which are at least and at most so many steps."""
@@ -94,7 +92,7 @@ class Budget:
         )
         labelled = len(self.facts.labelled_people)
         training = labelled - split.testing(labelled) if labelled else 0
-        few = training <= MOST_LABELLED_FOR_SELFTRAINING
+        few = training <= MOST_LABELLED
         return Workload(
             self.models(split),
             training,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from macl.config import PrepareSettings
+from macl.stages.selftrain import MOST_LABELLED
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size
 from macl.workflows.run.budget import (
     LEAST_FINETUNING,
     LEAST_SELFTRAINING,
-    MOST_LABELLED_FOR_SELFTRAINING,
     Budget,
     TrainingSteps,
 )
@@ -240,7 +240,7 @@ def _about_time(
     if work.models and not work.may_selftrain:
         yield (
             f"Self-training: none, since {work.training_people} people train with labels: with "
-            f"more than {MOST_LABELLED_FOR_SELFTRAINING}, longer fine-tuning is worth more."
+            f"more than {MOST_LABELLED}, longer fine-tuning is worth more."
             if budget.facts.unlabelled_people
             else "Self-training: none, since everybody has labels."
         )
