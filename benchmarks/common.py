@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from macl.config import PrepareSettings, TrainingSettings
+from macl.config.settings import PrepareSettings, TrainingSettings
 from macl.data.store import (
     ArrayKind,
     Normalisation,

@@ -17,7 +17,8 @@ import torch
 from common import MODES, PeakMemory, add_dims, make_parser, make_stepper, milliseconds, publish
 from lightning_fabric import Fabric
 
-from macl.config import FinetuneSettings, read_recipe, resolve
+from macl.config.recipes import read_recipe, resolve
+from macl.config.settings import FinetuneSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine.stepper import Stepper

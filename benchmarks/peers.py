@@ -37,7 +37,7 @@ from common import make_parser, publish, synthetic_store
 from peers_data import is_installed, preparations, scorings
 from torch import Tensor, nn
 
-from macl.config import FinetuneSettings
+from macl.config.settings import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.store import Store

@@ -15,7 +15,7 @@ import numpy as np
 
 import macl
 from macl import plugins
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Store
 from macl.io.source import Case
 from macl.metrics import score_classes

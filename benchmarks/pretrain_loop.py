@@ -19,7 +19,8 @@ import torch
 from common import MODES, make_parser, make_stepper, milliseconds, publish, synthetic_store
 from lightning_fabric import Fabric
 
-from macl.config import PretrainSettings, resolve
+from macl.config.recipes import resolve
+from macl.config.settings import PretrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, Residence
 from macl.data.store import Store

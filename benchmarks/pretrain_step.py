@@ -19,7 +19,7 @@ from common import MODES, PeakMemory, add_dims, make_parser, make_stepper, milli
 from torch import Tensor
 
 import macl.methods.macl as macl_method
-from macl.config import PretrainSettings
+from macl.config.settings import PretrainSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine.stepper import Stepper

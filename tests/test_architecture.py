@@ -16,15 +16,9 @@ from typing import get_args
 import pytest
 
 from macl import plugins
-from macl.config import (
-    FinetuneSettings,
-    PluginSettings,
-    PretrainSettings,
-    read_recipe,
-    recipe_names,
-    resolve,
-    validate,
-)
+from macl.config.mistakes import validate
+from macl.config.recipes import read_recipe, recipe_names, resolve
+from macl.config.settings import FinetuneSettings, PluginSettings, PretrainSettings
 from macl.models.network import Network
 from macl.readers._reader import Reader
 from macl.tasks.pretraining import Method

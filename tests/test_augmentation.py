@@ -25,7 +25,7 @@ from macl.augmentation import (
     small_view,
     spatial_view,
 )
-from macl.config import ArrayAxis, AugmentationSettings, IntensitySettings, SpatialSettings
+from macl.config.settings import ArrayAxis, AugmentationSettings, IntensitySettings, SpatialSettings
 from macl.data.rng import SampleRng
 
 STILL: dict[str, Any] = {

@@ -9,18 +9,11 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from macl.config import (
-    FinetuneSettings,
-    NetworkRunSettings,
-    PretrainSettings,
-    Settings,
-    read_recipe,
-    read_toml,
-    resolve,
-    resolve_recipe,
-    validate,
-)
+from macl.config.mistakes import validate
+from macl.config.recipes import read_recipe, resolve, resolve_recipe
+from macl.config.settings import FinetuneSettings, NetworkRunSettings, PretrainSettings, Settings
 from macl.utils.errors import MaclError
+from macl.utils.user_text import read_toml_table
 
 
 class Small(Settings):
@@ -233,4 +226,4 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
         read_recipe("finetune", str(tmp_path / "mine.toml"))
     (tmp_path / "broken.toml").write_text("epochs = = 2")
     with pytest.raises(MaclError, match="cannot be read"):
-        read_toml(tmp_path / "broken.toml", "a recipe")
+        read_toml_table(tmp_path / "broken.toml", "a recipe")

@@ -13,11 +13,11 @@ import pytest
 import typer
 
 from macl import cli, plugins
-from macl.config import (
+from macl.config.recipes import recipe_names
+from macl.config.settings import (
     FinetuneSettings,
     PretrainSettings,
     SelftrainSettings,
-    recipe_names,
     setting_names,
 )
 from macl.data.splits import split_names

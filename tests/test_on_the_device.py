@@ -19,7 +19,12 @@ from torch.utils._pytree import tree_leaves
 from fakes.networks import method
 from fakes.toy_store import write_toy_store
 from macl.augmentation import random_blocks, small_view, view
-from macl.config import AugmentationSettings, FinetuneSettings, IntensitySettings, TrainingSettings
+from macl.config.settings import (
+    AugmentationSettings,
+    FinetuneSettings,
+    IntensitySettings,
+    TrainingSettings,
+)
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.rng import SampleRng

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macl.config import ArrayAxis, AugmentationSettings, IntensitySettings, SpatialSettings
+from macl.config.settings import ArrayAxis, AugmentationSettings, IntensitySettings, SpatialSettings
 from macl.data.rng import SampleRng
 
 AXES: tuple[ArrayAxis, ...] = get_args(ArrayAxis)

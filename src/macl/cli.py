@@ -102,7 +102,7 @@ class _CommandWithSettings(TyperCommand):
 
 
 def _name_the_setting(error: Any, name: str) -> None:
-    from macl.config import FinetuneSettings, PretrainSettings, setting_names
+    from macl.config.settings import FinetuneSettings, PretrainSettings, setting_names
 
     short = {"lr": "learning_rate", "patch_size": "size", "bs": "batch_size"}
     wanted = short.get(name, name)
@@ -458,7 +458,8 @@ def prepare(
 
     Broken cases are left out with a reason.
     """
-    from macl.config import PrepareSettings, validate
+    from macl.config.mistakes import validate
+    from macl.config.settings import PrepareSettings
     from macl.stages.prepare import prepare as run
 
     if configuration and plans is None:

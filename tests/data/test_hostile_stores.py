@@ -25,7 +25,8 @@ from fakes.command import macl
 from fakes.crafted import write_array_that_runs
 from fakes.scans import anatomy, write_nifti
 from fakes.toy_store import write_toy_store
-from macl.config import FinetuneSettings, PretrainSettings, resolve_recipe
+from macl.config.recipes import resolve_recipe
+from macl.config.settings import FinetuneSettings, PretrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.resolved_split import resolve_split

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from fakes.networks import method
 from macl.augmentation import AXES
-from macl.config import FinetuneSettings, TrainingSettings
+from macl.config.settings import FinetuneSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine import compiling

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from macl.config import TrainingSettings
+from macl.config.settings import TrainingSettings
 from macl.engine.optimisation import (
     MovingAverage,
     learning_rate,

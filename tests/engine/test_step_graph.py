@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from fakes.networks import method, unet
 from macl.augmentation import AXES
-from macl.config import FinetuneSettings, TrainingSettings
+from macl.config.settings import FinetuneSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine.compiling import to_device_layout

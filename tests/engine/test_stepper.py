@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fakes.batches import batch
-from macl.config import TrainingSettings
+from macl.config.settings import TrainingSettings
 from macl.data.batch import Batch
 from macl.engine.stepper import Stepper
 from macl.engine.task import StepOutput, Task

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fakes.toy_store import write_toy_store
-from macl.config import TrainingSettings
+from macl.config.settings import TrainingSettings
 from macl.data.batch import Batch
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fakes.toy_store import write_toy_store
-from macl.config import FinetuneSettings, PretrainSettings
+from macl.config.settings import FinetuneSettings, PretrainSettings
 from macl.data.store import Store
 from macl.engine.task import Task
 from macl.io.volume import write_volume

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import (
     ArrayKind,
     Normalisation,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fakes.nnunet import plans
-from macl.config import validate
+from macl.config.mistakes import validate
 from macl.models._nnunet_plans import architecture_of
 from macl.models.network import Network, total_stride
 from macl.models.unet import UNet

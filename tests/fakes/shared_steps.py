@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fakes.batches import centres
 from fakes.networks import method, unet
 from fakes.processes import COUNT
-from macl.config import FinetuneSettings
+from macl.config.settings import FinetuneSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.distributed import collectives

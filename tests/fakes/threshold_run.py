@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from macl.augmentation import AXES
-from macl.config import FinetuneSettings, PrepareSettings, TrainingSettings
+from macl.config.settings import FinetuneSettings, PrepareSettings, TrainingSettings
 from macl.plugins import find
 from macl.records.runs import WEIGHTS, RunRecord, write_record
 from macl.tasks.segmentation import Segmenter, build_segmenter, resolve_finetuning

@@ -12,7 +12,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Normalisation, Orientation, Store, StoredArray, StoredCase, StoreIndex
 from macl.io.geometry import Geometry
 from macl.preprocessing.orientation import choose_orientation

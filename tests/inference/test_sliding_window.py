@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from macl.augmentation import AXES
-from macl.config import ArrayAxis
+from macl.config.settings import ArrayAxis
 from macl.data.store import Normalisation
 from macl.inference.sliding_window import (
     SegmenterMember,

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from macl.config import AnatomicalAxis, ArrayAxis
+from macl.config.settings import AnatomicalAxis, ArrayAxis
 from macl.io.geometry import ANATOMICAL_AXES, Geometry, Plane, anatomical_axes, array_axis
 from macl.preprocessing.orientation import choose_orientation, orient
 

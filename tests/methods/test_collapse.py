@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from fakes.networks import method as build
 from macl.augmentation import STRONG_VIEWS
-from macl.config import AugmentationSettings, SpatialSettings, TrainingSettings
+from macl.config.settings import AugmentationSettings, SpatialSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine.optimisation import make_optimiser

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from fakes.batches import batch, centres
 from fakes.networks import method
-from macl.config import AugmentationSettings
+from macl.config.settings import AugmentationSettings
 from macl.data.batch import Batch
 
 TIGHT = {"rtol": 1e-9, "atol": 0}

@@ -13,7 +13,7 @@ from fakes.batches import batch as noise
 from fakes.networks import method
 from fakes.toy_store import write_toy_store
 from macl import cli
-from macl.config import IntensitySettings
+from macl.config.settings import IntensitySettings
 from macl.data.batch import Batch
 from macl.plugins import find
 from macl.utils import checkpoint

@@ -16,7 +16,7 @@ import torch
 from fakes.batches import batch
 from fakes.networks import SMALL, small_network
 from fakes.toy_store import write_toy_store
-from macl.config import validate
+from macl.config.mistakes import validate
 from macl.engine import trainer as training
 from macl.plugins import find
 from macl.stages.finetune import finetune

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from macl.augmentation import STRONG_VIEWS, random_blocks, small_view, two_views, view
-from macl.config import AugmentationSettings, SpatialSettings
+from macl.config.settings import AugmentationSettings, SpatialSettings
 from macl.data.rng import SampleRng
 from macl.models.heads import (
     Prototypes,

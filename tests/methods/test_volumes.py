@@ -120,7 +120,8 @@ def test_positives_are_near_on_every_axis() -> None:
 
 
 def test_more_decoder_blocks_than_the_network_has_are_refused() -> None:
-    from macl.config import PretrainSettings, resolve
+    from macl.config.recipes import resolve
+    from macl.config.settings import PretrainSettings
     from macl.tasks.pretraining import resolve_pretraining
 
     settings = resolve(

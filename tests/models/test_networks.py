@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fakes.networks import SMALL, odd_patch, small_network
-from macl.config import validate
+from macl.config.mistakes import validate
 from macl.models.attention_unet import AttentionGate
 from macl.models.layers import image_channels
 from macl.models.rolling_unet import COLUMNS, ROWS, rolled

@@ -11,7 +11,7 @@ import torch
 
 from fakes.networks import planned
 from fakes.nnunet import plans, write_plans
-from macl.config import validate
+from macl.config.mistakes import validate
 from macl.models.nnunet import NnUNet, ResidualBlock, Settings
 from macl.utils.errors import MaclError
 

@@ -11,7 +11,12 @@ from matplotlib import image as images
 
 from fakes.finished_runs import described
 from fakes.toy_store import write_toy_store
-from macl.config import AugmentationSettings, FinetuneSettings, PretrainSettings, SpatialSettings
+from macl.config.settings import (
+    AugmentationSettings,
+    FinetuneSettings,
+    PretrainSettings,
+    SpatialSettings,
+)
 from macl.data.store import Store
 from macl.pages.augmented import augmented_patches
 from macl.records import runs

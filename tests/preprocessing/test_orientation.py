@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.grids import geometries, geometry_of, numbered
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.io.geometry import Geometry, Volume, axis_codes, direction_matrix, nearest_axes
 from macl.io.nifti import affine_of
 from macl.preprocessing.orientation import (

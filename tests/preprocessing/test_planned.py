@@ -18,7 +18,7 @@ from fakes.command import macl
 from fakes.nnunet import scan_plans, write_scan_plans
 from fakes.scans import affine, write_nifti
 from fakes.threshold_run import known_case, write_threshold_run
-from macl.config import PrepareSettings, ScanPlan
+from macl.config.settings import PrepareSettings, ScanPlan
 from macl.data.store import Store
 from macl.io.geometry import Geometry, Volume
 from macl.io.volume import read_label, read_scan

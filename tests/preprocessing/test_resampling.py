@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
 from fakes.grids import geometry_of, numbered
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Orientation
 from macl.io.geometry import Geometry, Volume
 from macl.preprocessing.orientation import to_scan

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from fakes.scans import write_nifti
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Orientation, Store
 from macl.io.geometry import Geometry
 from macl.io.nifti import affine_of

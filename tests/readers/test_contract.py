@@ -30,7 +30,7 @@ from fakes import (
 )
 from fakes.command import macl
 from fakes.structures import Truth
-from macl.config import read_recipe
+from macl.config.recipes import read_recipe
 from macl.data.splits import read_split
 from macl.data.store import Store
 from macl.io.volume import write_volume

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.records import runs
 from macl.utils import checkpoint
 from macl.utils.errors import MaclError

@@ -14,7 +14,7 @@ from fakes.command import macl
 from fakes.random_run import write_random_run
 from fakes.threshold_run import write_threshold_run
 from fakes.toy_store import write_toy_store
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Store
 from macl.inference.sliding_window import window_starts
 from macl.plugins import find

@@ -13,7 +13,7 @@ from fakes import acdc, msd
 from fakes.command import macl
 from fakes.scans import anatomy, flip_bit, write_nifti
 from fakes.threshold_run import known_case, write_threshold_run
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Store
 from macl.preprocessing.orientation import to_scan
 from macl.stages.inspect import inspect

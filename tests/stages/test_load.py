@@ -11,7 +11,7 @@ import torch
 
 import macl
 from fakes.threshold_run import LABEL_VALUES, known_case, write_threshold_run
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.stages.load import SegmentationModel
 
 CLASSES = dict(zip(LABEL_VALUES, ("background", "ring", "core"), strict=True))

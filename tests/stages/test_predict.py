@@ -20,7 +20,7 @@ from fakes.command import macl
 from fakes.threshold_run import BRIGHTNESS, LABEL_VALUES, known_case, write_threshold_run
 from fakes.toy_store import write_toy_store
 from macl.cli import main
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.records.predictions import read_predictions
 from macl.records.runs import WEIGHTS
 from macl.records.scores import read_rows

@@ -32,7 +32,7 @@ from fakes.scans import (
     write_itk,
     write_nifti,
 )
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Store
 from macl.preprocessing.case import CaseJob, PreparedCase, prepare_case
 from macl.preprocessing.normalisation import measure

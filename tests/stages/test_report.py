@@ -22,7 +22,7 @@ from fakes.finished_runs import (
     write_unscored,
 )
 from macl.cli import app
-from macl.config import FinetuneSettings, TrainingSettings
+from macl.config.settings import FinetuneSettings, TrainingSettings
 from macl.data.store import Store
 from macl.pages.reported_run import WEIGHTS_DIGEST, read_run
 from macl.records import runs

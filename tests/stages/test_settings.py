@@ -8,7 +8,9 @@ import pytest
 
 from fakes.command import macl
 from macl import plugins
-from macl.config import FinetuneSettings, PretrainSettings, resolve_recipe, validate
+from macl.config.mistakes import validate
+from macl.config.recipes import resolve_recipe
+from macl.config.settings import FinetuneSettings, PretrainSettings
 from macl.stages.settings import STAGES, render, settings
 
 NAMES = [*STAGES, *plugins.names("methods"), *plugins.names("models")]

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from fakes.toy_store import write_toy_store
-from macl.config import FinetuneSettings, SpatialSettings, resolve
+from macl.config.recipes import resolve
+from macl.config.settings import FinetuneSettings, SpatialSettings
 from macl.data.store import Store
 from macl.io.geometry import ANATOMICAL_AXES
 from macl.models.network import total_stride

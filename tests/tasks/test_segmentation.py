@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fakes.networks import SMALL as SMALL_NETWORKS
 from macl.augmentation import AXES
-from macl.config import (
+from macl.config.settings import (
     ArrayAxis,
     AugmentationSettings,
     FinetuneSettings,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from macl.augmentation import random_box
-from macl.config import SelftrainSettings, resolve
+from macl.config.recipes import resolve
+from macl.config.settings import SelftrainSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine.optimisation import MovingAverage

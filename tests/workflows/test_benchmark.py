@@ -506,7 +506,8 @@ def test_rows_of_a_cell_agree_with_its_summary(grid: Path, tmp_path: Path) -> No
     ids=lambda path: path.stem,
 )
 def test_the_grids_of_the_project_name_what_is_there(path: Path) -> None:
-    from macl.config import FinetuneSettings, SelftrainSettings, read_recipe, resolve
+    from macl.config.recipes import read_recipe, resolve
+    from macl.config.settings import FinetuneSettings, SelftrainSettings
     from macl.data.splits import read_split
 
     grid = read_grid(path)

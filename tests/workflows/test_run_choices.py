@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.io.source import Source
 from macl.preprocessing.fingerprint import CaseFingerprint, DatasetFingerprint
 from macl.preprocessing.source import SourceScan

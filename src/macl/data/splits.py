@@ -14,7 +14,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from macl.config import Settings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import Settings
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import read_json, write_text
 

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from macl.config import PrepareSettings, Settings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import PrepareSettings, Settings
 from macl.data import arrays
 from macl.data.consistency import contradiction
 from macl.io.geometry import AnatomicalAxes, Geometry, anatomical_axes

@@ -14,7 +14,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import config as functorch_config
 
-from macl.config import TrainingSettings
+from macl.config.settings import TrainingSettings
 from macl.data.batch import Batch
 from macl.engine.task import StepOutput
 from macl.utils.memory import is_out_of_memory

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from macl.config import TrainingSettings
+from macl.config.settings import TrainingSettings
 
 
 def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:

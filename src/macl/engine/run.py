@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from macl.config import NetworkRunSettings, Stage, validate
+from macl.config.mistakes import validate
+from macl.config.settings import NetworkRunSettings, Stage
 from macl.data.loader import Loader
 from macl.data.resolved_split import ResolvedSplit, resolve_split
 from macl.data.splits import Split, read_split

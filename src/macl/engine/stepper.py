@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from macl.config import TrainingSettings
+from macl.config.settings import TrainingSettings
 from macl.data.batch import Batch
 from macl.distributed.collectives import is_distributed
 from macl.distributed.launch import set_up_task

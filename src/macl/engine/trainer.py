@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from macl.config import TrainingSettings
+from macl.config.settings import TrainingSettings
 from macl.data.batch import Batch
 from macl.data.loader import Loader
 from macl.distributed.collectives import (

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import INDEX, Normalisation, Orientation, Store
 from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import Geometry, Volume

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from macl.augmentation import AXES
-from macl.config import ArrayAxis
+from macl.config.settings import ArrayAxis
 from macl.data.store import Normalisation
 from macl.inference.folding import folded
 from macl.preprocessing.normalisation import normalise

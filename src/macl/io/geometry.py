@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from pydantic import Field
 
-from macl.config import AnatomicalAxis, ArrayAxis, Settings
+from macl.config.settings import AnatomicalAxis, ArrayAxis, Settings
 from macl.utils.text import format_size
 
 Plane = Literal["axial", "coronal", "sagittal"]

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from macl.augmentation import two_views
-from macl.config import AugmentationSettings, PluginSettings
+from macl.config.settings import AugmentationSettings, PluginSettings
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput
 from macl.losses import contrastive, pairs_of_both_branches, released_factor, spread

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from macl.augmentation import STRONG_VIEWS
-from macl.config import AugmentationSettings, PluginSettings
+from macl.config.settings import AugmentationSettings, PluginSettings
 from macl.models.heads import mlp_with_batch_norm, siamese_projector
 from macl.models.network import Network
 from macl.tasks.pretraining import Method

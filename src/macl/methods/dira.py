@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.augmentation import STRONG_VIEWS, change_intensity, random_blocks, spatial_view
-from macl.config import IntensitySettings, PluginSettings, SpatialSettings
+from macl.config.settings import IntensitySettings, PluginSettings, SpatialSettings
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput
 from macl.losses import contrastive_with_queue, spread

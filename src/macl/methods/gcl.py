@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from macl.augmentation import change_intensity, spatial_view, two_views
-from macl.config import AugmentationSettings, IntensitySettings, PluginSettings
+from macl.config.settings import AugmentationSettings, IntensitySettings, PluginSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine.task import Quantity, StepOutput

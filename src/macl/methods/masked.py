@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from macl.augmentation import random_blocks, view
-from macl.config import AugmentationSettings, PluginSettings
+from macl.config.settings import AugmentationSettings, PluginSettings
 from macl.data.batch import Batch
 from macl.distributed import collectives
 from macl.engine.task import Quantity, StepOutput

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from macl.augmentation import STRONG_VIEWS, two_views
-from macl.config import AugmentationSettings, PluginSettings
+from macl.config.settings import AugmentationSettings, PluginSettings
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput
 from macl.losses import contrastive_with_queue, spread

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from macl.augmentation import STRONG_VIEWS
-from macl.config import AugmentationSettings
+from macl.config.settings import AugmentationSettings
 from macl.methods._contrast import ContrastSettings, TwoViewContrast
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from macl.config import Settings
+from macl.config.settings import Settings
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import read_json
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl.config import PluginSettings
+from macl.config.settings import PluginSettings
 from macl.models._decoder import Decoder
 from macl.models.layers import (
     conv,

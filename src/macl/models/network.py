@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from macl.config import PluginSettings
+from macl.config.settings import PluginSettings
 
 Strides = tuple[tuple[int, ...], ...]
 """Per encoder level, finest first, its stride along each spatial axis against the level above; the

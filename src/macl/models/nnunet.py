@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl.config import PluginSettings
+from macl.config.settings import PluginSettings
 from macl.models._nnunet_plans import NnunetArchitecture, Shape, read_architecture
 from macl.models.layers import (
     average_pool,

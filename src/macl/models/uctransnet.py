@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl.config import PluginSettings
+from macl.config.settings import PluginSettings
 from macl.models.layers import (
     conv,
     convolutions,

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl.config import PluginSettings
+from macl.config.settings import PluginSettings
 from macl.models._decoder import AddingBlock, Decoder
 from macl.models.layers import (
     ChannelNorm,

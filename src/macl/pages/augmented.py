@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from macl.augmentation import view
-from macl.config import AugmentationSettings, PretrainSettings, SpatialSettings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import AugmentationSettings, PretrainSettings, SpatialSettings
 from macl.data.batch import Batch
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache

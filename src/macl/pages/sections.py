@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Store, StoreIndex
 from macl.pages.augmented import AugmentedPatch, augmented_patches
 from macl.pages.charts import LineChart, line_chart

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 import macl
-from macl.config import PrepareSettings, Settings
+from macl.config.settings import PrepareSettings, Settings
 from macl.data.arrays import SUFFIX
 from macl.data.store import CASES, ArrayKind, StoredArray, StoredCase, write_array
 from macl.io.geometry import Volume

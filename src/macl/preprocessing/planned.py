@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from macl.config import PlannedChannel, ScanPlan
+from macl.config.settings import PlannedChannel, ScanPlan
 from macl.data.store import Normalisation, Orientation
 from macl.io.geometry import Geometry, Volume, nearest_axes
 from macl.preprocessing.normalisation import StoredScan

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from macl.config import ScanPlan, validate
+from macl.config.mistakes import validate
+from macl.config.settings import ScanPlan
 from macl.models._nnunet_plans import configuration_of
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import read_json

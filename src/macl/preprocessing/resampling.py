@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.data.store import Orientation
 from macl.io.geometry import Volume
 from macl.preprocessing.normalisation import is_whole

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from macl.config import Settings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import Settings
 from macl.io.volume import stem_of, suffix_of
 from macl.utils.errors import MaclError
 from macl.utils.files import ASIDE, clear_unfinished, read_json, refuse_links, write_text

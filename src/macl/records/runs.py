@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 import macl
-from macl.config import PrepareSettings, Settings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import PrepareSettings, Settings
 from macl.data.store import Store
 from macl.records.training_range import TrainingRange
 from macl.utils.errors import MaclError, listed

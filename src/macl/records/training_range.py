@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from macl.config import Settings
+from macl.config.settings import Settings
 from macl.data.store import Normalisation, Store
 
 _Spacing = tuple[float, float, float]

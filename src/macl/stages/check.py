@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from macl.config import FinetuneSettings, PretrainSettings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import FinetuneSettings, PretrainSettings
 from macl.data.store import CASES, INDEX, ArrayKind, Store, content_sha256
 from macl.records.runs import (
     LOG,

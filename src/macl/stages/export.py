@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from macl.config import PluginSettings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import PluginSettings
 from macl.models._nnunet_plans import read_architecture, read_channels
 from macl.models.conversion import onnx_graph, pickled
 from macl.models.conversion.macl_release import to_authors_names

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from macl.config import FinetuneSettings
+from macl.config.settings import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.store import Store

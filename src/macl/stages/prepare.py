@@ -13,7 +13,8 @@ from pathlib import Path
 
 import macl
 from macl import plugins
-from macl.config import PrepareSettings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import PrepareSettings
 from macl.data.store import CASES, INDEX, Refused, Store, StoredCase, StoreIndex, write_index
 from macl.io.deidentification import Pseudonyms
 from macl.io.source import Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from macl.config import PretrainSettings
+from macl.config.settings import PretrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.sampling import GroupedSampler

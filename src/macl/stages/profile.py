@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from macl.config import PretrainSettings
+from macl.config.settings import PretrainSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.data.store import Store

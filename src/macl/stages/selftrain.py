@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Unpack
 import blosc2
 import numpy as np
 
-from macl.config import SelftrainSettings
+from macl.config.settings import SelftrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.resolved_split import resolve_split

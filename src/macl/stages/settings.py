@@ -13,14 +13,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from macl import plugins
-from macl.config import (
+from macl.config.recipes import read_recipe, recipe_names, resolve_recipe
+from macl.config.settings import (
     FinetuneSettings,
     NetworkRunSettings,
     PretrainSettings,
     SelftrainSettings,
-    read_recipe,
-    recipe_names,
-    resolve_recipe,
 )
 from macl.utils.errors import MaclError, did_you_mean
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from macl.config import NetworkRunSettings, PluginSettings, Stage, validate
+from macl.config.mistakes import validate
+from macl.config.settings import NetworkRunSettings, PluginSettings, Stage
 from macl.data.store import Store
 from macl.models.network import Network, Strides, total_stride
 from macl.utils.errors import MaclError

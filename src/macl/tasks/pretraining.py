@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from macl.config import PluginSettings, PretrainSettings
+from macl.config.settings import PluginSettings, PretrainSettings
 from macl.engine.task import Quantity, Task
 from macl.models.network import Network, Strides, total_stride
 from macl.tasks.networks import (

@@ -7,16 +7,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from macl.augmentation import LARGEST_ORIENTED_DEGREES, keep_orientation
-from macl.config import (
+from macl.config.recipes import read_recipe, resolve, resolve_recipe
+from macl.config.settings import (
     AugmentationSettings,
     FinetuneSettings,
     NetworkRunSettings,
     PretrainSettings,
     SpatialSettings,
     Stage,
-    read_recipe,
-    resolve,
-    resolve_recipe,
 )
 from macl.data.store import Store
 from macl.models.network import total_stride

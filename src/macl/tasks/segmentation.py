@@ -19,12 +19,12 @@ from macl.augmentation import (
     resample_labels,
     sampling_grid,
 )
-from macl.config import (
+from macl.config.mistakes import validate
+from macl.config.settings import (
     ArrayAxis,
     AugmentationSettings,
     FinetuneSettings,
     SelftrainSettings,
-    validate,
 )
 from macl.data.batch import Batch
 from macl.data.store import Store

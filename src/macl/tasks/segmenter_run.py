@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from macl.config import ArrayAxis, FinetuneSettings
+from macl.config.settings import ArrayAxis, FinetuneSettings
 from macl.data.resolved_split import split_of_everybody
 from macl.data.splits import ALL, Split
 from macl.data.store import Store

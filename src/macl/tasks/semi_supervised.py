@@ -29,7 +29,7 @@ from macl.augmentation import (
     resample_labels,
     sampling_grid,
 )
-from macl.config import ArrayAxis, SelftrainSettings
+from macl.config.settings import ArrayAxis, SelftrainSettings
 from macl.data.batch import Batch
 from macl.distributed import collectives
 from macl.engine.task import Quantity, StepOutput

@@ -14,15 +14,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from macl.config import (
+from macl.config.mistakes import validate
+from macl.config.recipes import resolve_recipe
+from macl.config.settings import (
     FinetuneSettings,
     PretrainSettings,
     Seed,
     SelftrainSettings,
     Settings,
-    read_toml,
-    resolve_recipe,
-    validate,
 )
 from macl.data.draws import draw_labelled_people
 from macl.data.resolved_split import resolve_split
@@ -32,6 +31,7 @@ from macl.metrics import Convention
 from macl.tasks.run_settings import NETWORK_SETTINGS, finetune_settings, pretrain_settings
 from macl.utils.errors import MaclError, listed
 from macl.utils.progress import warn
+from macl.utils.user_text import read_toml_table
 
 NAME = r"^\w[\w.+-]*$"
 
@@ -264,7 +264,7 @@ def read_grid(path: Path) -> BenchmarkGrid:
     Raises:
         MaclError: the file is missing or broken, or a setting in it does not fit.
     """
-    grid = validate(BenchmarkGrid, read_toml(path, "a benchmark's grid"), where=path.name)
+    grid = validate(BenchmarkGrid, read_toml_table(path, "a benchmark's grid"), where=path.name)
     folder = path.absolute().parent
 
     def located(name: str, suffix: str) -> str:

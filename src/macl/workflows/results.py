@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from macl.config import Settings, validate
+from macl.config.mistakes import validate
+from macl.config.settings import Settings
 from macl.metrics import Convention
 from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.utils.errors import MaclError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from macl.config import validate
+from macl.config.mistakes import validate
 from macl.utils.errors import MaclError
 from macl.utils.files import (
     ASIDE,

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from macl import plugins
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.io.source import Case
 from macl.preprocessing.case import CaseJob, prepare_case
 from macl.preprocessing.fingerprint import DatasetFingerprint, fingerprint_source

@@ -9,9 +9,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from macl.config import PatchSide, PrepareSettings, Seed, Settings, read_toml, validate
+from macl.config.mistakes import validate
+from macl.config.settings import PatchSide, PrepareSettings, Seed, Settings
 from macl.preprocessing.statements import TABLES
 from macl.utils.errors import MaclError
+from macl.utils.user_text import read_toml_table
 
 PLAN, STORE = "plan.toml", "store"
 """In the folder of a run."""
@@ -171,7 +173,7 @@ def read_plan(path: Path) -> RunPlan:
     Raises:
         MaclError: the file is missing or broken, or a setting does not fit.
     """
-    values = read_toml(path, "a plan of `macl run`")
+    values = read_toml_table(path, "a plan of `macl run`")
     if values.get("format") != "macl-run-plan" or values.get("version") != 1:
         raise MaclError(
             f"{path} is not a plan of this version of macl: make one with `macl run SCANS --out "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from macl.config import PrepareSettings
+from macl.config.settings import PrepareSettings
 from macl.stages.selftrain import MOST_LABELLED
 from macl.utils.errors import MaclError
 from macl.utils.text import format_duration, format_size

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 
-from macl.config import FinetuneSettings, NetworkRunSettings, resolve_recipe
+from macl.config.recipes import resolve_recipe
+from macl.config.settings import FinetuneSettings, NetworkRunSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng
 from macl.engine.stepper import Stepper

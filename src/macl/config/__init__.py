@@ -1,0 +1,1 @@
+"""Settings of every stage, the recipes that give them, and what is wrong with a mistaken one."""
