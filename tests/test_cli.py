@@ -16,6 +16,8 @@ import typer
 from fakes import nnunet
 from fakes.index import hearts
 from macl import __version__, cli
+from macl.cli import entry
+from macl.cli.app import EXAMPLES
 
 STAGES = [
     "demo",
@@ -87,13 +89,13 @@ def test_every_stage_explains_itself(macl, stage: str) -> None:
     answer = macl(stage, "-h")
     assert answer.code == 0
     assert f"Usage: macl {stage}" in answer.out
-    assert f"Example: {cli.EXAMPLES[stage]}" in answer.out
+    assert f"Example: {EXAMPLES[stage]}" in answer.out
     assert macl(stage, "--help").out == answer.out
 
 
 @pytest.mark.parametrize("words", [["split"], ["split", "a.store"], ["report"]])
 def test_a_missing_argument_is_answered_with_an_example(macl, words: list[str]) -> None:
-    assert cli.EXAMPLES[words[0]] in " ".join(macl(*words).err.replace("│", " ").split())
+    assert EXAMPLES[words[0]] in " ".join(macl(*words).err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("quiet", [["--quiet", "split"], ["split", "--quiet"]], ids=" ".join)
@@ -197,7 +199,7 @@ def test_an_interruption_says_how_to_continue(macl, monkeypatch: pytest.MonkeyPa
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupt)
+    monkeypatch.setattr(entry, "app", interrupt)
     answer = macl("pretrain")
     assert answer.code == 130
     assert "macl: interrupted. Run the same command again to continue." in answer.err

@@ -23,7 +23,7 @@ from fakes import bids, dicom, msd, nnunet
 from fakes.command import Answer, macl
 from fakes.scans import anatomy, write_nifti
 from fakes.toy_store import write_toy_store
-from macl import cli
+from macl.cli import entry
 from macl.plugins import names
 
 TINY = [
@@ -198,7 +198,7 @@ def test_a_bug_shows_its_traceback_and_where_to_report_it(
     def fail(**_: object) -> None:
         raise KeyError("a mistake of ours")
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(entry, "app", fail)
     answer = macl("inspect")
     assert answer.code == 1
     assert "Traceback" in answer.err
