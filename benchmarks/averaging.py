@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from choose import table
+from paired import table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -157,9 +157,10 @@ def score(
         slices = predict_slices(ensemble, store.read(name), case.normalisation)
         prediction = np.stack([plane.argmax(0) for plane in slices])
         truth = store.read(name, "label").astype(np.int64)
-        for each in score_classes(truth, prediction, classes, (1.0, 1.0, 1.0), "strict"):
-            if not math.isnan(each.dice):
-                values.setdefault(resolved.groups[name], []).append(100 * each.dice)
+        scores = score_classes(truth, prediction, classes, (1.0, 1.0, 1.0), "strict")
+        dice = [100 * each.dice for each in scores if not math.isnan(each.dice)]
+        if dice:
+            values.setdefault(resolved.groups[name], []).append(float(np.mean(dice)))
     return {person: float(np.mean(own)) for person, own in values.items()}
 
 

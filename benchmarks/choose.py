@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
+from paired import table
 
 import macl
 from macl.data.coverage import Strategy
@@ -28,7 +27,7 @@ from macl.data.resolved_split import ResolvedSplit, resolve_split
 from macl.data.splits import read_split, write_split
 from macl.data.store import Store
 from macl.records.scores import read_rows
-from macl.statistics import crossed_bootstrap_interval, signed_rank_p
+from macl.workflows.comparisons import dice_of_people
 from macl.workflows.grid import BenchmarkGrid, Start, read_grid
 
 RANDOM = "random"
@@ -71,7 +70,9 @@ def main() -> None:
             )  # fmt: skip
             macl.predict([run, grid.store], run / "predictions", device=given.device)
             macl.evaluate(run / "predictions", grid.store, run / "cases.csv")
-            dice.setdefault(name, []).append(dice_of_people(run / "cases.csv", resolved))
+            dice.setdefault(name, []).append(
+                dice_of_people(read_rows(run / "cases.csv"), resolved.groups)
+            )
         text = table(dice, RANDOM, "labelled")
         (given.out / "results.md").write_text(text, encoding="utf-8")
         (given.out / "results.json").write_text(json.dumps(dice, indent=1), encoding="utf-8")
@@ -113,47 +114,6 @@ def splits(
         }
         write_split(paths[strategy], drawn.model_copy(update=changes))
     return paths
-
-
-def dice_of_people(scores: Path, resolved: ResolvedSplit) -> dict[str, float]:
-    """Test person → mean Dice in % over classes and scans."""
-    values: dict[str, list[float]] = {}
-    for row in read_rows(scores):
-        if not np.isnan(row.dice):
-            values.setdefault(resolved.groups[row.case], []).append(100 * row.dice)
-    return {person: float(np.mean(own)) for person, own in values.items()}
-
-
-def table(dice: Mapping[str, list[dict[str, float]]], reference: str, what: str) -> str:
-    """Means over repeats, and differences from the reference, paired over people and repeats."""
-    repeats = min(map(len, dice.values()))
-    people = sorted(set.intersection(*({*one} for own in dice.values() for one in own)))
-    values = {
-        name: np.array([[one[person] for one in own[:repeats]] for person in people])
-        for name, own in dice.items()
-    }
-    lines = [
-        f"{len(people)} test people, {repeats} repeats. Dice in %, mean ± deviation over repeats;",
-        "differences paired, 95 % intervals over people and repeats, p of Wilcoxon over people.",
-        "",
-        f"| {what} | Dice % | against {reference} | ahead in | p |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, own in values.items():
-        means = own.mean(axis=0)
-        spread = f" ± {means.std(ddof=1):.2f}" if repeats > 1 else ""
-        line = f"| {name} | {means.mean():.2f}{spread} |"
-        if name == reference:
-            lines.append(f"{line} | | |")
-            continue
-        apart = own - values[reference]
-        low, high = crossed_bootstrap_interval(apart)
-        ahead = int((apart.mean(axis=0) > 0).sum())
-        gain = f"{apart.mean():+.2f}, {low:.2f} to {high:.2f}"
-        p = signed_rank_p(apart.mean(axis=1))
-        chance = "< 0.001" if p < 0.001 else f"{p:.3f}"
-        lines.append(f"{line} {gain} | {ahead} of {repeats} | {chance} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
