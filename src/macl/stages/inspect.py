@@ -28,7 +28,7 @@ from macl.records.runs import RECORD, read_log, read_record, runs_at
 from macl.utils.errors import MaclError, RefusedCaseError
 from macl.utils.files import AnyPath, read_json
 from macl.utils.parallel import available_cores
-from macl.utils.text import without_control
+from macl.utils.text import counted, without_control
 
 ONLY_HEADERS = "Only headers were read: labels are not compared with their images."
 
@@ -278,7 +278,7 @@ def render(description: Mapping[str, Any]) -> str:
         elif key == "intensities" and value:
             value = "\n".join(map(_as_text, value))
         table.add_row(_in_words(key), without_control(_as_text(value)))
-    console = Console(width=110, highlight=False, markup=False, emoji=False)
+    console = Console(width=80, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
@@ -287,7 +287,7 @@ def render(description: Mapping[str, Any]) -> str:
 def _class_lines(classes: Sequence[str], voxels: Sequence[int], cases: Sequence[int]) -> str:
     width = max(map(len, classes))
     return "\n".join(
-        f"{name:<{width}}  {count:>15,} voxels in {_count_cases(number)}"
+        f"{name:<{width}}  {count:>15,} voxels in {counted(number, 'case')}"
         for name, count, number in zip(classes, voxels, cases, strict=True)
     )
 
@@ -304,11 +304,7 @@ def _oddity_line(what: str, cases: Sequence[str]) -> str:
     if not cases:
         return what
     more = ", …" if len(cases) > _NAMES_SHOWN else ""
-    return f"{what}: {_count_cases(len(cases))} ({', '.join(cases[:_NAMES_SHOWN])}{more})"
-
-
-def _count_cases(count: int) -> str:
-    return f"{count:,} case" + ("" if count == 1 else "s")
+    return f"{what}: {counted(len(cases), 'case')} ({', '.join(cases[:_NAMES_SHOWN])}{more})"
 
 
 def _in_words(key: str) -> str:

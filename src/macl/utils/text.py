@@ -32,7 +32,7 @@ def format_duration(seconds: float) -> str:
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """A number and what it counts: "1 case", "2 cases"."""
-    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def format_size(sides: Sequence[int]) -> str:
