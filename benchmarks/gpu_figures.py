@@ -4,7 +4,7 @@
         [--acdc FOLDER] [--hippocampus FOLDER]
 
 Or `make gpu-figures MINUTES=60`. Each figure is a command of its own. What was measured stands in
-OUT, so that a later call goes on with what is left, and so does a command that ran out of time. The
+OUT, so that a later call continues with what is left, as does a command that ran out of time. The
 page OUT/gpu_figures_DATE.md is written anew after every figure. With the folders of ACDC and of the
 Decathlon's Hippocampus, as downloaded, grids on them are run too, the small ones first. --tiny
 tries all of it at a size that a CPU manages in minutes; its figures mean nothing.
@@ -170,7 +170,7 @@ def _loop(script: str, device: Sequence[str], tiny: bool) -> tuple[str, ...]:
 
 
 def _grids(arguments: argparse.Namespace) -> Iterator[Figure]:
-    """Preparing a data set, then a grid on it, which goes on where it was stopped."""
+    """Preparing a data set, then a grid on it, which resumes where it was stopped."""
     python = (sys.executable, "-m", "macl")
     grids = (
         ("hippocampus", arguments.hippocampus, "hippocampus.store", (), "hippocampus_small.toml"),
@@ -287,7 +287,7 @@ def _outcome(answer: Answer | None) -> str:
     if answer is None:
         return "open"
     if answer.exit_code is None:
-        return "out of time, goes on in another call"
+        return "out of time, continues in another call"
     return "below" if answer.exit_code == 0 else f"failed (exit code {answer.exit_code})"
 
 

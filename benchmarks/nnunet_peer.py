@@ -6,7 +6,7 @@
 Run in the environment that `make check-nnunet` builds, with macl and nnU-Net. The scans of SOURCE
 (of which `macl prepare` made STORE) become an nnU-Net data set: the budget's people are its
 training cases, the split's test people are predicted and scored by `macl evaluate`. A repeat draws
-the labelled people as a repeat of `macl benchmark` does. A call that was stopped goes on with the
+the labelled people as a repeat of `macl benchmark` does. A call that was stopped continues with the
 first repeat that is not finished.
 
 nnU-Net makes its own plan for these scans, and trains and predicts as it always does, mirroring
@@ -94,7 +94,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _same_as_before(record: Path, described: dict[str, Any]) -> None:
-    """Refuse to go on in a folder that other arguments have begun."""
+    """Refuse to continue in a folder that other arguments have begun."""
     record.parent.mkdir(parents=True, exist_ok=True)
     if not record.is_file():
         write_json(record, described)

@@ -62,7 +62,7 @@ def test_what_takes_too_long_is_ended_and_what_would_is_not_begun(
     assert answer.output.strip() in ("begun", "")  # a busy machine may not have begun
     assert answer.minutes < 0.5
     text = next(tmp_path.glob("*.md")).read_text(encoding="utf-8")
-    assert "out of time, goes on in another call" in text
+    assert "out of time, continues in another call" in text
     assert "| How fast is long? |  | open |" in text
     assert json.loads((tmp_path / "slow.answer.json").read_text())["exit_code"] is None
 

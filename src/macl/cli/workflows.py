@@ -66,7 +66,7 @@ def run(
     """Turn scans and a few labels into masks, scores and a page.
 
     The whole path, with settings chosen from the data and this machine: see OUT/plan.toml.
-    Killed at any time and run again, it goes on.
+    Interrupt it at any time: the same command resumes.
     Without labels it ends with pre-trained weights.
     """
     from macl.workflows.run.command import run as run_all
@@ -120,7 +120,7 @@ def benchmark(
 ) -> None:
     """Run and compare a grid of methods, label budgets and seeds.
 
-    Finished cells are kept: the same command goes on.
+    Finished cells are kept, and the same command resumes.
     """
     from macl.workflows.benchmark import benchmark as run
 

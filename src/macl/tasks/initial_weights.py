@@ -66,9 +66,7 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
     if path.is_dir():
         earlier = read_record(path)
         if not earlier.finished:
-            raise MaclError(
-                f"The run in {init} is not finished: finish it with --resume, then go on."
-            )
+            raise MaclError(f"The run in {init} is not finished: finish it with --resume first.")
         file, patients, trained_on = path / WEIGHTS, earlier.seen_patients, earlier.trained_on
         source = read_weights(path, earlier)
     else:

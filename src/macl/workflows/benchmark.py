@@ -119,7 +119,7 @@ def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords])
     cells = len(planned.specifications)
     say(f"{len(finished)} of {cells} cells are finished; results: {out / SUMMARY}.")
     if len(finished) + len(failed) < cells:
-        say("The rest was interrupted: run the same command again to go on.")
+        say("The rest was interrupted: run the same command again to resume.")
     named = {cell.name: record for cell, record in finished.items()}
     return BenchmarkResult(cells, named, failed, summary)
 

@@ -198,7 +198,7 @@ class BenchmarkFolder:
         if preceding is None:
             return self._pretrained(cell)
         if self._failure(CELLS, preceding.name).is_file():
-            raise MaclError(f"It goes on from {preceding.name}, which failed.")
+            raise MaclError(f"It continues {preceding.name}, which failed.")
         record, folder = read_cell(self.folder(preceding)), self.folder(preceding)
         if record is None:
             return None

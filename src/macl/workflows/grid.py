@@ -82,7 +82,7 @@ class Training(Settings):
     )
     after: str | None = Field(
         default=None,
-        description="an earlier training of the grid, from whose segmenter it goes on; none: it "
+        description="an earlier training of the grid, whose segmenter it continues; none: it "
         "begins with the start's weights",
     )
     set: tuple[str, ...] = Field(
@@ -312,7 +312,7 @@ class BenchmarkPlan:
     labelled_people: Mapping[str, int]
 
     def preceding(self, cell: BenchmarkCell) -> BenchmarkCell | None:
-        """The cell from whose segmenter a cell goes on; None: it begins with its start."""
+        """The cell whose segmenter a cell continues; None: it begins with its start."""
         return _preceding(cell, self.grid)
 
 

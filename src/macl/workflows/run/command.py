@@ -1,6 +1,6 @@
 """Scans → masks and a page in one call: a plan that fits the time, then every stage in a row.
 
-What is finished is kept, and training resumes, so that a killed run goes on when it is called
+What is finished is kept, and training resumes, so that a killed run resumes when it is called
 again.
 """
 
@@ -45,7 +45,7 @@ def run(
     """Turn scans and a few labels into masks of all scans, scores and a page, in the given time.
 
     Everything is chosen from the data and the machine, and written to `out/plan.toml`. Called again
-    with the same arguments, it goes on where it was stopped. Without labels it ends with
+    with the same arguments, it resumes where it was stopped. Without labels it ends with
     pre-trained weights.
 
     Args:

@@ -119,7 +119,7 @@ class RunPlan(RunRequest):
         if self.folds == 1:
             raise ValueError("folds is 1: give 0 for one model, or at least 2")
         if self.selftrain and not self.finetune:
-            raise ValueError("selftrain needs finetune, whose models it goes on from")
+            raise ValueError("selftrain needs finetune, whose models it continues")
         for name in ("pretrain", "finetune", "selftrain"):
             training: TrainingPlan | None = getattr(self, name)
             if training and len(training.size) != self.dims:
