@@ -14,14 +14,13 @@ import torch
 from lightning_fabric import Fabric
 
 from macl.config.settings import PrepareSettings, TrainingSettings
-from macl.data.store import (
+from macl.data.store import Store, write_array
+from macl.data.store_index import (
     ArrayKind,
     Normalisation,
     Orientation,
-    Store,
     StoredCase,
     StoreIndex,
-    write_array,
     write_index,
 )
 from macl.engine.stepper import Stepper

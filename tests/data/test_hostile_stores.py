@@ -31,7 +31,8 @@ from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.resolved_split import resolve_split
 from macl.data.splits import read_split
-from macl.data.store import ArrayKind, Store
+from macl.data.store import Store
+from macl.data.store_index import ArrayKind
 from macl.stages.split import split
 from macl.utils.errors import MaclError
 from macl.workflows.grid import plan, read_grid

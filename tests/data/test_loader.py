@@ -14,7 +14,8 @@ from fakes.toy_store import write_toy_store
 from macl.data.batch import Batch
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, Residence
-from macl.data.store import Store, write_array, write_index
+from macl.data.store import Store, write_array
+from macl.data.store_index import write_index
 from macl.data.windows import Windows, full_shape
 from macl.preprocessing.normalisation import normalise
 from macl.utils.errors import MaclError

@@ -16,7 +16,8 @@ from fakes.toy_store import write_toy_store
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.sampling import EpochSampler, GroupedSampler, find_class_voxels
-from macl.data.store import Store, write_array, write_index
+from macl.data.store import Store, write_array
+from macl.data.store_index import write_index
 from macl.data.windows import Volumes, select_volumes
 from macl.utils.errors import MaclError
 

@@ -14,7 +14,8 @@ import pytest
 from fakes import index as indices
 from fakes.reading import digests
 from fakes.toy_store import write_toy_store
-from macl.data.store import Store, StoreIndex, write_array, write_index
+from macl.data.store import Store, write_array
+from macl.data.store_index import StoreIndex, write_index
 from macl.utils.errors import MaclError
 from macl.utils.parallel import workers_for
 

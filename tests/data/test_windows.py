@@ -13,7 +13,8 @@ from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, Residence
 from macl.data.rng import SampleRng
 from macl.data.sampling import EpochSampler
-from macl.data.store import Store, write_index
+from macl.data.store import Store
+from macl.data.store_index import write_index
 from macl.data.windows import Volumes, Windows, select_volumes
 
 CPU = torch.device("cpu")

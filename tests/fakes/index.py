@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from macl.config.settings import PrepareSettings
-from macl.data.store import (
+from macl.data.store import write_array
+from macl.data.store_index import (
     ArrayKind,
     Normalisation,
     Orientation,
     StoredArray,
     StoredCase,
     StoreIndex,
-    write_array,
 )
 from macl.io.geometry import Geometry
 from macl.utils.files import write_text

@@ -13,7 +13,8 @@ import blosc2
 import numpy as np
 
 from macl.config.settings import PrepareSettings
-from macl.data.store import Normalisation, Orientation, Store, StoredArray, StoredCase, StoreIndex
+from macl.data.store import Store
+from macl.data.store_index import Normalisation, Orientation, StoredArray, StoredCase, StoreIndex
 from macl.io.geometry import Geometry
 from macl.preprocessing.orientation import choose_orientation
 

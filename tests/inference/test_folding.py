@@ -9,7 +9,7 @@ from torch import nn
 
 from fakes.networks import SMALL, odd_patch, small_network
 from fakes.processor import needs_bf16_convolutions
-from macl.data.store import Normalisation
+from macl.data.store_index import Normalisation
 from macl.inference.folding import folded
 from macl.inference.sliding_window import SegmenterMember, predict_slices
 from macl.tasks.segmentation import Segmenter

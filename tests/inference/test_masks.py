@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from macl.data.store import Normalisation
+from macl.data.store_index import Normalisation
 from macl.inference import masks
 from macl.inference.masks import segment
 from macl.inference.scans import PreparedScan

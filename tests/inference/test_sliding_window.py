@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from macl.augmentation import AXES
 from macl.config.settings import ArrayAxis
-from macl.data.store import Normalisation
+from macl.data.store_index import Normalisation
 from macl.inference.sliding_window import (
     SegmenterMember,
     WindowGrid,

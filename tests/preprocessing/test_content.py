@@ -13,7 +13,8 @@ from fakes.scans import anatomy, write_nifti
 from fakes.toy_store import write_toy_store
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, Residence
-from macl.data.store import Store, write_index
+from macl.data.store import Store
+from macl.data.store_index import write_index
 from macl.data.windows import Windows
 from macl.preprocessing.normalisation import normalise
 from macl.stages.inspect import inspect

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from fakes.grids import geometry_of, numbered
 from macl.config.settings import PrepareSettings
-from macl.data.store import Orientation
+from macl.data.store_index import Orientation
 from macl.io.geometry import Geometry, Volume
 from macl.preprocessing.orientation import to_scan
 from macl.preprocessing.resampling import (

@@ -20,7 +20,8 @@ from scipy.spatial.transform import Rotation
 
 from fakes.scans import write_nifti
 from macl.config.settings import PrepareSettings
-from macl.data.store import Orientation, Store
+from macl.data.store import Store
+from macl.data.store_index import Orientation
 from macl.io.geometry import Geometry
 from macl.io.nifti import affine_of
 from macl.preprocessing.orientation import choose_orientation, orient, spacing_of, to_scan

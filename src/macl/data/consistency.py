@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from macl.data.store_index import ArrayKind, Orientation, StoredCase, StoreIndex
 from macl.io.geometry import Geometry, direction_matrix, nearest_axes
-
-if TYPE_CHECKING:
-    from macl.data.store import ArrayKind, Orientation, StoredCase, StoreIndex
 
 MOST_VOXELS = 2**40
 """More than any scan has: an index that says so is broken."""

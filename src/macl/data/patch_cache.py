@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from macl.data.store import READING_THREADS, ArrayKind, Store
+from macl.data.store import READING_THREADS, Store
+from macl.data.store_index import ArrayKind
 from macl.data.windows import Windows, full_shape, select_volumes
 from macl.utils.memory import free_host_bytes
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from macl.data.store import Store, StoredCase
+from macl.data.store import Store
+from macl.data.store_index import StoredCase
 from macl.utils.errors import MaclError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from macl.data.store import Normalisation
+from macl.data.store_index import Normalisation
 from macl.engine.compiling import to_device_layout
 from macl.engine.trainer import make_fabric
 from macl.inference.sliding_window import WindowGrid, default_batch_size

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from macl.config.settings import PrepareSettings
-from macl.data.store import INDEX, Normalisation, Orientation, Store
+from macl.data.store import Store
+from macl.data.store_index import INDEX, Normalisation, Orientation
 from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import Geometry, Volume
 from macl.io.source import Case

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from macl.augmentation import AXES
 from macl.config.settings import ArrayAxis
-from macl.data.store import Normalisation
+from macl.data.store_index import Normalisation
 from macl.inference.folding import folded
 from macl.preprocessing.normalisation import normalise
 from macl.utils.errors import MaclError

@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from macl.config.settings import PrepareSettings
-from macl.data.store import Store, StoreIndex
+from macl.data.store import Store
+from macl.data.store_index import StoreIndex
 from macl.pages.augmented import AugmentedPatch, augmented_patches
 from macl.pages.charts import LineChart, line_chart
 from macl.pages.comparison import Comparison

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 import macl
 from macl.config.settings import PrepareSettings, Settings
 from macl.data.arrays import SUFFIX
-from macl.data.store import CASES, ArrayKind, StoredArray, StoredCase, write_array
+from macl.data.store import CASES, write_array
+from macl.data.store_index import ArrayKind, StoredArray, StoredCase
 from macl.io.geometry import Volume
 from macl.io.source import Case
 from macl.io.volume import read_scan

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from macl.data.store import StoredCase, StoreIndex
+from macl.data.store_index import StoredCase, StoreIndex
 from macl.io.geometry import Header, Plane
 from macl.io.source import Case
 from macl.preprocessing.findings import CaseFinding, Intensities, classes_of

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from macl.data.store import Normalisation
+from macl.data.store_index import Normalisation
 
 NormalisationKind = Literal["clip_zscore", "zscore"]
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from macl.data.store import Orientation
+from macl.data.store_index import Orientation
 from macl.io.geometry import Geometry, Plane, direction_matrix, nearest_axes
 
 PlaneSetting = Literal["auto", "axial", "coronal", "sagittal"]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from macl.config.settings import PlannedChannel, ScanPlan
-from macl.data.store import Normalisation, Orientation
+from macl.data.store_index import Normalisation, Orientation
 from macl.io.geometry import Geometry, Volume, nearest_axes
 from macl.preprocessing.normalisation import StoredScan
 from macl.preprocessing.orientation import (

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from macl.config.settings import PrepareSettings
-from macl.data.store import Orientation
+from macl.data.store_index import Orientation
 from macl.io.geometry import Volume
 from macl.preprocessing.normalisation import is_whole
 from macl.preprocessing.orientation import choose_orientation, kept_part, orient, spacing_of

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from macl.config.settings import Settings
-from macl.data.store import Normalisation, Store
+from macl.data.store import Store
+from macl.data.store_index import Normalisation
 
 _Spacing = tuple[float, float, float]
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from macl.config.mistakes import validate
 from macl.config.settings import FinetuneSettings, PretrainSettings
-from macl.data.store import CASES, INDEX, ArrayKind, Store, content_sha256
+from macl.data.store import CASES, Store, content_sha256
+from macl.data.store_index import INDEX, ArrayKind
 from macl.records.runs import (
     LOG,
     RECORD,

@@ -13,7 +13,8 @@ import numpy as np
 from macl.data.coverage import Strategy, distances, mean_distance, rank, standardised
 from macl.data.resolved_split import resolve_split
 from macl.data.splits import Rule, group_of, read_split
-from macl.data.store import Store, StoredCase
+from macl.data.store import Store
+from macl.data.store_index import StoredCase
 from macl.inference.embedding import CaseFeatures, Embedder
 from macl.inference.scans import require_same_preparation
 from macl.plugins import find

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from macl.data.store import INDEX, Orientation, Store
+from macl.data.store import Store
+from macl.data.store_index import INDEX, Orientation
 from macl.io.geometry import Geometry, grid_difference
 from macl.io.source import ScanPath, Source
 from macl.io.volume import Volume, read_label

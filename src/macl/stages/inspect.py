@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from macl import plugins
-from macl.data.store import INDEX, Store, StoreIndex
+from macl.data.store import Store
+from macl.data.store_index import INDEX, StoreIndex
 from macl.io.geometry import axis_codes
 from macl.io.source import Source
 from macl.io.volume import is_one_scan, read_header, read_scan

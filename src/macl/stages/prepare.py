@@ -15,7 +15,8 @@ import macl
 from macl import plugins
 from macl.config.mistakes import validate
 from macl.config.settings import PrepareSettings
-from macl.data.store import CASES, INDEX, Refused, Store, StoredCase, StoreIndex, write_index
+from macl.data.store import CASES, Store
+from macl.data.store_index import INDEX, Refused, StoredCase, StoreIndex, write_index
 from macl.io.deidentification import Pseudonyms
 from macl.io.source import Source
 from macl.preprocessing.case import (

@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from macl.data.splits import group_of
-from macl.data.store import INDEX, Store
+from macl.data.store import Store
+from macl.data.store_index import INDEX
 from macl.records import runs
 from macl.records.scores import ScoreRow, render, summarise
 from macl.workflows.run.plan import PLAN, STORE, RunPlan
