@@ -15,7 +15,7 @@ from macl.utils.errors import MaclError
 from macl.workflows.run import budget as run_budget
 from macl.workflows.run import planner as run_planner
 from macl.workflows.run.budget import TrainingSteps, Workload, allot
-from macl.workflows.run.choices import choose_dims, choose_spacing, choose_split
+from macl.workflows.run.choices import SplitChoice, choose_dims, choose_spacing, choose_split
 from macl.workflows.run.facts import SourceFacts
 from macl.workflows.run.plan import RunRequest
 from macl.workflows.run.planner import choose_plan
@@ -217,6 +217,21 @@ def test_people_are_counted_as_the_chosen_split_divides_them(
     told = " ".join(chosen.reasons)
     assert "people train with labels: with more than" not in told
     assert "Self-training: none, since with fewer than 700 steps" in told
+
+
+def test_only_the_people_who_test_are_segmented_again_and_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = run_budget.Budget(facts(100, 0), 60, 0.0, 0.0)
+    _, timed = choose(60, monkeypatch, labelled=100, unlabelled=0)
+    speed = DesignSpeed(0.1, 0.1, 0.2, 0.01, 10, (64, 64), (64, 64))
+    nobody, fifth, everybody = (
+        budget.expected(timed[-1], speed, SplitChoice(0, test)) for test in ("0", "20%", "100%")
+    )
+    for step in ("predict", "report"):
+        less, some, all_of_them = (getattr(each, step) for each in (nobody, fifth, everybody))
+        assert some - less == pytest.approx((all_of_them - less) / 5, abs=0.1)
+        assert some > less
 
 
 def test_a_slow_machine_gets_a_small_network_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,11 +24,11 @@ teacher that has learnt too little does harm."""
 FEWEST_EPOCH_STEPS, MOST_EPOCH_STEPS, MOST_EPOCHS = 1000, 20_000, 100
 """Pre-training lasts this many epochs at most, which are at least and at most so many steps."""
 
-CASE_SECONDS = 0.05
+CASE_SECONDS = 0.03
 RUN_SECONDS = 3.0
 PAGE_SECONDS = 12.0
-MASK_SECONDS_PER_VOXEL = 1.5e-7
-SCORE_SECONDS_PER_VOXEL = 3e-7
+MASK_SECONDS_PER_VOXEL = 4e-8
+SCORE_SECONDS_PER_VOXEL = 6e-8
 """Of reading and writing a case, opening a run, the page, a mask on its own grid, its scores; the
 last two for every class."""
 
@@ -120,12 +120,13 @@ class Budget:
             math.prod(len(window_starts(*sides)) for sides in zip(size, window, strict=True))
             for size in facts.prepared_sizes(design.spacing_mm)
         )
-        # Every scan by all models, and the labelled ones once more, by the model that tests them.
+        # Every scan by all models, and the tested ones once more, by the model that tests them.
         cases = len(facts.fingerprint.cases)
-        again = facts.labelled / cases
+        tested = split.tested_share(len(facts.labelled_people))
+        again = tested * facts.labelled / cases
         masks = MASK_SECONDS_PER_VOXEL * facts.voxels * facts.classes + CASE_SECONDS * cases
         predict = windows * speed.window * (models + again) + masks * (1 + again)
-        scores = SCORE_SECONDS_PER_VOXEL * facts.labelled_voxels * facts.classes
+        scores = SCORE_SECONDS_PER_VOXEL * tested * facts.labelled_voxels * facts.classes
         return ExpectedSeconds(
             prepare=self.prepare_seconds,
             predict=round(predict + RUN_SECONDS * models, 1),

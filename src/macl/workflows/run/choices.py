@@ -47,6 +47,10 @@ class SplitChoice(NamedTuple):
         """How many of these labelled people test one model; of a cross-validation, the fewest."""
         return people // self.folds if self.folds else amount(self.test, people, "--test")
 
+    def tested_share(self, people: int) -> float:
+        """The share of these labelled people whom some model tests."""
+        return 1.0 if self.folds else self.testing(people) / people
+
 
 def choose_dims(facts: SourceFacts, has_gpu: bool) -> tuple[Literal[2, 3], str]:
     """Slices or volumes, and why."""
