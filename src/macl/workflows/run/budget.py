@@ -24,10 +24,10 @@ teacher that has learnt too little does harm."""
 FEWEST_EPOCH_STEPS, MOST_EPOCH_STEPS, MOST_EPOCHS = 1000, 20_000, 100
 """Pre-training lasts this many epochs at most, which are at least and at most so many steps."""
 
-CASE_SECONDS = 0.03
-RUN_SECONDS = 3.0
-PAGE_SECONDS = 12.0
-MASK_SECONDS_PER_VOXEL = 4e-8
+CASE_SECONDS = 0.02
+RUN_SECONDS = 2.0
+PAGE_SECONDS = 6.0
+MASK_SECONDS_PER_VOXEL = 2.5e-8
 SCORE_SECONDS_PER_VOXEL = 6e-8
 """Of reading and writing a case, opening a run, the page, a mask on its own grid, its scores; the
 last two for every class."""
