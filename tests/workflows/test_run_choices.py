@@ -192,7 +192,7 @@ def test_the_plan_fits_the_minutes(
 def test_more_time_buys_a_larger_network_and_then_self_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plans = [choose(minutes, monkeypatch, labelled=2)[0].plan for minutes in (2, 30, 600)]
+    plans = [choose(minutes, monkeypatch, labelled=2)[0].plan for minutes in (1, 30, 600)]
     widths = [plan.width for plan in plans]
     assert widths == sorted(widths)
     assert widths[0] < widths[-1]

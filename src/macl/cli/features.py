@@ -55,7 +55,9 @@ def choose(
     ] = "coverage",
     split: Annotated[
         str | None,
-        typer.Option(help="Split file or name; its test and validation people are left out."),
+        typer.Option(
+            help="Split file or name; its test, validation and reserved people are left out."
+        ),
     ] = None,
     group: GroupOption = "patient",
     batch_size: BatchSizeOption = None,
@@ -64,7 +66,7 @@ def choose(
 ) -> None:
     """Rank unlabelled people: whom to label first.
 
-    Those come first who stand best for all others in the features of a run.
+    The people who best represent all others in the features of a run come first.
     """
     from macl.stages import choose as stage
 

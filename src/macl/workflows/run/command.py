@@ -137,7 +137,7 @@ def _find_or_choose(
                 f"{folder} holds a run with another plan ({', '.join(differs)}): choose another "
                 f"--out, or continue it with `macl run --plan {folder / PLAN}`."
             )
-        return plan, (f"Going on with the plan in {folder / PLAN}.",)
+        return plan, (f"Continuing with the plan in {folder / PLAN}.",)
     facts = read_facts(request)
     people = len(facts.labelled_people | facts.unlabelled_people)
     say(
