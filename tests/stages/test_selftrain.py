@@ -260,6 +260,7 @@ def test_fine_tuning_names_it_where_scans_are_left_without_labels(
     )  # fmt: skip
     assert answer.code == 0, answer.err
     assert ("macl selftrain" in answer.err) is named
+    assert record(tmp_path / "run")["leaves_unlabelled"] is named
 
 
 def test_a_page_of_a_run_names_the_command_that_goes_on(selftrain, toy: Path) -> None:

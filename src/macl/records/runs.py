@@ -119,6 +119,10 @@ class RunRecord(Settings):
     unlabelled_patients: tuple[str, ...] = Field(
         default=(), description="self-training: the patients whose cases these are"
     )
+    leaves_unlabelled: bool = Field(
+        default=False,
+        description="fine-tuning: whether its split has scans to self-train on",
+    )
     init: str | None = Field(
         default=None, description="segmenters: 'scratch', or the run or file they started from"
     )
@@ -171,7 +175,7 @@ class RunRecord(Settings):
 
 NOT_COMPARED = {
     "finished", "device", "versions", "folder", "store", "quantities", "uniform_losses",
-    "at_uniform", "trained_on", "weights_sha256", "steps", "seconds",
+    "at_uniform", "trained_on", "leaves_unlabelled", "weights_sha256", "steps", "seconds",
 }  # fmt: skip
 """Fields that may differ when a run is resumed."""
 

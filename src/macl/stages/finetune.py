@@ -91,6 +91,7 @@ def finetune(
             recipe=start.recipe,
             labels=start.labels,
             validation_cases=run.resolved.validation_cases,
+            leaves_unlabelled=bool(run.resolved.unlabelled_cases(start.labels)),
             init=printable(start.weights.name),
             init_patients=start.weights.patients,
             mirror_axes=axes,

@@ -12,8 +12,6 @@ import numpy as np
 from macl.config.settings import SelftrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
-from macl.data.resolved_split import resolve_split
-from macl.data.splits import Split
 from macl.data.store import Store
 from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
@@ -48,11 +46,8 @@ UNTRAINED_TEACHER = (
 
 
 def is_worth_trying(segmenter: RunRecord) -> bool:
-    """Whether a finished fine-tuning has few labels, and its split has unlabelled scans."""
-    if not segmenter.split or not segmenter.labels or len(segmenter.people) > MOST_LABELLED:
-        return False
-    resolved = resolve_split(Split(**segmenter.split), Store.open(Path(segmenter.store)))
-    return bool(resolved.unlabelled_cases(segmenter.labels))
+    """Whether a finished fine-tuning has few labels, and its split leaves unlabelled scans."""
+    return segmenter.leaves_unlabelled and len(segmenter.people) <= MOST_LABELLED
 
 
 @process_group()
