@@ -186,6 +186,24 @@ def test_test_people_in_the_pretraining_are_refused_or_recorded(
     assert tested in said["init_patients"]
 
 
+def test_a_split_that_trains_on_test_people_is_refused_or_recorded(
+    finetune, toy: Path, tmp_path: Path
+) -> None:
+    clean = read_split(toy / "split.json")
+    leaking = clean.model_copy(update={"budgets": {"2": (*clean.test, clean.budgets["2"][0])}})
+    write_split(tmp_path / "leaking.json", leaking)
+    answer = finetune("scratch", "--out", "run", chosen="leaking.json")
+    assert answer.code == 1
+    assert "--allow-overlap" in answer.err
+    assert not (tmp_path / "run").exists()
+    answer = finetune("scratch", "--out", "run", "--allow-overlap", chosen="leaking.json")
+    assert answer.code == 0, answer.err
+    assert answer.err.count("the scores will be too good") == 1
+    said = record(tmp_path / "run")
+    assert {*clean.test} <= {*said["cases"]}
+    assert said["leaves_unlabelled"] is True
+
+
 def test_a_fine_tuned_run_passes_on_whose_scans_it_saw(finetune, toy: Path, tmp_path: Path) -> None:
     assert finetune(str(toy / "leaked"), "--out", "first", "--allow-overlap").code == 0
     answer = finetune("first", "--out", "second")
