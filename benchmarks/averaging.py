@@ -33,7 +33,7 @@ from macl.metrics import score_classes
 from macl.plugins import find
 from macl.records.runs import read_record
 from macl.tasks.segmentation import load_segmenter, segmenter_settings
-from macl.workflows.grid import BenchmarkGrid, read_grid
+from macl.workflows.benchmark.grid import BenchmarkGrid, read_grid
 
 ONE = "one view"
 DEGREES, SCALES = (-10.0, 10.0), (0.9, 1.1)

@@ -27,8 +27,8 @@ from macl.data.resolved_split import ResolvedSplit, resolve_split
 from macl.data.splits import read_split, write_split
 from macl.data.store import Store
 from macl.records.scores import read_rows
-from macl.workflows.comparisons import dice_of_people
-from macl.workflows.grid import BenchmarkGrid, Start, read_grid
+from macl.workflows.benchmark.comparisons import dice_of_people
+from macl.workflows.benchmark.grid import BenchmarkGrid, Start, read_grid
 
 RANDOM = "random"
 

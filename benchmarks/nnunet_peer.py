@@ -44,7 +44,7 @@ from macl.preprocessing.source import recognise, scan_source
 from macl.records.scores import read_rows
 from macl.stages.evaluate import evaluate
 from macl.utils.files import write_json
-from macl.workflows.comparisons import dice_of_people
+from macl.workflows.benchmark.comparisons import dice_of_people
 
 DATASET = "Dataset901_Peer"
 TRAINERS = Path(__file__).parent / "nnunet_trainers"

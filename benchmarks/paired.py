@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from macl.statistics import crossed_bootstrap_interval, holm, signed_rank_p
-from macl.workflows.comparisons import format_p
+from macl.workflows.benchmark.comparisons import format_p
 
 Repeat = tuple[str, str]
 """Seed and draw."""

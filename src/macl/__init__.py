@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from macl.stages.selftrain import selftrain
     from macl.stages.split import split
     from macl.utils.errors import MaclError
-    from macl.workflows.benchmark import benchmark
+    from macl.workflows.benchmark.command import benchmark
     from macl.workflows.run.command import run
 
 __version__ = "0.1.0"
@@ -52,7 +52,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "MaclError": "macl.utils.errors",
-    "benchmark": "macl.workflows.benchmark",
+    "benchmark": "macl.workflows.benchmark.command",
     "run": "macl.workflows.run.command",
 }
 """The modules of those that are no stage."""

@@ -35,7 +35,8 @@ from macl.data.store import Store
 from macl.data.store_index import ArrayKind
 from macl.stages.split import split
 from macl.utils.errors import MaclError
-from macl.workflows.grid import plan, read_grid
+from macl.workflows.benchmark.grid import read_grid
+from macl.workflows.benchmark.plan import plan
 
 FLIPS = int(os.environ.get("MACL_FUZZ_FLIPS", "60"))
 MUTATIONS = int(os.environ.get("MACL_FUZZ_MUTATIONS", "60"))

@@ -8,8 +8,9 @@ from pathlib import Path
 from macl.metrics import MaskOutcome
 from macl.records.scores import ScoreRow, summarise, write_rows
 from macl.utils.files import write_text
-from macl.workflows.grid import BenchmarkCell, plan, read_grid
-from macl.workflows.results import CellRecord
+from macl.workflows.benchmark.grid import BenchmarkCell, read_grid
+from macl.workflows.benchmark.plan import plan
+from macl.workflows.benchmark.results import CellRecord
 
 DiceOf = Callable[[BenchmarkCell, str, str], float]
 """(cell, case, class) → Dice."""

@@ -17,7 +17,7 @@ from macl.config.settings import IntensitySettings
 from macl.data.batch import Batch
 from macl.plugins import find
 from macl.utils import checkpoint
-from macl.workflows.grid import Start, read_grid
+from macl.workflows.benchmark.grid import Start, read_grid
 
 ROOT = Path(__file__).parents[2]
 GRID = read_grid(ROOT / "benchmarks" / "ablations.toml")

@@ -16,11 +16,12 @@ from macl.records.runs import read_record
 from macl.stages.report import report
 from macl.stages.split import split
 from macl.utils.errors import MaclError
-from macl.workflows import cells as workflow
-from macl.workflows.benchmark import benchmark
-from macl.workflows.grid import combinations, plan, read_grid
-from macl.workflows.results import cell_rows, read_cell
-from macl.workflows.tables import mean_and_deviation
+from macl.workflows.benchmark import cells as workflow
+from macl.workflows.benchmark.command import benchmark
+from macl.workflows.benchmark.grid import combinations, read_grid
+from macl.workflows.benchmark.plan import plan
+from macl.workflows.benchmark.results import cell_rows, read_cell
+from macl.workflows.benchmark.tables import mean_and_deviation
 
 SMALL = (
     '"training.epochs=1", "training.size=64", "training.batch_size=4", "backbone_settings.width=2"'

@@ -18,7 +18,7 @@ from fakes.finished_benchmark import DiceOf, write_finished_cells
 from fakes.toy_store import write_toy_store
 from macl.stages.split import split
 from macl.statistics import bootstrap_interval
-from macl.workflows.grid import BenchmarkCell
+from macl.workflows.benchmark.grid import BenchmarkCell
 
 GRID = """
 store = "toy.store"

@@ -9,13 +9,13 @@ import nibabel
 import numpy as np
 import pytest
 
-import macl.workflows
+import macl.workflows.demo
 from macl import plugins
 from macl.metrics import dice
 from macl.models.network import choose_strides
 from macl.utils.errors import MaclError
-from macl.workflows.demo import SLICES, SYNTHETIC, VOLUMES, DemoSize, Schedule, demo
-from macl.workflows.subjects import (
+from macl.workflows.demo.command import SLICES, SYNTHETIC, VOLUMES, DemoSize, Schedule, demo
+from macl.workflows.demo.subjects import (
     CLASSES,
     VoxelGrid,
     load_template,
@@ -23,7 +23,7 @@ from macl.workflows.subjects import (
     write_subjects,
 )
 
-WORKFLOWS = Path(macl.workflows.__file__).parent
+DEMO = Path(macl.workflows.demo.__file__).parent
 SMALL = VoxelGrid(size=(48, 56, 6), spacing_mm=(4.0, 4.0, 16.0))
 TINY = DemoSize(
     subjects=5,
@@ -71,7 +71,8 @@ def imports(path: Path) -> set[str]:
 
 def test_the_demo_uses_nothing_but_the_public_stages() -> None:
     allowed = {
-        "macl.utils.errors", "macl.utils.files", "macl.utils.progress", "macl.workflows.subjects",
+        "macl.utils.errors", "macl.utils.files", "macl.utils.progress",
+        "macl.workflows.demo.subjects",
     }  # fmt: skip
     names = (
         "prepare",
@@ -84,7 +85,7 @@ def test_the_demo_uses_nothing_but_the_public_stages() -> None:
         "report",
     )
     stages = {f"macl.stages.{name}" for name in names}
-    found = imports(WORKFLOWS / "demo.py")
+    found = imports(DEMO / "command.py")
     ours = {name for name in found if name.partition(".")[0] == "macl"}
     assert ours - allowed == stages
     outside = {name.partition(".")[0] for name in found - ours}
@@ -93,7 +94,7 @@ def test_the_demo_uses_nothing_but_the_public_stages() -> None:
 
 
 def test_the_subjects_are_made_without_anything_of_macl() -> None:
-    ours = {name for name in imports(WORKFLOWS / "subjects.py") if name.partition(".")[0] == "macl"}
+    ours = {name for name in imports(DEMO / "subjects.py") if name.partition(".")[0] == "macl"}
     assert ours <= {"macl.utils.errors", "macl.utils.files"}
 
 

@@ -17,8 +17,9 @@ from fakes.command import macl
 from fakes.toy_store import write_toy_store
 from macl.stages.split import split
 from macl.utils.files import lock_if_free
-from macl.workflows.executors import shares_of_jobs, worker_environment
-from macl.workflows.grid import combinations, plan, read_grid
+from macl.workflows.benchmark.executors import shares_of_jobs, worker_environment
+from macl.workflows.benchmark.grid import combinations, read_grid
+from macl.workflows.benchmark.plan import plan
 
 SMALL = (
     '"training.epochs=2", "training.size=64", "training.batch_size=4", "backbone_settings.width=2"'
@@ -159,7 +160,7 @@ def test_a_failure_is_tried_by_one_worker_alone(grid: Path, tmp_path: Path) -> N
 
 def test_workers_share_threads_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("macl.workflows.executors.available_cores", lambda: 9)
+    monkeypatch.setattr("macl.workflows.benchmark.executors.available_cores", lambda: 9)
     assert worker_environment(1, 4, "cpu") == {"OMP_NUM_THREADS": "2"}
     assert worker_environment(1, 20, "cpu") == {"OMP_NUM_THREADS": "1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -29,8 +29,8 @@ def demo(
 
     They are made from a real template.
     """
-    from macl.workflows.demo import SLICES, VOLUMES
-    from macl.workflows.demo import demo as run
+    from macl.workflows.demo.command import SLICES, VOLUMES
+    from macl.workflows.demo.command import demo as run
 
     run(out, VOLUMES if volumes else SLICES)
 
@@ -122,7 +122,7 @@ def benchmark(
 
     Finished cells are kept, and the same command resumes.
     """
-    from macl.workflows.benchmark import benchmark as run
+    from macl.workflows.benchmark.command import benchmark as run
 
     result = run(
         grid,

@@ -22,7 +22,7 @@ from macl.stages.selftrain import selftrain
 from macl.utils.errors import MaclError
 from macl.utils.files import write_json
 from macl.utils.progress import quietly, say
-from macl.workflows.cells import has_decoder
+from macl.workflows.benchmark.cells import has_decoder
 from macl.workflows.run.plan import PLAN, STORE, RunPlan, TrainingPlan
 from macl.workflows.run.summary import RunResult, what_scores_allow
 

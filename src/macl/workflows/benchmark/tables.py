@@ -20,8 +20,8 @@ from macl.pages.result_table import ResultTable
 from macl.records.scores import MEASURES, OVERLAPS
 from macl.utils.files import write_text
 from macl.utils.text import counted
-from macl.workflows.cells import BenchmarkFolder
-from macl.workflows.comparisons import (
+from macl.workflows.benchmark.cells import BenchmarkFolder
+from macl.workflows.benchmark.comparisons import (
     Findings,
     Interval,
     PairedComparison,
@@ -30,8 +30,9 @@ from macl.workflows.comparisons import (
     format_p,
     title_of,
 )
-from macl.workflows.grid import BenchmarkPlan, folder_name
-from macl.workflows.results import CellRecord, cell_rows, run_row, write_csv
+from macl.workflows.benchmark.grid import folder_name
+from macl.workflows.benchmark.plan import BenchmarkPlan
+from macl.workflows.benchmark.results import CellRecord, cell_rows, run_row, write_csv
 
 RESULTS = "results.csv"
 RUNS = "runs.csv"

@@ -28,8 +28,9 @@ from macl.utils.errors import MaclError
 from macl.utils.failures import explain
 from macl.utils.files import lock_if_free, read_json, write_text
 from macl.utils.progress import say
-from macl.workflows.grid import BenchmarkCell, BenchmarkPlan
-from macl.workflows.results import CELL, CellRecord, read_cell
+from macl.workflows.benchmark.grid import BenchmarkCell
+from macl.workflows.benchmark.plan import BenchmarkPlan
+from macl.workflows.benchmark.results import CELL, CellRecord, read_cell
 
 CELLS = "cells"
 PRETRAINED = "pretrained"

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from macl.utils.errors import MaclError
 from macl.utils.parallel import available_cores, end_with_parent
 from macl.utils.progress import progress, say, warn
-from macl.workflows.cells import BenchmarkFolder
-from macl.workflows.grid import BenchmarkCell, plan, read_grid
+from macl.workflows.benchmark.cells import BenchmarkFolder
+from macl.workflows.benchmark.grid import BenchmarkCell, read_grid
+from macl.workflows.benchmark.plan import plan
 
 LOGS = "workers"
 JOBS = "jobs"

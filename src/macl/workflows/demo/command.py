@@ -22,7 +22,7 @@ from macl.stages.split import split
 from macl.utils.errors import MaclError
 from macl.utils.files import read_json, write_json
 from macl.utils.progress import progress, say
-from macl.workflows.subjects import VoxelGrid, write_subjects
+from macl.workflows.demo.subjects import VoxelGrid, write_subjects
 
 MARK = "demo.json"
 PAGE = "report.html"

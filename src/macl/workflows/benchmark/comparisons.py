@@ -28,7 +28,8 @@ from macl.statistics import (
     signed_rank_p,
     smallest_signed_rank_p,
 )
-from macl.workflows.grid import BenchmarkCell, BenchmarkPlan, name_of_recipe
+from macl.workflows.benchmark.grid import BenchmarkCell, name_of_recipe
+from macl.workflows.benchmark.plan import BenchmarkPlan
 
 Interval = tuple[float, float]
 

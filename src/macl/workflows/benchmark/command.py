@@ -12,11 +12,12 @@ from typing import TypedDict, Unpack
 from macl.utils.errors import MaclError
 from macl.utils.files import AnyPath, atomic_path, refuse_links
 from macl.utils.progress import say, warn
-from macl.workflows.cells import BenchmarkFolder
-from macl.workflows.executors import Cluster, run_workers, submit_jobs
-from macl.workflows.grid import plan, read_grid
-from macl.workflows.results import CellRecord, append_runs
-from macl.workflows.tables import SUMMARY, write_tables
+from macl.workflows.benchmark.cells import BenchmarkFolder
+from macl.workflows.benchmark.executors import Cluster, run_workers, submit_jobs
+from macl.workflows.benchmark.grid import read_grid
+from macl.workflows.benchmark.plan import plan
+from macl.workflows.benchmark.results import CellRecord, append_runs
+from macl.workflows.benchmark.tables import SUMMARY, write_tables
 
 GRID = "grid.toml"
 

@@ -17,7 +17,7 @@ from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path, read_json
 from macl.utils.progress import say
 from macl.utils.user_text import spreadsheet_text
-from macl.workflows.grid import SUPERVISED
+from macl.workflows.benchmark.grid import SUPERVISED
 
 CELL = "cell.json"
 ALL_CLASSES = "mean"

@@ -1,0 +1,1 @@
+"""`macl benchmark`: pretrain to evaluate over starts, label budgets, recipes and repeats."""

@@ -1,0 +1,1 @@
+"""`macl demo`: the whole path on synthetic subjects."""
