@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from fakes.networks import method
 from fakes.toy_store import write_toy_store
-from macl.augmentation import random_blocks, small_view, view
+from macl.augmentation.regions import random_blocks
+from macl.augmentation.views import small_view, view
 from macl.config.settings import (
     AugmentationSettings,
     FinetuneSettings,

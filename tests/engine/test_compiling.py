@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 from fakes.networks import method
-from macl.augmentation import AXES
+from macl.augmentation.geometry import AXES
 from macl.config.settings import FinetuneSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng

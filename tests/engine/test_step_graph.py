@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from fakes.networks import method, unet
-from macl.augmentation import AXES
+from macl.augmentation.geometry import AXES
 from macl.config.settings import FinetuneSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng

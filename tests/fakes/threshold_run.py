@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from macl.augmentation import AXES
+from macl.augmentation.geometry import AXES
 from macl.config.settings import FinetuneSettings, PrepareSettings, TrainingSettings
 from macl.plugins import find
 from macl.records.runs import WEIGHTS, RunRecord, write_record

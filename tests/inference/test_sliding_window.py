@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from macl.augmentation import AXES
+from macl.augmentation.geometry import AXES
 from macl.config.settings import ArrayAxis
 from macl.data.store_index import Normalisation
 from macl.inference.sliding_window import (

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from fakes.networks import method as build
-from macl.augmentation import STRONG_VIEWS
+from macl.augmentation.views import STRONG_VIEWS
 from macl.config.settings import AugmentationSettings, SpatialSettings, TrainingSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng

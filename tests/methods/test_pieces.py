@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from macl.augmentation import STRONG_VIEWS, random_blocks, small_view, two_views, view
+from macl.augmentation.regions import random_blocks
+from macl.augmentation.views import STRONG_VIEWS, small_view, two_views, view
 from macl.config.settings import AugmentationSettings, SpatialSettings
 from macl.data.rng import SampleRng
 from macl.models.heads import (

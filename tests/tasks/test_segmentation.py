@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fakes.networks import SMALL as SMALL_NETWORKS
-from macl.augmentation import AXES
+from macl.augmentation.geometry import AXES
 from macl.config.settings import (
     ArrayAxis,
     AugmentationSettings,

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from macl.augmentation import random_box
 from macl.config.recipes import resolve
 from macl.config.settings import SelftrainSettings
 from macl.data.batch import Batch
@@ -177,17 +176,6 @@ def test_boxes_mix_image_label_and_confidence_alike() -> None:
     assert torch.equal(mixed.images[:, 0].long(), mixed.labels)
     assert torch.equal(mixed.confidence, mixed.labels / 8)
     assert torch.equal(task(cutmix=0.0)._mixed(own, taught).labels, taught.labels)
-
-
-@pytest.mark.parametrize("patch", [(40, 60), (10, 20, 30)], ids=str)
-def test_a_box_lies_within_its_patch(patch: tuple[int, ...]) -> None:
-    rng = SampleRng(0, 0, torch.arange(50))
-    for inside in random_box(rng, patch, (0.25, 0.75)):
-        places = inside.nonzero()
-        sides = places.amax(0) - places.amin(0) + 1
-        assert int(sides.prod()) == len(places), "a box"
-        for side, of in zip(sides.tolist(), patch, strict=True):
-            assert 0.25 * of - 1 <= side <= 0.75 * of + 1
 
 
 def test_a_fixed_teacher_labels_through_the_batch() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from macl.augmentation import AXES
+from macl.augmentation.geometry import AXES
 from macl.config.settings import ArrayAxis
 from macl.data.store_index import Normalisation
 from macl.inference.folding import folded

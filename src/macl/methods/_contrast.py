@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from macl.augmentation import two_views
+from macl.augmentation.views import two_views
 from macl.config.settings import AugmentationSettings, PluginSettings
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput

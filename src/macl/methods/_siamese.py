@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from macl.augmentation import STRONG_VIEWS
+from macl.augmentation.views import STRONG_VIEWS
 from macl.config.settings import AugmentationSettings, PluginSettings
 from macl.models.heads import mlp_with_batch_norm, siamese_projector
 from macl.models.network import Network

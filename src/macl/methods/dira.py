@@ -29,7 +29,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl.augmentation import STRONG_VIEWS, change_intensity, random_blocks, spatial_view
+from macl.augmentation.geometry import spatial_view
+from macl.augmentation.intensity import change_intensity
+from macl.augmentation.regions import random_blocks
+from macl.augmentation.views import STRONG_VIEWS
 from macl.config.settings import IntensitySettings, PluginSettings, SpatialSettings
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput

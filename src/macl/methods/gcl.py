@@ -25,7 +25,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from macl.augmentation import change_intensity, spatial_view, two_views
+from macl.augmentation.geometry import spatial_view
+from macl.augmentation.intensity import change_intensity
+from macl.augmentation.views import two_views
 from macl.config.settings import AugmentationSettings, IntensitySettings, PluginSettings
 from macl.data.batch import Batch
 from macl.data.rng import SampleRng

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from macl.augmentation import change_intensity, spatial_view
+from macl.augmentation.geometry import spatial_view
+from macl.augmentation.intensity import change_intensity
 from macl.config.settings import IntensitySettings, PluginSettings, SpatialSettings
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput

@@ -16,7 +16,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from macl.augmentation import random_blocks, view
+from macl.augmentation.regions import random_blocks
+from macl.augmentation.views import view
 from macl.config.settings import AugmentationSettings, PluginSettings
 from macl.data.batch import Batch
 from macl.distributed import collectives

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from macl.augmentation import STRONG_VIEWS
+from macl.augmentation.views import STRONG_VIEWS
 from macl.config.settings import AugmentationSettings
 from macl.methods._contrast import ContrastSettings, TwoViewContrast
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from macl.augmentation import two_views
+from macl.augmentation.views import two_views
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput
 from macl.losses import negative_cosine, spread

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from macl.augmentation import view
+from macl.augmentation.views import view
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput
 from macl.losses import negative_cosine, spread

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from macl.augmentation import STRONG_VIEWS, two_views
+from macl.augmentation.views import STRONG_VIEWS, two_views
 from macl.config.settings import AugmentationSettings, PluginSettings
 from macl.data.batch import Batch
 from macl.engine.task import Quantity, StepOutput

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from macl.augmentation import view
+from macl.augmentation.views import view
 from macl.config.mistakes import validate
 from macl.config.settings import AugmentationSettings, PretrainSettings, SpatialSettings
 from macl.data.batch import Batch

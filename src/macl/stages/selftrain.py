@@ -23,10 +23,7 @@ from macl.records import runs
 from macl.records.runs import WEIGHTS, RunRecord, read_record
 from macl.tasks.initial_weights import require_apart
 from macl.tasks.run_settings import NETWORK_SETTINGS
-from macl.tasks.segmentation import (
-    require_segmenter,
-    segmenter_weights,
-)
+from macl.tasks.segmentation import require_segmenter, segmenter_weights
 from macl.tasks.segmenter_run import Arguments, record_transfer, resolve_start, start_segmenter
 from macl.tasks.semi_supervised import UNSURE, ProportionWatch, SelfTrainingTask
 from macl.utils.errors import MaclError

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from macl.augmentation import LARGEST_ORIENTED_DEGREES, keep_orientation
+from macl.augmentation.geometry import LARGEST_ORIENTED_DEGREES, keep_orientation
 from macl.config.recipes import read_recipe, resolve, resolve_recipe
 from macl.config.settings import (
     AugmentationSettings,

@@ -11,14 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from macl.augmentation import (
-    AXES,
-    change_intensity,
-    leaves_plane,
-    resample,
-    resample_labels,
-    sampling_grid,
-)
+from macl.augmentation.geometry import AXES, leaves_plane, resample, resample_labels, sampling_grid
+from macl.augmentation.intensity import change_intensity
 from macl.config.mistakes import validate
 from macl.config.settings import (
     ArrayAxis,

@@ -22,13 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macl.augmentation import (
-    change_intensity,
-    random_box,
-    resample,
-    resample_labels,
-    sampling_grid,
-)
+from macl.augmentation.geometry import resample, resample_labels, sampling_grid
+from macl.augmentation.intensity import change_intensity
+from macl.augmentation.regions import random_box
 from macl.config.settings import ArrayAxis, SelftrainSettings
 from macl.data.batch import Batch
 from macl.distributed import collectives

@@ -1,0 +1,1 @@
+"""Random views of patches, in whole batches and on their device: geometry, intensity, regions."""
