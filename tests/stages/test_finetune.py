@@ -199,6 +199,7 @@ def test_a_split_that_trains_on_test_people_is_refused_or_recorded(
     answer = finetune("scratch", "--out", "run", "--allow-overlap", chosen="leaking.json")
     assert answer.code == 0, answer.err
     assert answer.err.count("the scores will be too good") == 1
+    assert "--out run-self --allow-overlap" in answer.err
     said = record(tmp_path / "run")
     assert {*clean.test} <= {*said["cases"]}
     assert said["leaves_unlabelled"] is True

@@ -142,8 +142,9 @@ def finetune(
     _name_uses(out, record)
     if is_worth_trying(record):
         words = ("--split", split or "SPLIT", "--labels", record.labels, "--init", out)
+        overlap = ("--allow-overlap",) if record.overlap_allowed else ()
         say("With so few labels, unlabelled scans help once more:")
-        name_next(("selftrain", record.store, *words, "--out", f"{out}-self"))
+        name_next(("selftrain", record.store, *words, "--out", f"{out}-self", *overlap))
 
 
 @app.command(cls=CommandWithSettings)
