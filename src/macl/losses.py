@@ -1,4 +1,4 @@
-"""Losses as pure functions: tensors in, scalar out; which pairs attract is an argument.
+"""Losses, and the codes and statistics of features that go into them, as functions of tensors.
 
 Symbols as in the MACL paper (arXiv 2309.11876): B slices a batch, so A = 2B anchors; D channels; K
 keys or prototypes; τ temperature. Losses are in float32 or wider, whatever the features are in.
@@ -219,11 +219,13 @@ def _products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def standardise(maps: Tensor) -> Tensor:
-    """Bring every channel of (B, C, *size) maps to mean 0 and deviation 1 over batch and
-    positions; a constant channel becomes 0."""
+    """Bring every channel of (B, C, *size) maps to mean 0 and deviation 1 over positions and the
+    batch, of all processes; a constant channel becomes 0."""
     maps = _wide(maps)
     axes = (0, *range(2, maps.ndim))
-    variance, mean = torch.var_mean(maps, axes, correction=0, keepdim=True)
+    own_variance, own_mean = torch.var_mean(maps, axes, correction=0, keepdim=True)
+    mean = collectives.all_reduce_mean(own_mean)
+    variance = collectives.all_reduce_mean(own_variance + (own_mean - mean).square())
     return (maps - mean) * torch.rsqrt(variance + SMALLEST_VARIANCE)
 
 

@@ -78,13 +78,17 @@ def write_finetuned(
     init: str,
     shift: int,
     labels: str = "2",
+    seed: int = 0,
     settings: FinetuneSettings | None = None,
     test_cases: tuple[str, ...] = TEST_CASES,
+    also_scored: tuple[str, ...] = (),
 ) -> None:
     """Write a fine-tuned run with scored masks, which are off by up to `shift` columns."""
-    write_unscored(path, store, init=init, labels=labels, settings=settings, test_cases=test_cases)
-    for case in test_cases:
-        number = TEST_CASES.index(case)
+    write_unscored(
+        path, store, init=init, labels=labels, seed=seed, settings=settings, test_cases=test_cases
+    )
+    for case in (*test_cases, *also_scored):
+        number = TEST_CASES.index(case) if case in TEST_CASES else 0
         stored = store.case(case)
         label = store.read(case, "label")
         mask = to_scan(np.roll(label, shift * (number + 1) // 2, axis=2), stored.orientation)

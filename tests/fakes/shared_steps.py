@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, SMALL.get(name, {})) for name in names("methods")},
+    "macl-plus": ("macl", {"standardised_regularisation": True, "shared_projection": True}),
     "macl-ema": ("macl", {"encoders": "ema"}),
     "macl-independent": ("macl", {"encoders": "independent"}),
     "macl-symmetric": ("macl", {"symmetric": True}),

@@ -113,7 +113,7 @@ def test_the_page_opens_with_what_the_numbers_allow(
     scratch, transferred = (f"{100 * mean['mean']:.1f}" for mean in means)
     shown = Page(page).text
     assert f"With 2 labelled: scratch {scratch}, macl {transferred} (Dice in %, 3 test" in shown
-    assert "1 seed). No conclusion: another seed may turn it round (macl benchmark" in shown
+    assert "1 seed). No conclusion: another seed may reverse it (macl benchmark" in shown
     alone = Page(report([fake.scratch, fake.pretrained], tmp_path / "alone.html")).text
     assert f"Dice {scratch} ± {100 * means[0]['sd']:.1f} % over 3 test cases: one run" in alone
     report([fake.pretrained], tmp_path / "none.html")

@@ -7,9 +7,10 @@ earlier keys (eq. 1). The key encoder moves by θ_k ← m·θ_k + (1 − m)·θ_
     t(x)  ── e ── projector ── q ╮
     t'(x) ── e' ─ projector' ─ k ┴ contrast with the queue, then k joins the queue
 
-Projector, temperature and blur are version 2's; K, m and τ come from the released command. Shuffled
-BatchNorm is left out: it mends statistics of one GPU's share, and ours are the whole batch's. The
-key encoder moves at the start of a step, as in the released code.
+Temperature and blur are version 2's, and so is the projector but for its BatchNorm; K, m and τ come
+from the released command. Its shuffled BatchNorm is left out: queries and their own keys are
+normalised over the same batch. The key encoder moves at the start of a step, as in the released
+code.
 """
 
 from __future__ import annotations

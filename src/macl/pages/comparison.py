@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from macl.pages.charts import DotChart, dot_charts
 from macl.pages.reported_run import ReportedRun, RunScores, Spread, joined
 
 FEW_CASES = 20
+
+
+class Conditions(NamedTuple):
+    """What a run's numbers depend on, besides its start, its seed and the people it drew.
+
+    Attributes:
+        labels: the label budget, or the number of labelled people.
+        settings: all of them, network and dimensions among them, as JSON.
+        test_cases: of a cross-validation, those of all folds.
+    """
+
+    labels: str
+    kind: str
+    recipe: str | None
+    settings: str
+    store_checksum: str
+    convention: str
+    test_cases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,13 +68,13 @@ class ComparisonRow:
         return tuple(sorted(case for run in self.runs for case in run.record.test_cases))
 
     @property
-    def conditions(self) -> tuple[object, ...]:
-        """What its numbers depend on, besides its start and seed; the number of labels first."""
-        return (*_training(self.run), self.test_cases)
+    def conditions(self) -> Conditions:
+        """What its numbers depend on, besides its start and seed."""
+        return _conditions(self.run)._replace(test_cases=self.test_cases)
 
     def tester(self, case: str) -> ReportedRun:
-        """The run that tests a case."""
-        return next(run for run in self.runs if case in run.record.test_cases)
+        """The run that tests a case; of a case that is no test, the first."""
+        return next((run for run in self.runs if case in run.record.test_cases), self.run)
 
 
 @dataclass(frozen=True)
@@ -84,16 +104,33 @@ def titles_of(groups: Sequence[Sequence[ReportedRun]]) -> list[str]:
 
     Dimensions, recipe, seed and folder appear only if needed.
     """
-    titles, runs = [_title(group) for group in groups], [group[0] for group in groups]
-    for addition in (
-        lambda run: f"{run.dims}D",
-        lambda run: f"{run.record.recipe} recipe" if run.record.recipe else "",
+    return told_apart(
+        [_title(group) for group in groups],
+        [group[0] for group in groups],
+        *DIFFERENCES,
         lambda run: f"seed {run.record.seed}",
         lambda run: run.path.name,
         lambda run: str(run.path),
-    ):
-        additions = [addition(run) for run in runs]
-        pairs = list(zip(titles, additions, strict=True))
+    )
+
+
+DIFFERENCES: tuple[Callable[[ReportedRun], str], ...] = (
+    lambda run: f"{run.dims}D",
+    lambda run: f"{run.record.recipe} recipe" if run.record.recipe else "",
+    lambda run: run.backbone,
+)
+"""What a title names where it tells a run from others."""
+
+
+def told_apart(
+    titles: Sequence[str],
+    runs: Sequence[ReportedRun],
+    *additions: Callable[[ReportedRun], str],
+) -> list[str]:
+    """Titles of runs, with those additions, in turn, that tell runs of the same title apart."""
+    titles = [*titles]
+    for addition in additions:
+        pairs = list(zip(titles, map(addition, runs), strict=True))
         titles = [
             f"{title}, {added}" if added and len({a for t, a in pairs if t == title}) > 1 else title
             for title, added in pairs
@@ -240,7 +277,7 @@ def _with_folds_together(runs: Sequence[ReportedRun]) -> list[tuple[ReportedRun,
     """
     alike: dict[tuple[object, ...], list[ReportedRun]] = {}
     for run in runs:
-        key = (run.start, run.network, run.record.seed, _training(run))
+        key = (run.start, run.record.seed, _conditions(run))
         alike.setdefault(key, []).append(run)
     groups: list[tuple[ReportedRun, ...]] = []
     for group in alike.values():
@@ -283,13 +320,18 @@ def _against_scratch(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> float
     return row.mean_dice.mean - scratch
 
 
-def _training(run: ReportedRun) -> tuple[object, ...]:
-    """What runs must share to be compared, besides their test; the number of labels first."""
+def _conditions(run: ReportedRun) -> Conditions:
+    """Those of one run, whatever it tests."""
     record = run.record
-    return (
-        record.labels or str(len(record.people)), run.dims, record.kind, record.recipe,
-        record.store_checksum, run.scores.convention if run.scores else "",
-    )  # fmt: skip
+    return Conditions(
+        labels=record.labels or str(len(record.people)),
+        kind=record.kind,
+        recipe=record.recipe,
+        settings=json.dumps(record.settings, sort_keys=True),
+        store_checksum=record.store_checksum,
+        convention=run.scores.convention if run.scores else "",
+        test_cases=(),
+    )
 
 
 def _charts(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> tuple[DotChart, ...]:

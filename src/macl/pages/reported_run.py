@@ -148,6 +148,13 @@ class ReportedRun:
         return format_size([size] * self.dims if isinstance(size, int) else size)
 
     @property
+    def backbone(self) -> str:
+        """The network in words, such as "unet of width 32"."""
+        settings = self.record.settings
+        width = (settings.get("backbone_settings") or {}).get("width")
+        return settings.get("backbone", "") + (f" of width {width}" if width else "")
+
+    @property
     def network(self) -> str:
         """The backbone and its settings, to compare runs."""
         settings = self.record.settings
