@@ -104,6 +104,16 @@ def test_swav_codes_with_a_queue_are_those_of_the_whole():
     torch.testing.assert_close(task.queues[0].keys[:4], F.normalize(new, dim=1))
 
 
+def test_swav_makes_codes_without_its_queue_until_that_is_full():
+    task = build("swav", hidden=16, projection=8, prototypes=4, queue=8)
+    task.queues[0].push(F.normalize(torch.randn(7, 8), dim=1))
+    new = torch.randn(4, 8)
+    with torch.no_grad():
+        alone = sinkhorn(task.prototypes(new), 0.05, 3)
+    torch.testing.assert_close(task.codes(0, new, with_queue=True), alone)
+    assert task.queues[0].is_full
+
+
 def test_swav_predicts_each_code_from_all_other_views():
     task = build("swav", hidden=16, projection=8, prototypes=4, queue=0)
     scores, codes = (

@@ -1,11 +1,15 @@
-"""The watch over a pre-training run that may stand where all features are equal."""
+"""What pre-training refuses before it starts, and its watch for features that are all equal."""
 
 from __future__ import annotations
 
 import pytest
 
 from fakes.networks import method
-from macl.tasks.pretraining import CollapseWatch, collapse_verdict
+from macl.config.recipes import resolve
+from macl.config.settings import PretrainSettings
+from macl.plugins import find
+from macl.tasks.pretraining import CollapseWatch, collapse_verdict, resolve_pretraining
+from macl.utils.errors import MaclError
 
 
 def watch(steps: int, capsys: pytest.CaptureFixture[str], values: dict[int, float]) -> str:
@@ -31,7 +35,7 @@ def test_the_beginning_of_a_run_is_not_watched(capsys: pytest.CaptureFixture[str
     assert "at step 520" in watch(5000, capsys, {520: 4.90})
 
 
-def test_a_run_that_learns_is_left_in_peace(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_learns_is_not_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     assert watch(500, capsys, {120: 4.6, 500: 2.0}) == ""
 
 
@@ -45,3 +49,29 @@ def test_the_verdict_looks_at_the_last_tenth(
     said = capsys.readouterr().err
     assert ("the run ended no better than with all features equal" in said) == bool(stuck)
     assert ("--recipe macl-plus" in said) == bool(stuck)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("gcl", ["training.size=16", "method_settings.decoder_blocks=1"], "maps of 2 × 2 hold no"),
+        ("gcl", ["dims=3", "training.size=[4,64,64]", "method_settings.region_side=5"], "hold no"),
+        ("masked", ["training.size=32", "method_settings.covered=0.1"], "has 4 blocks of 16"),
+        ("masked", ["training.size=16"], "covers none or all"),
+    ],
+)
+def test_patches_that_a_method_cannot_learn_from_are_refused(
+    name: str, settings: list[str], said: str
+) -> None:
+    with pytest.raises(MaclError, match=said):
+        resolved(name, settings)
+
+
+def test_the_smallest_patches_that_a_method_learns_from_are_taken() -> None:
+    resolved("gcl", ["training.size=[48,32]", "method_settings.decoder_blocks=1"])
+    resolved("masked", ["training.size=32", "method_settings.covered=0.2"])
+
+
+def resolved(name: str, settings: list[str]) -> PretrainSettings:
+    own = resolve(PretrainSettings, {"method": name}, settings)
+    return resolve_pretraining(own, find("methods", name), find("models", "unet"))

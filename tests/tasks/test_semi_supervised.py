@@ -161,6 +161,21 @@ def test_the_limit_follows_the_confidence_of_each_class() -> None:
     assert not task(confidence=0.0, adapt_confidence=True)._counted(outside, 0).any()
 
 
+def test_the_limit_of_a_class_that_is_first_seen_late_is_that_of_its_own_confidence() -> None:
+    made = task(confidence=0.9, adapt_confidence=True)
+    labels = torch.zeros(1, 4, 8, dtype=torch.long)
+    confidence = torch.full((1, 4, 8), 0.96)
+    taught = made.teach(batch())._replace(labels=labels, confidence=confidence)
+    for step in range(100):
+        made._counted(taught, step)
+    labels, confidence = labels.clone(), confidence.clone()
+    labels[:, 3], confidence[:, 3] = 1, 0.64
+    confidence[:, 3, :4] = 0.4
+    counted = made._counted(taught._replace(labels=labels, confidence=confidence), 100)
+    torch.testing.assert_close(made.confidences, torch.tensor([0.96, 0.52, 0.0]))
+    assert counted[0, 3].tolist() == [False] * 4 + [True] * 4
+
+
 def test_boxes_mix_image_label_and_confidence_alike() -> None:
     """Each patch of one value shows that of the next in a box, and so do its labels."""
     made = task(cutmix=1.0)
@@ -230,6 +245,26 @@ def test_proportions_are_of_the_teacher_over_those_of_the_labels() -> None:
     share = float((own.labels[:2] == 1).float().mean())
     assert float(logged["proportion_1"]) == pytest.approx(1 / share, rel=1e-5)
     assert float(logged["proportion_2"]) == 0
+
+
+def test_a_perfect_teacher_has_the_proportions_of_the_labels_in_turned_views() -> None:
+    """Whose corners lie outside the scan, where labels are background."""
+    turned = {"mirror": 0.0, "deform": 1.0, "rotation_degrees": 30.0, "elastic_alpha": (0.0, 0.0)}
+    made = task(augmentation={"spatial": turned}, cutmix=0.0, foreground_share=0.0)
+    own = batch()
+    assert own.labels is not None
+    own = replace(own, labels=own.labels[[0, 1, 0, 1]])
+
+    def perfect(images: Tensor) -> Tensor:
+        truth = own.labels[2:] if own.labels is not None else None
+        assert truth is not None
+        return 50.0 * torch.nn.functional.one_hot(truth, len(CLASSES)).movedim(-1, 1).float()
+
+    made.teacher.forward = perfect  # pyright: ignore[reportAttributeAccessIssue]
+    logged = [made.step(replace(own, rng=SampleRng(0, 0, torch.arange(4)))).logged]
+    for step in range(1, 60):
+        logged.append(made.step(replace(own, rng=SampleRng(0, step, torch.arange(4)))).logged)
+    assert float(logged[-1]["proportion_1"]) == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ from macl.utils.progress import progress, say
 from macl.utils.ranks import this_rank
 from macl.utils.text import format_size
 
-VALIDATIONS_PER_RUN = 50
+MOST_VALIDATIONS = 50
+"""Times that a run is scored on its validation cases; once more at its end, where it must be."""
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 """The state is saved this often, besides every `checkpoint_every_steps`."""
 
@@ -149,7 +150,8 @@ def fit(
     first, seconds_before = state.step, state.seconds
     log = TrainingLog(run / LOG, first, tensorboard)
     estimate = TimeEstimate(steps, fabric.device)
-    start = saved = time.perf_counter()
+    start = saved = written = time.perf_counter()
+    written_step = first
     with (
         progress(run.name, steps, first) as advance,
         interruption_noted() as interrupted,
@@ -162,7 +164,8 @@ def fit(
             log.add(state.step, state.step / loader.steps_per_epoch, rate, output)
             estimate.after_step(state.step)
             is_last = state.step == steps
-            if validation and (is_last or state.step % max(1, steps // VALIDATIONS_PER_RUN) == 0):
+            validates = is_last or state.step % math.ceil(steps / MOST_VALIDATIONS) == 0
+            if validation and validates:
                 log.add_validation_score(state.validate(validation))
             logs = state.step % settings.log_every_steps == 0
             every = settings.checkpoint_every_steps or steps
@@ -171,8 +174,9 @@ def fit(
                 late, ends = _in_any_process(_is_late(saved), interrupted())
                 saves = saves or late or ends
             if saves or logs:
-                seconds = time.perf_counter() - start
-                count, values = log.flush((state.step - first) * loader.batch_size / seconds)
+                patches = (state.step - written_step) * loader.batch_size
+                count, values = log.flush(patches / (time.perf_counter() - written))
+                written, written_step = time.perf_counter(), state.step
                 advance(count, f"loss {values['loss']:.3f}")
                 estimate.after_log(state.step)
                 if on_log:

@@ -41,8 +41,10 @@ from macl.losses import (
     spread,
 )
 from macl.models.heads import global_projector, region_projector
-from macl.models.network import Network
+from macl.models.network import Network, Strides, decoder_stride, total_stride
 from macl.tasks.pretraining import FEATURE_SPREAD, Method
+from macl.utils.errors import MaclError
+from macl.utils.text import format_size
 
 
 class Settings(PluginSettings):
@@ -108,6 +110,19 @@ class Gcl(Method):
     def trained_decoder_blocks(cls, settings: Settings) -> int:
         """l."""
         return settings.decoder_blocks
+
+    @classmethod
+    def require_patch(cls, settings: Settings, patch: tuple[int, ...], strides: Strides) -> None:
+        """The maps of stage 2 must hold two regions, to be contrasted with each other."""
+        side = settings.region_side
+        whole, up = total_stride(strides), decoder_stride(strides, settings.decoder_blocks)
+        maps = [of * by // down for of, by, down in zip(patch, up, whole, strict=True)]
+        if math.prod(length // side for length in maps) < 2:
+            raise MaclError(
+                f"GCL contrasts regions of {side} places a side, of which maps of "
+                f"{format_size(maps)} hold no two: raise training.size or "
+                "method_settings.decoder_blocks, or lower method_settings.region_side."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, *patch) → global projections (B, D)."""

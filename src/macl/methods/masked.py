@@ -13,6 +13,8 @@ normalises each block.
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 from torch import Tensor
 
@@ -24,8 +26,10 @@ from macl.distributed import collectives
 from macl.engine.task import Quantity, StepOutput
 from macl.losses import spread
 from macl.models.layers import conv, image_channels, spatial_mean
-from macl.models.network import Network
+from macl.models.network import Network, Strides
 from macl.tasks.pretraining import FEATURE_SPREAD, Method
+from macl.utils.errors import MaclError
+from macl.utils.text import counted, format_size
 
 
 class Settings(PluginSettings):
@@ -57,6 +61,18 @@ class Masked(Method):
     def trained_decoder_blocks(cls, settings: Settings) -> None:
         """All of them."""
         return None
+
+    @classmethod
+    def require_patch(cls, settings: Settings, patch: tuple[int, ...], strides: Strides) -> None:
+        """Of its blocks one must be covered, and one left."""
+        blocks = math.prod(math.ceil(side / settings.block) for side in patch)
+        if not 0 < round(settings.covered * blocks) < blocks:
+            raise MaclError(
+                f"A patch of {format_size(patch)} voxels has {counted(blocks, 'block')} of "
+                f"{settings.block} voxels a side, of which method_settings.covered="
+                f"{settings.covered:g} covers none or all: lower method_settings.block or change "
+                "method_settings.covered."
+            )
 
     def losses(self, features: list[Tensor], images: Tensor, covered: Tensor) -> StepOutput:
         """The error of what is restored from `features` on the covered (B, 1, S, S) pixels of

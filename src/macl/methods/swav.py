@@ -8,11 +8,11 @@ code (eqs. 1, 2):
     t'(x) ── e ── projector ── z2 ── prototypes ── scores ── softmax ──────┴ −q1 · log p2, in turn
 
 A batch too small to share K prototypes evenly makes its codes together with a queue of earlier
-projections, as the paper does from some share of the run on. K, τ, ε, the rounds, the number and
-size of crops, the queue and its start (epoch 15 of 200) come from the released command for batches
-of 256, as does freezing the prototypes at first (one epoch). Prototypes are normalised where they
-are used instead of being overwritten before each step. Small crops show a window at the scan's own
-resolution.
+projections, as the paper does from some share of the run on, once the queue is full. K, τ, ε, the
+rounds, the number and size of crops, the queue and its start (epoch 15 of 200) come from the
+released command for batches of 256, as does freezing the prototypes at first (one epoch).
+Prototypes are normalised where they are used instead of being overwritten before each step. Small
+crops show a window at the scan's own resolution.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class Settings(PluginSettings):
         default=3840, ge=0, description="earlier projections of each view that codes are made with"
     )
     queue_from: float = Field(
-        default=0.075, ge=0, le=1, description="share of the run without queue"
+        default=0.075,
+        ge=0,
+        le=1,
+        description="share of the run without queue, which must be full, too",
     )
     frozen_until: float = Field(
         default=0.005, ge=0, le=1, description="share of the run with prototypes standing still"
@@ -82,7 +85,7 @@ class Swav(Method):
         self.prototypes = Prototypes(settings.projection, settings.prototypes)
         count = 2 if settings.queue else 0
         self.queues = nn.ModuleList(
-            Queue(settings.queue, settings.projection) for _ in range(count)
+            Queue(settings.queue, settings.projection, filled=False) for _ in range(count)
         )
 
     @classmethod
@@ -103,19 +106,23 @@ class Swav(Method):
         """(B, D) projections of the view with this number → (B, K) codes, made with those of all
         processes.
 
-        The projections join the view's queue.
+        The projections join the view's queue, which counts once it is full.
         """
-        among = everyone = collectives.all_gather(projections)
+        everyone = collectives.all_gather(projections)
+        codes = self._shared_out(everyone)
         if self.queues:
             queue = self.queues[number]
             assert isinstance(queue, Queue)
             if with_queue:
                 among = torch.cat((queue.keys, everyone.to(queue.keys.dtype)))
-            codes = sinkhorn(self.prototypes(among), self.settings.sharpness, self.settings.rounds)
+                together = self._shared_out(among)[-len(everyone) :]
+                codes = torch.where(queue.is_full, together, codes.to(together.dtype))
             queue.push(F.normalize(projections.float(), dim=1))
-        else:
-            codes = sinkhorn(self.prototypes(among), self.settings.sharpness, self.settings.rounds)
-        return collectives.local_shard(codes[-len(everyone) :])
+        return collectives.local_shard(codes)
+
+    def _shared_out(self, projections: Tensor) -> Tensor:
+        """(B, D) projections → (B, K) codes that use all prototypes equally."""
+        return sinkhorn(self.prototypes(projections), self.settings.sharpness, self.settings.rounds)
 
     def swapped(self, scores: list[Tensor], codes: list[Tensor]) -> Tensor:
         """Mean over the codes' views of the mean over all other views of predicting that code."""

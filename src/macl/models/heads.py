@@ -99,16 +99,27 @@ class Prototypes(nn.Module):
 
 
 class Queue(nn.Module):
-    """The last `size` keys (D channels each), oldest overwritten first; at the start random unit
-    vectors (MoCo)."""
+    """The last `size` keys (D channels each), oldest overwritten first.
+
+    Args:
+        size: how many.
+        channels: D.
+        filled: at the start with random unit vectors (MoCo); else with zeros (SwAV).
+    """
 
     keys: Tensor
     place: Tensor
 
-    def __init__(self, size: int, channels: int) -> None:
+    def __init__(self, size: int, channels: int, *, filled: bool = True) -> None:
         super().__init__()
-        self.register_buffer("keys", F.normalize(torch.randn(size, channels), dim=1))
+        keys = torch.randn(size, channels) if filled else torch.zeros(size, channels)
+        self.register_buffer("keys", F.normalize(keys, dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def is_full(self) -> Tensor:
+        """() bool, kept on the device: whether its last place has been taken."""
+        return self.keys[-1].any()
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
@@ -121,7 +132,8 @@ class Queue(nn.Module):
 
 
 def momentum_copy(module: M) -> M:
-    """A copy of a module that does not learn by gradient but follows it (`follow`)."""
+    """A copy of a module that does not learn by gradient but follows it
+    (`update_momentum_copy`)."""
     twin = copy.deepcopy(module)
     assert isinstance(twin, nn.Module)
     twin.requires_grad_(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from macl.config.settings import PrepareSettings
@@ -88,9 +88,10 @@ class Section:
 
     @property
     def patches_per_second(self) -> float | None:
-        """The mean over the log; None where it has none."""
+        """The median over the log, which compiling and saving do not move; None where it has
+        none."""
         logged = [value for _, value in self.run.log.get("patches_per_second", ())]
-        return fmean(logged) if logged else None
+        return median(logged) if logged else None
 
     @property
     def transfer(self) -> dict[str, Any] | None:

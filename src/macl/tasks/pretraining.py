@@ -85,6 +85,14 @@ class Method(Task):
         """Sides of the smallest image that the network sees of a patch."""
         return patch
 
+    @classmethod
+    def require_patch(cls, settings: Any, patch: tuple[int, ...], strides: Strides) -> None:
+        """Check that the method can learn from patches of these sides.
+
+        Raises:
+            MaclError: it cannot.
+        """
+
     @abstractmethod
     def uniform_losses(self, batch_size: int) -> dict[str, float]:
         """Logged losses that show collapse, with their values where all features are equal, for
@@ -121,6 +129,7 @@ def resolve_pretraining(
         )
     patch = fitted_patch(settings.patch, method.patch_multiple(own, strides), settings.method)
     require_bottleneck(network, method.smallest_image(own, patch, strides), strides)
+    method.require_patch(own, patch, strides)
     return settings.with_patch(patch).model_copy(
         update={"method_settings": own, "backbone_settings": chosen}
     )

@@ -176,6 +176,8 @@ class SelfTrainingTask(SegmentationTask):
         sums = self._per_class(taught.labels, taught.confidence)
         voxels, sums = collectives.all_reduce_sum(torch.stack((voxels, sums)))
         means = torch.where(voxels > 0, sums / voxels.clamp(min=1), self.confidences)
+        # A class that is seen for the first time starts at its own mean.
+        self.confidences.copy_(torch.where(self.confidences > 0, self.confidences, means))
         _follow(self.confidences, means, step)
         limits = limit * self.confidences / self.confidences.max().clamp(min=1e-6)
         return inside & (taught.confidence >= limits[taught.labels])
@@ -208,25 +210,27 @@ class SelfTrainingTask(SegmentationTask):
         labels, inside = taught.labels, taught.confidence > 0
         student = logits.argmax(1)
         structure = inside & ((student > 0) | (labels > 0))
-        of_labels, predicted, sure, agreed = collectives.all_reduce_sum(
-            torch.stack(
-                (
-                    self._per_class(truth, self._drawn_evenly(truth)),
-                    self._per_class(labels, inside),
-                    self._per_class(labels, counted),
-                    F.pad(
-                        torch.stack(((structure & (student == labels)).sum(), structure.sum())),
-                        (0, len(self.classes) - 2),
-                    ).float(),
-                )
+        agreed = structure & (student == labels)
+        sums = torch.cat(
+            (
+                self._per_class(truth, self._drawn_evenly(truth)),
+                self._per_class(labels, torch.ones_like(inside)),
+                self._per_class(labels, inside),
+                self._per_class(labels, counted),
+                torch.stack((agreed.sum(), structure.sum())).float(),
             )
         )
+        count = len(self.classes)
+        of_labels, of_teacher, known, sure, (both, either) = collectives.all_reduce_sum(sums).split(
+            (count, count, count, count, 2)
+        )
+        # Places outside the scan are background in the labels, and so they are in the teacher's.
         _follow(self.label_shares, of_labels / of_labels.sum(), step)
-        _follow(self.teacher_shares, predicted / predicted.sum().clamp(min=1), step)
-        confident = sure / predicted.clamp(min=1)
+        _follow(self.teacher_shares, of_teacher / of_teacher.sum(), step)
+        confident = sure / known.clamp(min=1)
         ratios = self.teacher_shares / self.label_shares.clamp(min=1e-9)
         return {
-            "agreement": agreed[0] / agreed[1].clamp(min=1),
+            "agreement": both / either.clamp(min=1),
             **{f"confident_{k}": confident[k].clone() for k in range(len(self.classes))},
             **{f"proportion_{k}": ratios[k].clone() for k in range(1, len(self.classes))},
         }

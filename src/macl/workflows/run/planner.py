@@ -126,7 +126,9 @@ def choose_plan(
     reasons = [f"Patches: {why_dims}.", *about_split]
     reasons += [_about_spacing(design), _about_network(plan)]
     if design.pretrain_recipe != POSITIONS_RECIPE:
-        reasons.append(f"Pre-training: {design.pretrain_recipe}, since single slices have no position.")
+        reasons.append(
+            f"Pre-training: {design.pretrain_recipe}, since single slices have no position."
+        )
     reasons += _about_time(plan, budget, timed, split)
     voxels = sum(math.prod(size) for size in facts.prepared_sizes(design.spacing_mm))
     trainings = 1 + plan.models * (2 if plan.selftrain else 1)
