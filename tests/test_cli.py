@@ -203,6 +203,10 @@ def test_an_interruption_says_how_to_continue(macl, monkeypatch: pytest.MonkeyPa
     answer = macl("pretrain")
     assert answer.code == 130
     assert "macl: interrupted. Run the same command again to continue." in answer.err
+    for words in (["--out", "run"], ["--out=run"]):
+        Path("run").mkdir(exist_ok=True)
+        Path("run/run.json").touch()
+        assert "To continue: macl pretrain --out run --resume" in macl("pretrain", *words).err
 
 
 def test_every_command_with_a_result_has_it_as_json() -> None:

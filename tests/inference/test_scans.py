@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from macl.inference.scans import ScanToSegment, read_ahead
+from fakes.threshold_run import write_threshold_run
+from macl.inference.scans import ScanToSegment, read_ahead, require_same_channels
+from macl.records.runs import read_record
 from macl.utils.errors import MaclError
 
 
@@ -47,3 +50,20 @@ def test_a_scan_that_cannot_be_read_raises_in_its_turn() -> None:
 
 def test_no_scans() -> None:
     assert list(read_ahead([])) == []
+
+
+def test_channels_in_another_order_are_refused(tmp_path: Path) -> None:
+    record = read_record(write_threshold_run(tmp_path / "run", channels=("FLAIR", "T1")))
+    require_same_channels(tmp_path, ("flair", "t1"), record)
+    with pytest.raises(MaclError, match=r"another order \(T1, FLAIR in .*, FLAIR, T1 in the run's"):
+        require_same_channels(tmp_path, ("T1", "FLAIR"), record)
+
+
+def test_channels_of_other_names_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = read_record(write_threshold_run(tmp_path / "run", channels=("FLAIR", "T1")))
+    require_same_channels(tmp_path, ("channel 1", "channel 2"), record)
+    assert capsys.readouterr().err == ""
+    require_same_channels(tmp_path, ("T2", "T1"), record)
+    assert "the channels have other names (T2, T1 in" in capsys.readouterr().err

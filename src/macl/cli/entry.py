@@ -18,6 +18,7 @@ from macl.utils.text import without_control, write_plain_where_needed
 
 def _how_to_continue(words: list[str]) -> str:
     """What to call after an interruption."""
+    words = [part for word in words for part in _parts(word)]
     given = dict(pairwise(words))
     is_training = words[:1] in (["pretrain"], ["finetune"], ["selftrain"])
     if not is_training or not (Path(given.get("--out", "")) / "run.json").is_file():
@@ -26,6 +27,12 @@ def _how_to_continue(words: list[str]) -> str:
         word for name in ("--out", "--devices") if name in given for word in (name, given[name])
     ]
     return f"To continue: macl {shlex.join([words[0], *kept, '--resume'])}"
+
+
+def _parts(word: str) -> list[str]:
+    """ "--out=run" as "--out" and "run"; any other word as it is."""
+    name, equals, value = word.partition("=")
+    return [name, value] if equals and name.startswith("--") else [word]
 
 
 def main() -> None:

@@ -49,14 +49,13 @@ def resolve_recipe(
     Args:
         kind: PretrainSettings, FinetuneSettings or SelftrainSettings.
         recipe: name or path.
-        overrides: `key.sub=value` texts.
+        overrides: `key.sub=value` texts, or one.
         inherited: what the weights to start from say of their network.
         method: name of the method, if the user chose one.
 
     Raises:
         MaclError: there is no such recipe, or a setting does not fit.
     """
-    overrides = tuple(overrides)
     values = read_recipe(kind.stage, recipe)
     is_for_volumes = values.get("dims", 2) == 3
     values = _merge(inherited or {}, values)
@@ -85,7 +84,7 @@ def resolve(kind: type[S], recipe: Mapping[str, Any], overrides: Iterable[str] =
         MaclError: a name does not exist or a value does not fit; each is named.
     """
     merged = _merge(recipe, {})
-    for override in overrides:
+    for override in (overrides,) if isinstance(overrides, str) else overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise MaclError(f"--set takes key=value, such as training.epochs=50, not {override!r}.")

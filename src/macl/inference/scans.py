@@ -21,7 +21,7 @@ from macl.io.source import Case
 from macl.io.time_series import frames_of
 from macl.io.volume import is_one_scan, read_header, read_scan, safe_name, stem_of, suffix_of
 from macl.preprocessing.case import prepare_image
-from macl.preprocessing.source import lone_case, recognise, scan_source
+from macl.preprocessing.source import UNNAMED_CHANNEL, lone_case, recognise, scan_source
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
 from macl.records.training_range import Difference, ScanFacts, differences, spanning
@@ -134,6 +134,7 @@ def find_scans(
                 grouped, incomplete = group_channels(source.cases, channels)
                 source = replace(source, cases=grouped, refused={**source.refused, **incomplete})
             scanned = scan_source(path, source, frames=frames, pseudonyms=pseudonyms)
+            require_same_channels(path, scanned.source.channels, record)
             for note in scanned.source.notes:
                 warn(f"{path}: {note}")
             single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}
@@ -319,6 +320,26 @@ def require_same_preparation(store: Store, record: RunRecord) -> None:
             f"The settings of the store {store.path} differ from those of the run's store "
             f"({'; '.join(differing)}): prepare it with the same settings, or name the scans "
             "themselves."
+        )
+    require_same_channels(store.path, store.index.channels, record)
+
+
+def require_same_channels(path: Path, channels: Sequence[str], record: RunRecord) -> None:
+    """MaclError where the channels of scans are those of a run in another order; a warning where
+    they have other names."""
+    ours, theirs = ([name.casefold() for name in names] for names in (channels, record.channels))
+    if ours == theirs or len(theirs) == 1 or len(ours) != len(theirs):
+        return
+    named = f"{', '.join(channels)} in {path}, {', '.join(record.channels)} in the run's training"
+    if sorted(ours) == sorted(theirs):
+        raise MaclError(
+            f"The channels come in another order ({named}), and a segmenter knows them by their "
+            "place: bring them into the order of the training first."
+        )
+    if not any(name.startswith(UNNAMED_CHANNEL) for name in (*ours, *theirs)):
+        warn(
+            f"Warning: the channels have other names ({named}): check that they show the same, in "
+            "the same order."
         )
 
 

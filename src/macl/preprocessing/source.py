@@ -35,6 +35,9 @@ class UnknownLayoutError(MaclError):
     """No reader knows a folder."""
 
 
+UNNAMED_CHANNEL = "channel "
+"""What the names of channels begin with that the layout does not name."""
+
 NOT_READABLE = "it cannot be read (permission denied)"
 
 
@@ -222,7 +225,7 @@ def _usual_channels(headers: Mapping[str, Header]) -> tuple[str, ...]:
         return "red", "green", "blue"
     if usual == 1:
         return ("image",)
-    return tuple(f"channel {number}" for number in range(1, usual + 1))
+    return tuple(f"{UNNAMED_CHANNEL}{number}" for number in range(1, usual + 1))
 
 
 def _fourth_axis_note(

@@ -29,7 +29,7 @@ from macl.tasks.segmentation import build_segmenter, load_segmenter, segmenter_s
 from macl.utils import checkpoint
 from macl.utils.checkpoint import Checkpoint
 from macl.utils.errors import MaclError, listed
-from macl.utils.files import write_json, write_text
+from macl.utils.files import AnyPath, write_json, write_text
 from macl.utils.progress import say
 
 CPU = torch.device("cpu")
@@ -37,11 +37,11 @@ Format = Literal["nnunet", "nnssl", "torch", "onnx", "macl-release"]
 
 
 def export(
-    run: Path,
-    out: Path,
+    run: AnyPath,
+    out: AnyPath,
     *,
     to: Format,
-    plans: Path | None = None,
+    plans: AnyPath | None = None,
     configuration: str | None = None,
 ) -> tuple[Path, ...]:
     """Write the weights of a run in the format of another program, with a model card.
@@ -68,6 +68,7 @@ def export(
     """
     if to != "nnunet" and (plans is not None or configuration is not None):
         raise MaclError(f"--plans and --configuration are for --to nnunet alone, not for {to}.")
+    run, out, plans = Path(run), Path(out), None if plans is None else Path(plans)
     record = read_record(run)
     require_finished(run, record)
     card, described = out.with_name(f"{out.name}.card.md"), out.with_suffix(".json")

@@ -20,7 +20,7 @@ from macl.io.volume import read_header, read_scan, require_contents, write_volum
 from macl.plugins import find
 from macl.records.runs import RunRecord, runs_at
 from macl.utils.errors import MaclError, RefusedCaseError
-from macl.utils.files import AnyPath
+from macl.utils.files import AnyPath, paths_of
 from macl.utils.progress import warn
 
 if TYPE_CHECKING:
@@ -188,8 +188,7 @@ def load(runs: AnyPath | Sequence[AnyPath], device: str = "auto") -> Segmentatio
         MaclError: there is no such run, it is not finished or no segmenter, its weights are
             damaged, the runs do not fit each other, or there is no such device.
     """
-    named = [Path(runs)] if isinstance(runs, str | Path) else [*map(Path, runs)]
-    folders = [run for path in named for run in runs_at(path) or [path]]
+    folders = [run for path in paths_of(runs) for run in runs_at(path) or [path]]
     if not folders:
         raise MaclError("There is no run to load: name the folder of one.")
     records = read_members(folders)

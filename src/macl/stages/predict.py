@@ -28,13 +28,13 @@ from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_pred
 from macl.records.runs import WEIGHTS, RunRecord, runs_at
 from macl.utils.allocator import keep_freed_memory
 from macl.utils.errors import MaclError, RefusedCaseError, listed
-from macl.utils.files import AnyPath, inside, require_disk_space, sha256
+from macl.utils.files import AnyPath, inside, paths_of, require_disk_space, sha256
 from macl.utils.progress import progress, say, warn
 from macl.utils.text import counted
 
 
 def predict(
-    paths: Sequence[AnyPath],
+    paths: AnyPath | Sequence[AnyPath],
     out: AnyPath,
     *,
     cases: Literal["test", "all"] = "test",
@@ -67,7 +67,7 @@ def predict(
             are done, some scans could not be segmented.
     """
     keep_freed_memory()
-    named, out = [*map(Path, paths)], Path(out)
+    named, out = paths_of(paths), Path(out)
     of_paths = [*takewhile(bool, map(runs_at, named))]
     runs, others = [*chain.from_iterable(of_paths)], named[len(of_paths) :]
     records = read_runs(runs, [*runs, *others])

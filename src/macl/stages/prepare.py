@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import macl
 from macl import plugins
@@ -57,6 +58,7 @@ def prepare(
     workers: int | None = None,
     plans: AnyPath | None = None,
     configuration: str = "3d_fullres",
+    **changes: Any,
 ) -> StoreIndex:
     """Turn the scans in `source` into a store, leaving out broken cases with a reason.
 
@@ -73,6 +75,7 @@ def prepare(
         plans: an `nnUNetPlans.json` that says how scans are prepared, in place of what `settings`
             says of that; None: there is none.
         configuration: of the plans.
+        changes: settings by their names, such as spacing_mm=1.25, over `settings`.
 
     Raises:
         MaclError: no scans; no reader fits, or several do; `store` holds something else or is being
@@ -80,6 +83,7 @@ def prepare(
             not one case could be kept (then nothing is left behind).
     """
     source, store = Path(source), Path(store)
+    settings = validate(PrepareSettings, {**settings.model_dump(), **changes})
     _require_apart(source, store)
     workers = available_cores() if workers is None else workers
     layout = recognise(source, plugins.readers()) if reader is None else plugins.reader(reader)

@@ -29,13 +29,20 @@ from macl.records.runs import RunRecord, runs_at
 from macl.records.scores import COUNTED_OUTCOMES, MEASURES
 from macl.tasks.pretraining import WAY_OUT
 from macl.utils.errors import MaclError
-from macl.utils.files import AnyPath, atomic_path, clear_unfinished_copies, write_json, write_text
+from macl.utils.files import (
+    AnyPath,
+    atomic_path,
+    clear_unfinished_copies,
+    paths_of,
+    write_json,
+    write_text,
+)
 from macl.utils.progress import progress, say
 from macl.utils.text import counted
 
 
 def report(
-    runs: Sequence[AnyPath],
+    runs: AnyPath | Sequence[AnyPath],
     out: AnyPath,
     *,
     notes: Sequence[str] = (),
@@ -45,7 +52,7 @@ def report(
     """Write one self-contained page about runs, and its numbers to `<out's stem>.json`.
 
     Args:
-        runs: folders of runs, finished or not; the page names what they lack.
+        runs: folder of a run, finished or not, or several; the page names what they lack.
         out: the page, `.html`.
         notes: sentences for the head of the page.
         overlays: a folder for the overlays of truth and prediction as PNG files; None: only the
@@ -65,7 +72,7 @@ def report(
         raise MaclError(
             f"--out {out} should name a page to write: give it a name that ends in .html."
         )
-    named = [run for path in map(Path, runs) for run in runs_at(path) or [path]]
+    named = [run for path in paths_of(runs) for run in runs_at(path) or [path]]
     reported = [read_run(path) for path in dict.fromkeys(named)]
     titles = titles_of([[run] for run in reported])
     comparison = compare(reported)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 from macl.data.people import suspicion
 from macl.data.resolved_split import ResolvedSplit, resolve_split
@@ -16,16 +16,19 @@ from macl.utils.errors import MaclError, listed
 from macl.utils.files import AnyPath
 from macl.utils.progress import say, warn
 
+Amounts = str | int | Sequence[str | int]
+"""Numbers of people, such as 8, "10%", "8,25%" or [8, "25%"]."""
+
 
 class SplitKeywords(TypedDict, total=False):
     """The fields of `SplitOptions`, as keyword arguments."""
 
-    validation: str
-    budgets: str
+    validation: Amounts
+    budgets: Amounts
     group: str
     seed: int
     stratify: bool
-    reserve: Path | None
+    reserve: AnyPath | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ class SplitOptions:
                 return rule
         raise MaclError(f"--group {self.group!r} is unknown; known: {listed(get_args(Rule))}.")
 
+    @classmethod
+    def of(cls, given: SplitKeywords) -> SplitOptions:
+        """The options with amounts as texts, as the command line takes them."""
+        values: dict[str, Any] = {**given}
+        for name in values.keys() & {"validation", "budgets"}:
+            values[name] = _as_text(values[name])
+        if values.get("reserve"):
+            values["reserve"] = Path(values["reserve"])
+        return cls(**values)
+
     def command(self, option: str) -> str:
         """The command that makes the split, for its file."""
         return (
@@ -82,7 +95,7 @@ class SplitOptions:
 
 
 def split(
-    store: AnyPath, out: AnyPath, *, test: str = "20%", **options: Unpack[SplitKeywords]
+    store: AnyPath, out: AnyPath, *, test: str | int = "20%", **options: Unpack[SplitKeywords]
 ) -> Split:
     """Choose test, validation and training people of a store, and write the split file.
 
@@ -99,8 +112,8 @@ def split(
         MaclError: the store has too few labelled people, an amount makes no sense, or `out` holds
             something else.
     """
-    store, out = Path(store), Path(out)
-    chosen = SplitOptions(**options)
+    store, out, test = Path(store), Path(out), str(test)
+    chosen = SplitOptions.of(options)
     opened, shown = _open(store, out, chosen)
     people = choose(
         shown, test=test, validation=chosen.validation, budgets=chosen.budgets, seed=chosen.seed,
@@ -112,7 +125,9 @@ def split(
     return drawn
 
 
-def folds(store: Path, out: Path, *, count: int, **options: Unpack[SplitKeywords]) -> list[Split]:
+def folds(
+    store: AnyPath, out: AnyPath, *, count: int, **options: Unpack[SplitKeywords]
+) -> list[Split]:
     """Write splits `<out>-fold1.json` …, of which each labelled person is tested in exactly one.
 
     Args:
@@ -124,7 +139,8 @@ def folds(store: Path, out: Path, *, count: int, **options: Unpack[SplitKeywords
     Raises:
         MaclError: as for `split`, or there are fewer labelled people than folds.
     """
-    chosen = SplitOptions(**options)
+    store, out = Path(store), Path(out)
+    chosen = SplitOptions.of(options)
     opened, shown = _open(store, out, chosen)
     order = in_order(shown, chosen.seed, shown if chosen.stratify else None)
     if not 2 <= count <= len(order):
@@ -234,6 +250,10 @@ def _divide(rest: Sequence[str], validation: str, budgets: str) -> dict[str, tup
             )
         chosen[name] = tuple(rest[validations:count])
     return chosen
+
+
+def _as_text(amounts: Amounts) -> str:
+    return str(amounts) if isinstance(amounts, str | int | float) else ",".join(map(str, amounts))
 
 
 def amount(text: str, total: int, option: str) -> int:

@@ -19,6 +19,12 @@ from macl.utils.user_text import read_json_object
 AnyPath = str | Path
 """A path as users of the Python functions give it."""
 
+
+def paths_of(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
+    """One path, or several."""
+    return [Path(paths)] if isinstance(paths, str | Path) else [*map(Path, paths)]
+
+
 ASIDE = ".writing-"
 """Prefix of a file that is still being written."""
 
