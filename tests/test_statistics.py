@@ -17,6 +17,7 @@ from macl.statistics import (
     friedman_p,
     holm,
     mean_ranks,
+    people_needed,
     signed_rank_p,
     smallest_signed_rank_p,
 )
@@ -74,6 +75,14 @@ def test_no_difference_is_no_evidence() -> None:
 @pytest.mark.parametrize("people", [1, 4, 5, 6, 12])
 def test_the_smallest_p_is_that_of_a_method_ahead_for_everybody(people: int) -> None:
     assert signed_rank_p(np.arange(1, people + 1)) == pytest.approx(smallest_signed_rank_p(people))
+
+
+@pytest.mark.parametrize(("comparisons", "people"), [(1, 6), (2, 7), (6, 8), (7, 9)])
+def test_more_comparisons_need_more_people(comparisons: int, people: int) -> None:
+    assert people_needed(comparisons) == people
+    smallest = [smallest_signed_rank_p(people)] * comparisons
+    assert max(holm(smallest)) < 0.05
+    assert min(holm([2 * p for p in smallest])) >= 0.05
 
 
 def test_holm_by_hand() -> None:

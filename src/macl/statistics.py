@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,6 +59,16 @@ def signed_rank_p(differences: Sequence[float] | np.ndarray) -> float:
 def smallest_signed_rank_p(people: int) -> float:
     """The smallest p that Wilcoxon's two-sided test can give with so many people."""
     return min(1.0, 2.0 ** (1 - people))
+
+
+def people_needed(comparisons: int) -> int:
+    """The fewest people with whom Holm's correction for so many comparisons can leave a p below
+    `SIGNIFICANCE`."""
+    return next(
+        people
+        for people in itertools.count(1)
+        if comparisons * smallest_signed_rank_p(people) < SIGNIFICANCE
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -348,3 +348,27 @@ def test_a_picture_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_scan((tmp_path / "a.png",), 3).array, colours)
     with pytest.raises(MaclError, match="one slice"):
         write_volume(tmp_path / "b.png", np.zeros((3, 4, 5), np.uint8), OBLIQUE)
+
+
+def test_a_mask_with_a_slope_is_whole(tmp_path: Path) -> None:
+    mask = anatomy(1)[1].astype(np.float64) * 1.5
+    image = nibabel.Nifti1Image(mask, np.eye(4))
+    image.set_data_dtype(np.uint8)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(RefusedCaseError, match="not whole numbers"):
+        read_label(tmp_path / "a.nii.gz")
+    whole = nibabel.Nifti1Image(np.where(mask == 1.5, 1, mask), np.eye(4))
+    whole.set_data_dtype(np.uint8)
+    nibabel.save(whole, tmp_path / "b.nii.gz")
+    assert np.unique(read_label(tmp_path / "b.nii.gz").array).tolist() == [0, 1, 3]
+
+
+def test_an_nrrd_may_hold_its_channels_last(tmp_path: Path) -> None:
+    voxels = np.arange(240, dtype="<i2").reshape(2, 4, 5, 6)
+    header = (
+        "NRRD0004\ntype: int16\ndimension: 4\nspace: left-posterior-superior\nsizes: 6 5 4 2\n"
+        "space directions: (1,0,0) (0,1,0) (0,0,2) none\nkinds: domain domain domain list\n"
+        "endian: little\nencoding: raw\nspace origin: (0,0,0)\n\n"
+    )
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + voxels.tobytes())
+    np.testing.assert_array_equal(read_scan([tmp_path / "a.nrrd"], 2).array, voxels)

@@ -379,3 +379,34 @@ def test_a_folder_without_scans_is_no_source(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(MaclError, match="holds no scans that macl can read"):
         reader("folder").read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "label", ["sub1_followup_seg.nii", "sub1_2_seg.nii", "sub1_seg_2.nii", "sub1_seg_followup.nii"]
+)
+def test_a_label_of_another_scan_is_never_taken(tmp_path: Path, label: str) -> None:
+    source = read(put(tmp_path, "sub1.nii", label))
+    assert source.cases[0].label is None
+    assert all("label without an image" in reason for reason in source.refused.values())
+    assert source.refused
+
+
+@pytest.mark.parametrize("folders", [("T1", "T2"), ("baseline", "follow-up"), ("2019", "2020")])
+def test_folders_of_visits_and_modalities_are_not_people(
+    tmp_path: Path, folders: tuple[str, ...]
+) -> None:
+    names = (f"{folder}/sub{number}.nii" for folder in folders for number in (1, 2))
+    source = read(put(tmp_path, *names))
+    assert [case.patient for case in source.cases] == ["sub1", "sub2"] * 2
+    assert any("2 names are the patients" in note for note in source.notes)
+
+
+def test_folders_that_may_not_be_people_are_said(tmp_path: Path) -> None:
+    source = read(put(tmp_path, "red/a.nii", "red/b.nii", "blue/c.nii", "blue/d.nii"))
+    assert any("--patients" in note for note in source.notes)
+
+
+def test_numbered_scans_in_folders_of_people_are_of_these_people(tmp_path: Path) -> None:
+    names = (f"{person}/scan{number}.nii" for person in ("anna", "bert") for number in (1, 2))
+    source = read(put(tmp_path, *names))
+    assert [case.patient for case in source.cases] == ["anna", "anna", "bert", "bert"]

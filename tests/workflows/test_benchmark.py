@@ -176,7 +176,12 @@ def test_percentages_make_folders_of_their_own(grid: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('name = "macl"', 'name = "scratch"', "are there twice: scratch__1__paper__seed0"),
+        ('name = "macl"', 'name = "scratch"', "two starts are called 'scratch'"),
+        ("[finetune]", "[[training]]\n[[training]]\n[finetune]", "two trainings are called"),
+        ('[1, "2"]', '[1, "1"]', "two label budgets are called '1'"),
+        ("seeds = [0]", "seeds = [0, 0]", "are there twice: scratch__1__paper__seed0"),
+        ('name = "macl"', 'name = "my macl"', r"'my macl' may hold letters, digits"),
+        ('[1, "2"]', '"1,2"', r"labels: should be a list such as \[2, 4\]"),
         ('name = "macl"', 'name = "../macl"', r"start\.1\.name"),
         ('method = "macl"', "", "belong to a method"),
         ('method = "macl"', 'method = "mcal"', "did you mean 'macl'"),

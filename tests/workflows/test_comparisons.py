@@ -18,7 +18,10 @@ from fakes.finished_benchmark import DiceOf, write_finished_cells
 from fakes.toy_store import write_toy_store
 from macl.stages.split import split
 from macl.statistics import bootstrap_interval
-from macl.workflows.benchmark.grid import BenchmarkCell
+from macl.workflows.benchmark.cells import BenchmarkFolder
+from macl.workflows.benchmark.grid import BenchmarkCell, read_grid
+from macl.workflows.benchmark.plan import plan
+from macl.workflows.benchmark.tables import write_tables
 
 GRID = """
 store = "toy.store"
@@ -150,9 +153,47 @@ def test_few_people_allow_no_conclusion(tmp_path: Path) -> None:
     split(tmp_path / "toy.store", tmp_path / "toy.json", test="5", budgets="1,2")
     grid = tmp_path / "grid.toml"
     grid.write_text(GRID)
-    row = comparisons(run(grid))["good_one", "2"]
+    write_finished_cells(grid, tmp_path / "bench", dice)
+    answer = macl("benchmark", grid, "--out", tmp_path / "bench", "--device", "cpu")
+    assert "with 5 test people and 4 comparisons, no p can fall below 0.05" in answer.err
+    assert "Let the split test 8 people or more." in answer.err
+    row = comparisons(tmp_path / "bench")["good_one", "2"]
     assert row["conclusion"] == "no conclusion"
-    assert row["sentence"].endswith("too few people for any conclusion")
+    assert row["sentence"].endswith(
+        "too few people for any conclusion among 4 comparisons: 8 are needed"
+    )
+
+
+def test_an_unfinished_benchmark_says_so(grid: Path) -> None:
+    out = grid.with_name("bench")
+    write_finished_cells(grid, out, dice)
+    planned = plan(read_grid(grid))
+    for cell in planned.specifications:
+        if cell.seed > 0:
+            (out / "cells" / cell.name / "cell.json").unlink()
+    write_tables(BenchmarkFolder(planned, out, "cpu", "macl benchmark"))
+    for name in ("results.md", "results.html"):
+        text = (out / name).read_text(encoding="utf-8")
+        assert "6 of 24 cells are finished." in text
+        assert "corrected for the 4 comparisons so far" in text
+        assert "Every value is of one repeat." in text
+        for fact in ("store: toy.store", "split: toy", "test people: 12", "device: an abacus"):
+            assert fact in text
+        assert "over people and repeats." not in text
+
+
+def test_methods_with_equal_labels_are_neighbours(grid: Path) -> None:
+    lines = (run(grid) / "results.md").read_text(encoding="utf-8").splitlines()
+    means = [line.split(" | ")[:3] for line in lines if re.match(r"\| \d \| paper \|", line)][:6]
+    starts = ("scratch", "good_one", "same")
+    assert means == [[f"| {labels}", "paper", start] for labels in "12" for start in starts]
+
+
+def test_tables_without_rows_have_a_header(grid: Path) -> None:
+    grid.write_text(GRID.split('[[start]]\nname = "good_one"')[0])
+    out = run(grid)
+    assert (out / "comparisons.csv").read_text().startswith("labels,start,training,recipe,")
+    assert (out / "ranks.csv").read_text().startswith("labels,start,training,recipe,mean_rank")
 
 
 def test_what_is_not_found_is_counted(grid: Path) -> None:
@@ -214,7 +255,9 @@ def test_the_summary_and_the_latex_tables_say_the_same(grid: Path) -> None:
     assert "each with its own seed and its own draw of the labelled people" in summary
     assert "| 2 | paper | good_one | scratch | ahead | +3." in summary
     latex = (out / "results.tex").read_text(encoding="utf-8")
-    assert r"2 & paper & good\_one & scratch & ahead & +3." in latex
+    assert re.search(
+        r"2 & good\\_one & scratch & \+3\.\d \(\+\d\.\d to \+\d\.\d\) & [\d.]+ & 12 & 4 of 4", latex
+    )
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
     assert not re.search(r"(?<!\\)[%&_#](?! )", latex.split("booktabs}.")[1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from macl.utils.errors import listed
@@ -16,8 +17,8 @@ _OCCASION = re.compile(
 )
 """A name that ends in a time, a side or a number of a scan: `patient006_frame01`."""
 
-_NUMBERED = re.compile(r"(?P<person>\D*\d+)[_.-].+")
-"""A name that goes on after a number: `P12-a`."""
+_NUMBERED = re.compile(r"(?!(?:(?:19|20)\d\d|t[12])[_.-])(?P<person>\D*\d+)[_.-].+", re.IGNORECASE)
+"""A name that goes on after a number, not of a year or a sequence: `P12-a`, but not `2019_a`."""
 
 _MOST_SCANS = 40
 """More cases with one beginning are a study rather than a person."""
@@ -32,14 +33,14 @@ def suspected_people(patients: Mapping[str, str]) -> dict[str, list[str]]:
     Args:
         patients: case → patient.
     """
+    counts = Counter(patients.values())
+    alone = [case for case, patient in patients.items() if counts[patient] == 1]
     for person_of in (_by_occasion, _by_number):
         cases_of: dict[str, list[str]] = {}
-        for case in patients:
+        for case in alone:
             cases_of.setdefault(person_of(case), []).append(case)
         suspected = {
-            person: cases
-            for person, cases in cases_of.items()
-            if 1 < len(cases) <= _MOST_SCANS and len({patients[case] for case in cases}) > 1
+            person: cases for person, cases in cases_of.items() if 1 < len(cases) <= _MOST_SCANS
         }
         if suspected and (person_of is _by_occasion or len(cases_of) > 1):
             return suspected

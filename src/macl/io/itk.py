@@ -10,6 +10,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,7 +179,7 @@ def read(path: Path) -> Volume:
         array = _simple_itk().GetArrayFromImage(_reader(path).Execute())
     except RuntimeError:
         raise RefusedCaseError(f"it is not {_format(path).described} or is damaged") from None
-    if expected_crc not in (None, zlib.crc32(array), zlib.crc32(array.byteswap())):
+    if expected_crc is not None and expected_crc not in _possible_checksums(array, header):
         # A damaged header can lead SimpleITK astray although the voxels themselves are whole.
         raise RefusedCaseError("it is damaged: its header and its voxels do not fit together")
     if is_picture(path):
@@ -193,6 +194,19 @@ def read(path: Path) -> Volume:
     elif grid.rescale:
         rescale = (grid.rescale,) * header.channels
     return Volume(array, header.geometry, rescale, grid.notes, is_4d)
+
+
+def _possible_checksums(array: Any, header: Header) -> Iterator[int]:
+    """CRC-32 of voxels in either byte order, with their channels last, or first as NRRD may have.
+
+    SimpleITK gives channels last, wherever the file has them.
+    """
+    orders: list[Any] = [array]
+    if header.channels > 1 and header.time_points == 1:
+        orders.append(np.ascontiguousarray(np.moveaxis(array, -1, 0)))
+    for order in orders:
+        yield zlib.crc32(order)
+        yield zlib.crc32(order.byteswap())
 
 
 def from_image(image: Any) -> Volume:

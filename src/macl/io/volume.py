@@ -28,6 +28,9 @@ _GZIP = b"\x1f\x8b"
 _VALUES_LISTED = 8
 """How many values of a label a message lists."""
 
+_SLOPE_TOLERANCE = 1e-4
+"""How far a label's value may lie from a whole number, in steps of the stored numbers."""
+
 _UNSCALED = (1.0, 0.0)
 """Slope and intercept that change nothing."""
 
@@ -145,8 +148,7 @@ def read_label(label: ScanPath, image: ScanPath | None = None, frame: int | None
             raise RefusedCaseError(f"it has {len(order)} slices and its label {array.shape[1]}")
         array = array[:, order]
     if volume.rescale:
-        slope, intercept = volume.rescale[0]
-        array = array * slope + intercept
+        array = _rescaled_label(array, *volume.rescale[0])
     if array.dtype.kind == "f":
         odd = array[~np.isfinite(array) | (array != np.rint(array))]
         if odd.size:
@@ -160,6 +162,19 @@ def read_label(label: ScanPath, image: ScanPath | None = None, frame: int | None
             raise RefusedCaseError("its label holds values that are too large: use class numbers")
         array = array.astype(np.int32)
     return Volume(array, volume.geometry, notes=volume.notes)
+
+
+def _rescaled_label(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """The values that stored numbers stand for, whole where they miss that by a rounding alone.
+
+    Headers hold the slope in single precision: 255 of a mask with the slope 3/255 is 3.0000001.
+    """
+    values = array * slope + intercept
+    whole = np.rint(values)
+    rounding = np.finfo(np.float32).eps * (np.abs(whole) + 2 * abs(intercept))
+    with np.errstate(invalid="ignore"):
+        is_rounded = np.abs(values - whole) <= rounding + _SLOPE_TOLERANCE * slope
+    return np.where(is_rounded, whole, values)
 
 
 def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import macl
@@ -11,7 +11,10 @@ from macl.pages.result_table import ResultTable
 
 def benchmark_page(
     command: str,
-    figures: Sequence[str],
+    unfinished: str,
+    introduction: str,
+    facts: Sequence[str],
+    figures: Mapping[str, Sequence[str]],
     sentences: Sequence[str],
     explanation: str,
     tables: Sequence[ResultTable],
@@ -21,7 +24,10 @@ def benchmark_page(
 
     Args:
         command: what made the results.
-        figures: as SVG.
+        unfinished: how many cells are finished; empty where all are.
+        introduction: what the values in the tables are.
+        facts: what was run on what, "name: value" each.
+        figures: caption → the figures that it explains, as SVG.
         sentences: what the comparisons allow to be said.
         explanation: how methods were compared.
         tables: in the order of the page.
@@ -36,7 +42,14 @@ def benchmark_page(
     )  # fmt: skip
     return environment.get_template("benchmark.html.j2").render(
         command=command,
-        figures=[Markup(figure) for figure in figures],
+        unfinished=unfinished,
+        introduction=introduction,
+        facts=facts,
+        figures={
+            caption: [Markup(drawing) for drawing in drawings]
+            for caption, drawings in figures.items()
+            if drawings
+        },
         sentences=sentences,
         explanation=explanation,
         tables=tables,

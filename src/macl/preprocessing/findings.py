@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -20,6 +20,7 @@ from macl.preprocessing.labels import (
     label_on_grid,
     mask_note,
     require_declared,
+    require_plausible,
 )
 from macl.utils.errors import RefusedCaseError
 from macl.utils.parallel import workers_for
@@ -28,6 +29,9 @@ from macl.utils.progress import progress
 TOO_LARGE = "it does not fit into memory: try --workers 1"
 
 _VOXELS_SAMPLED = 2_000
+
+_RARE_VOXELS = 3
+"""Up to as many voxels of a class, in one label alone, may be a slip of the brush."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,7 @@ def examine_case(case: Case, channels: int, declared: frozenset[int]) -> CaseFin
 
     def examine() -> CaseFinding:
         volume = read_scan(case.images, channels, case.frame)
-        values = count_values(label_on_grid(case, volume)) if case.label else {}
-        if declared:
-            require_declared(values, declared)
+        values = _label_values(label_on_grid(case, volume), declared) if case.label else {}
         array = np.ascontiguousarray(volume.array)
         checksum = hashlib.sha256(array.data).hexdigest()
         intensities = _measure_intensities(array, volume.rescale)
@@ -96,7 +98,7 @@ def examine_label(case: Case) -> CaseFinding:
     def examine() -> CaseFinding:
         assert case.label
         label = read_label(case.label, frame=case.frame)
-        return CaseFinding(case.name, label_values=count_values(label.array))
+        return CaseFinding(case.name, label_values=_label_values(label.array))
 
     return _or_refused(case, examine)
 
@@ -121,10 +123,37 @@ def classes_of(source: Source, findings: Iterable[CaseFinding]) -> Classes:
     """
     if source.classes:
         return declared_classes(source.classes)
-    labels = [finding.label_values for finding in findings if finding.label_values]
+    labels = {finding.name: finding.label_values for finding in findings if finding.label_values}
     if not labels:
         return NO_CLASSES
-    return classes_from_values(value for label in labels for value in label)
+    classes = classes_from_values(value for label in labels.values() for value in label)
+    return replace(classes, notes=(*classes.notes, *_rare_values(labels)))
+
+
+def _rare_values(labels: Mapping[str, Mapping[int, int]]) -> Iterable[str]:
+    """A sentence about each value of a few voxels in one case alone, of several."""
+    cases_of: dict[int, list[str]] = {}
+    for name, counts in labels.items():
+        for value in counts:
+            cases_of.setdefault(value, []).append(name)
+    for value, names in sorted(cases_of.items()):
+        voxels = labels[names[0]][value]
+        if len(names) == 1 < len(labels) and voxels <= _RARE_VOXELS:
+            yield (
+                f"Class {value} has {voxels} {'voxel' if voxels == 1 else 'voxels'} in 1 of "
+                f"{len(labels)} labels ({names[0]}): if that is a slip of the brush, correct it "
+                "there."
+            )
+
+
+def _label_values(label: np.ndarray, declared: frozenset[int] = frozenset()) -> dict[int, int]:
+    """Value → number of voxels; RefusedCaseError if it is undeclared or not plausible."""
+    values = count_values(label)
+    if declared:
+        require_declared(values, declared)
+    else:
+        require_plausible(label, values)
+    return values
 
 
 def _or_refused(case: Case, examine: Callable[[], CaseFinding]) -> CaseFinding:

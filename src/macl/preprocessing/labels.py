@@ -12,7 +12,11 @@ from macl.io.source import MAX_CLASSES, MAX_VALUE, Case
 from macl.io.volume import read_label
 from macl.utils.errors import MaclError, RefusedCaseError
 
-MAX_VALUES_PER_LABEL = 64
+_FEW_VALUES = 64
+"""How many values a mask holds at most, unless it is known to be one."""
+
+_EQUAL_SHARE = 0.4
+"""Share of neighbours within the classes from which on a label of many values may be one."""
 
 _VOXELS_COUNTED_AT_A_TIME = 1 << 17
 """Bounds the memory: counting takes eight bytes a voxel."""
@@ -103,7 +107,7 @@ def count_values(label: np.ndarray) -> dict[int, int]:
     """Value → number of voxels, sorted by value, of a label of any shape.
 
     Raises:
-        RefusedCaseError: the values are too many or too large for class numbers.
+        RefusedCaseError: a value is negative or too large for a class number.
     """
     lowest, highest = int(label.min()), int(label.max())
     if lowest < 0 or highest > MAX_VALUE:
@@ -115,26 +119,52 @@ def count_values(label: np.ndarray) -> dict[int, int]:
     for start in range(0, len(voxels), _VOXELS_COUNTED_AT_A_TIME):
         part = voxels[start : start + _VOXELS_COUNTED_AT_A_TIME]
         counts += np.bincount(part.astype(np.int64), minlength=highest + 1)
-    values = np.flatnonzero(counts)
-    if len(values) > MAX_VALUES_PER_LABEL:
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def require_plausible(label: np.ndarray, counts: Mapping[int, int]) -> None:
+    """Refuse a label of undeclared classes that looks like an image, or like a smeared mask.
+
+    Args:
+        label: of any shape.
+        counts: its values and their numbers of voxels, as `count_values` gives them.
+
+    Raises:
+        RefusedCaseError: it does.
+    """
+    if len(counts) > MAX_CLASSES:
         raise RefusedCaseError(
-            f"its label holds {len(values)} different values, more than {MAX_VALUES_PER_LABEL}: "
+            f"its label holds {len(counts)} different values, more than {MAX_CLASSES}: is it an "
+            "image?"
+        )
+    if len(counts) > _FEW_VALUES and not _lies_in_patches(label):
+        raise RefusedCaseError(
+            f"its label holds {len(counts)} different values, most of them beside other values: "
             "is it an image?"
         )
-    if _looks_smeared(values):
+    if _looks_smeared(counts):
         raise RefusedCaseError(
-            f"its label holds values near 0 and near 255 ({_list_values(values.tolist())}), as a "
-            "mask saved with loss or interpolated does: use the original, or round it"
+            f"its label holds values near 0 and near 255 ({_list_values(counts)}), as a mask saved "
+            "with loss or interpolated does: use the original, or round it"
         )
-    return {int(value): int(counts[value]) for value in values}
 
 
-def _looks_smeared(values: np.ndarray) -> bool:
-    """Whether values lie around both 0 and 255, which should each be one value."""
-    ends = values[0] == 0 and values[-1] <= _WHITE
-    near_black = ((values > 0) & (values <= _NEAR)).any()
-    near_white = ((values >= _WHITE - _NEAR) & (values < _WHITE)).any()
-    return bool(ends and near_black and near_white)
+def _lies_in_patches(label: np.ndarray) -> bool:
+    """Whether neighbours along the last axis are often equal, the background left out."""
+    before, after = label[..., :-1], label[..., 1:]
+    labelled = (before != 0) | (after != 0)
+    return bool((before == after)[labelled].mean() >= _EQUAL_SHARE)
+
+
+def _looks_smeared(counts: Mapping[int, int]) -> bool:
+    """Whether it is black and white by and large, with shades near both."""
+    if max(counts) > _WHITE:
+        return False
+    near_black = any(0 < value <= _NEAR for value in counts)
+    near_white = any(_WHITE - _NEAR <= value < _WHITE for value in counts)
+    shown = sum(count for value, count in counts.items() if value > _NEAR)
+    white = sum(count for value, count in counts.items() if value >= _WHITE - _NEAR)
+    return near_black and near_white and 0 in counts and 2 * white > shown
 
 
 def require_declared(values: Iterable[int], declared: Collection[int]) -> None:
@@ -167,9 +197,9 @@ def looks_like_a_mask(array: np.ndarray) -> bool:
     """Whether an image holds few whole numbers in large even patches, as masks do."""
     if array.dtype.kind == "f" and (array[:, ::4, ::4, ::4] % 1 != 0).any():
         return False
-    if len(np.unique(array[:, ::2, ::4, ::4])) > MAX_VALUES_PER_LABEL:
+    if len(np.unique(array[:, ::2, ::4, ::4])) > _FEW_VALUES:
         return False
-    if len(np.unique(array)) > MAX_VALUES_PER_LABEL:
+    if len(np.unique(array)) > _FEW_VALUES:
         return False
     return float((array[..., 1:] == array[..., :-1]).mean()) >= _EVEN_SHARE
 

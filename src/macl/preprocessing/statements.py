@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from macl.io.source import Case, ScanPath, Source
 from macl.io.volume import stem_of, suffix_of
 from macl.readers._filenames import LABEL_ALONE, label_without_image, several_labels
-from macl.readers.folder import plain_words
+from macl.readers.folder import plain_words, tells_labels
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import files_below
 from macl.utils.text import printable
@@ -69,7 +71,7 @@ def _with_patients(source: Source, statement: str) -> Source:
 
 
 def _is_about_patients(note: str) -> bool:
-    return "counts as a patient of its own" in note or note.endswith("are the patients.")
+    return "counts as a patient of its own" in note or "are the patients" in note
 
 
 def _patients_in_names(cases: Iterable[Case], pattern: str) -> dict[str, str]:
@@ -91,24 +93,48 @@ def _patients_in_names(cases: Iterable[Case], pattern: str) -> dict[str, str]:
 
 def _patients_in_table(cases: Sequence[Case], path: Path) -> dict[str, str]:
     rows = read_table(path, "a table of cases and patients", ("case", "patient"))
-    stated: dict[str, str] = {}
+    by_name = _cases_by_name(cases)
+    patients: dict[str, str] = {}
     for row in rows:
-        case, patient = row.values["case"], row.values["patient"]
-        if stated.setdefault(case, patient) != patient:
+        name, patient = row.values["case"], row.values["patient"]
+        case = _only_case(by_name.get(name, ()), name, f"{path}, line {row.line},")
+        if case and patients.setdefault(case, patient) != patient:
             raise MaclError(
-                f"{path} names two patients of the case {printable(case)} (line {row.line}): "
+                f"{path} names two patients of the case {printable(name)} (line {row.line}): "
                 "correct it there."
             )
-    return {
-        case.name: next((stated[name] for name in _names_of(case) if name in stated), "")
-        for case in cases
-    }
+    return patients
 
 
 def _names_of(case: Case) -> tuple[str, ...]:
     """The names under which a user may know a case: its own and those of its files."""
     files = [path for scan in case.images for path in _paths(scan)[:1]]
     return (case.name, *(name for path in files for name in (stem_of(path), path.name, str(path))))
+
+
+def _cases_by_name(cases: Iterable[Case]) -> dict[str, list[str]]:
+    """Name → the cases that a user may mean by it: the one called so, or those with such files."""
+    by_name: dict[str, list[str]] = {}
+    own: dict[str, list[str]] = {}
+    for case in cases:
+        own[case.name] = [case.name]
+        for name in {*_names_of(case)}:
+            by_name.setdefault(name, []).append(case.name)
+    return by_name | own
+
+
+def _only_case(cases: Sequence[str], name: str, place: str) -> str | None:
+    """The one case among those that a name in a table may mean; None: there is none.
+
+    Raises:
+        MaclError: there are several.
+    """
+    if len(cases) > 1:
+        raise MaclError(
+            f"{place} names {printable(name)}, which may be {len(cases)} cases ({listed(cases)}): "
+            "name the case itself there."
+        )
+    return cases[0] if cases else None
 
 
 # ---------------------------------------------------------------- labels
@@ -128,7 +154,7 @@ def _with_labels(source: Source, labels: Path) -> Source:
         ]
         refused = {name: why for name, why in refused.items() if not why.startswith(LABEL_ALONE)}
         label_of, alone = _labels_in_folder(cases, labels)
-        refused |= {printable(stem_of(path)): label_without_image(path) for path in alone}
+        refused |= alone
     elif labels.name.lower().endswith(TABLES):
         cases = list(source.cases)
         label_of = _labels_in_table(cases, labels)
@@ -148,25 +174,20 @@ def _with_labels(source: Source, labels: Path) -> Source:
 
 def _labels_in_folder(
     cases: Sequence[Case], folder: Path
-) -> tuple[Mapping[str, list[Path]], list[Path]]:
-    """Case → its labels, and the labels of no case."""
-    files = [path for path in files_below(folder) if suffix_of(path)]
-    by_stem: dict[str, str] = {}
-    by_words: dict[tuple[str, ...], set[str]] = {}
-    for case in cases:
-        for name in _names_of(case):
-            by_stem[_CHANNEL_NUMBER.sub("", name)] = by_stem[name] = case.name
-            by_words.setdefault(plain_words(_CHANNEL_NUMBER.sub("", name)), set()).add(case.name)
+) -> tuple[Mapping[str, list[Path]], dict[str, str]]:
+    """Case → its labels, and label → why it is that of no case."""
+    known = _KnownCases.of(cases)
     label_of: dict[str, list[Path]] = {}
-    alone: list[Path] = []
+    alone: dict[str, str] = {}
+    files = [path for path in files_below(folder) if suffix_of(path)]
     for path in files:
-        stem = stem_of(path)
-        alike = by_words.get(plain_words(stem), set())
-        case = by_stem.get(stem) or (next(iter(alike)) if len(alike) == 1 else None)
-        if case is None:
-            alone.append(path)
+        below = path.relative_to(folder)
+        found = known.labelled_by(below)
+        if len(found) == 1:
+            label_of.setdefault(found[0], []).append(path)
         else:
-            label_of.setdefault(case, []).append(path)
+            hint = _SEVERAL_SCANS.format(len(found), listed(found)) if found else ""
+            alone[printable(below.as_posix())] = label_without_image(path, hint)
     if not label_of and not cases:
         raise MaclError(
             f"--labels {folder} holds all the scans: name the folder that holds masks alone."
@@ -174,21 +195,92 @@ def _labels_in_folder(
     if not label_of:
         names = listed(printable(path.name) for path in files) or "none"
         raise MaclError(
-            f"No label in --labels {folder} ({names}) is named like a scan "
+            f"No label in --labels {folder} ({names}) is named like one scan alone "
             f"({listed(case.name for case in cases)}): rename them, or give a table with the "
             "columns image, label."
         )
     return label_of, alone
 
 
+_SEVERAL_SCANS = (
+    "{} scans have its name ({}): put it into a folder named like its scan's, or give a table with "
+    "the columns image, label"
+)
+
+
+@dataclass(frozen=True)
+class _KnownCases:
+    """Cases as a folder of labels may name them.
+
+    Attributes:
+        folders: case → the folders of its first image, outermost first.
+        shared: the folders that all cases have in common.
+        by_name: ways to look up a label's name or its words, the most exact first; each gives cases
+            by such keys.
+    """
+
+    folders: Mapping[str, tuple[str, ...]]
+    shared: tuple[str, ...]
+    by_name: tuple[Mapping[str | tuple[str, ...], set[str]], ...]
+
+    @classmethod
+    def of(cls, cases: Iterable[Case]) -> _KnownCases:
+        folders: dict[str, tuple[str, ...]] = {}
+        by_name = tuple(defaultdict[str | tuple[str, ...], set[str]](set) for _ in range(4))
+        for case in cases:
+            folders[case.name] = _lower(case.paths[0].parent.parts)
+            for name in _names_of(case):
+                bare = _CHANNEL_NUMBER.sub("", name)
+                keys = (name, bare, plain_words(name), plain_words(bare))
+                for known, key in zip(by_name, keys, strict=True):
+                    known[key].add(case.name)
+        return cls(folders, _beginning(folders.values()), by_name)
+
+    def labelled_by(self, label: Path) -> list[str]:
+        """The cases that a label, by its path below the folder of labels, may belong to.
+
+        Those whose folders are the label's, or else contain them, come before others of its name.
+        """
+        stem = stem_of(label)
+        keys = (stem, stem, plain_words(stem), plain_words(stem))
+        alike = [known.get(key, set()) for known, key in zip(self.by_name, keys, strict=True)]
+        folders = _lower(part for part in label.parent.parts if not tells_labels(part))
+        for fits in (self._lies_in, self._lies_below, lambda *_: True):
+            for cases in alike:
+                if found := [case for case in sorted(cases) if fits(case, folders)]:
+                    return found
+        return []
+
+    def _lies_in(self, case: str, folders: tuple[str, ...]) -> bool:
+        above = len(self.folders[case]) - len(folders)
+        return above <= len(self.shared) and self.folders[case][above:] == folders
+
+    def _lies_below(self, case: str, folders: tuple[str, ...]) -> bool:
+        return bool(folders) and {*folders} <= {*self.folders[case]}
+
+
+def _beginning(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """The parts that all paths begin with."""
+    levels = takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False))
+    return tuple(parts[0] for parts in levels)
+
+
+def _lower(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name.casefold() for name in names)
+
+
 def _labels_in_table(cases: Sequence[Case], path: Path) -> Mapping[str, list[Path]]:
     rows = read_table(path, "a table of images and labels", ("image", "label"))
-    case_of = {file.resolve(): case.name for case in cases for file in case.paths}
-    by_name = {name: case.name for case in cases for name in _names_of(case)}
+    by_file: dict[Path, list[str]] = {}
+    for case in cases:
+        for file in {file.resolve() for file in case.paths}:
+            by_file.setdefault(file, []).append(case.name)
+    by_name = _cases_by_name(cases)
     label_of: dict[str, list[Path]] = {}
     for row in rows:
         image, label = row.values["image"], path.parent / row.values["label"]
-        case = case_of.get((path.parent / image).resolve()) or by_name.get(image)
+        named = by_file.get((path.parent / image).resolve()) or by_name.get(image, ())
+        case = _only_case(named, image, f"{path}, line {row.line},")
         if case is None:
             raise MaclError(
                 f"{path} names the image {printable(image)} in line {row.line}, which is no scan "

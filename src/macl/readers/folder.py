@@ -53,22 +53,53 @@ _IMAGE_WORDS = {
 }  # fmt: skip
 """Words, anywhere in a name, by which people tell masks from scans."""
 
-_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_A-Za-z]+")
 
-_GROUP_FOLDER = re.compile(
-    r"(?:sites?|cent(?:er|re)s?|hospitals?|clinics?|institut(?:e|ion)s?|scanners?|vendors?|"
-    r"cohorts?|groups?|folds?|batch(?:es)?|domains?|data ?sets?|(?:un)?labell?ed|controls?)"
-    r"(?:[ _-]?(?:\d+|[a-z]|[ _-]\w+))?",
+_PLACE = (
+    r"(?:sites?|cent(?:er|re)s?|hosp(?:itals?)?|clinics?|institut(?:e|ion)s?|scanners?|vendors?|"
+    r"cohorts?|groups?|folds?|batch(?:es)?|domains?|data ?sets?|(?:un)?labell?ed)"
+    r"(?:[ _-]?(?:\d+|[a-z]|[ _-]\w+))?"
+)
+_DIAGNOSIS = (
+    r"(?:benign|malignant|normal|abnormal|healthy|diseased?|positive|negative|controls?|patients|"
+    r"cases|(?:no[ _-]?)?tumou?rs?|cancer|lesions?|covid(?:[ _-]?19)?|pneumonia)"
+)
+_OCCASION = (
+    r"(?:(?:visit|session|ses|time[ _-]?point|tp|day|week|month|year|phase|follow[ _-]?up|fu)"
+    r"[ _-]?\d*|base[ _-]?line|(?:pre|post)(?:[ _-]?(?:op|treatment|contrast))?|"
+    r"(?:19|20)\d\d)"
+)
+_MODALITY = (
+    r"(?:t[12](?:[ _-]?w|[ _-]?c|[ _-]?ce|[ _-]?gd|[ _-]?star|[ _-]?flair)?|pdw?|flair|dwi|adc|dti|"
+    r"swi|bold|f?mri|mra?|cine|lge|ct|cta|cbct|pet|us|ultrasound|x[ _-]?rays?|"
+    r"axial|coronal|sagittal)"
+)
+_GROUP_FOLDER = re.compile(rf"{_PLACE}|{_DIAGNOSIS}|{_OCCASION}|{_MODALITY}", re.IGNORECASE)
+"""A folder that gathers people: `siteA`, `Batch 2`, `benign`, `follow-up`, `2019`, `T1`."""
+
+_REMARK = re.compile(
+    rf"(?P<scan>.+?)[ ._-]+(?:{'|'.join(sorted(_LABEL_WORDS))})\d*"
+    rf"(?:[ ._-]+(?!{_OCCASION}(?:[ ._-]|$))[a-z]+)*",
     re.IGNORECASE,
 )
-"""A folder that gathers people: `siteA`, `site B`, `Batch 2`."""
+"""The name of a label with words after the one that tells so: `c0_mask_final`, `c0_label2`."""
+
+_SCAN_OF_A_PERSON = re.compile(rf"(.+?)[ ._-](?:{_OCCASION}|{_MODALITY})", re.IGNORECASE)
+"""A name that ends in a visit or a modality: `sub1_T2`."""
+
+_PERSON = re.compile(
+    r"(?:[sp][ _-]?\d|(?:sub|subj|subject|pt|pat|patient|person|participant|proband|volunteer|case)"
+    r"(?:[ _-]|(?=\d))\w*\d)\w*",
+    re.IGNORECASE,
+)
+"""A name as people have them in data sets: `sub-01`, `patient003`, `p1`."""
 
 _HEADERS_OF_DATA_FILES = (".mhd", ".nhdr")
 
 Key = tuple[str, ...]
 """What the paths of an image and its label have in common; "/tr" is `imagesTr` and `labelsTr`."""
 
-NO_PATIENTS = "Nothing tells who was scanned: every case counts as a patient of its own."
+_NO_PATIENTS = "Nothing tells who was scanned: every case counts as a patient of its own."
 
 _ROLE_FOLDER = "/"
 """Begins the entry of a key that replaces a folder of images or labels."""
@@ -165,24 +196,43 @@ def _pair_loosely(contents: _Contents) -> tuple[str, ...]:
         )
     )
     for words, label_keys in labels.items():
-        # `c0_mask_final` belongs to `c0`, whose words it begins with.
-        beginnings = (words[:stop] for stop in range(len(words), 0, -1))
-        image_keys = next((images[start] for start in beginnings if start in images), [])
-        if len(image_keys) == 1:
-            for key in label_keys:
+        for key in label_keys:
+            image_keys = images.get(words) or images.get(_without_remarks(key), [])
+            if len(image_keys) == 1:
                 contents.labels.setdefault(image_keys[0], []).extend(contents.labels.pop(key))
     return ()
 
 
 def _by_words(keys: Iterable[Key]) -> dict[Key, list[Key]]:
-    """Keys by what is left of them without all words that tell images from labels."""
+    """Keys by what is left of them without all words that tell images from labels.
+
+    Those of which nothing is left belong to none another.
+    """
     by_words: dict[Key, list[Key]] = {}
     for key in keys:
-        *folders, name = key
-        words = plain_words(name)
-        plain = (*(part for part in folders if not part.startswith(_ROLE_FOLDER)), "", *words)
-        by_words.setdefault(plain if words else (), []).append(key)
+        if words := plain_words(key[-1]):
+            by_words.setdefault(_plain(key, words), []).append(key)
     return by_words
+
+
+def _plain(key: Key, words: Iterable[str]) -> Key:
+    return (*(part for part in key[:-1] if not part.startswith(_ROLE_FOLDER)), "", *words)
+
+
+def _without_remarks(key: Key) -> Key:
+    """A label's key as far as the word that tells labels: `c0_mask_final` belongs to `c0`.
+
+    A number in the rest tells labels apart (`c0_mask_2`), unless it is the word's own (`c0_mask2`),
+    and so does a visit (`c0_mask_followup`): the rest is then kept.
+    """
+    match = _REMARK.fullmatch(key[-1])
+    return _plain(key, plain_words(match["scan"])) if match else ()
+
+
+def tells_labels(name: str) -> bool:
+    """Whether a name consists of words that tell labels: `Expert Segmentations` does not."""
+    words = {*_words(name)}
+    return bool(words) and words <= _LABEL_WORDS
 
 
 def plain_words(name: str) -> tuple[str, ...]:
@@ -287,23 +337,65 @@ def _join(key: Key) -> str:
 
 
 def _patients(keys: Iterable[Key]) -> tuple[dict[Key, str], str]:
-    """Who each case belongs to: the first level of folders that differs; and a note about it."""
-    folders = {
-        key: tuple(
-            part
-            for part in key[:-1]
-            if not part.startswith(_ROLE_FOLDER)
-            and not _SPLIT_FOLDER.fullmatch(part)
-            and not _GROUP_FOLDER.fullmatch(part)
-        )
-        for key in keys
-    }
+    """Who each case belongs to, and a note about it.
+
+    The first level of folders that differs and gathers no people; or else, or where names of people
+    occur in several folders, the names of the scans.
+    """
+    folders = {key: tuple(part for part in key[:-1] if _may_be_a_patient(part)) for key in keys}
+    names = {key: _without_occasion(key[-1]) for key in folders if key}
+    shared = _names_in_several_folders(names)
     for depth in range(max((len(parts) for parts in folders.values()), default=0)):
         patients = {key: parts[depth] for key, parts in folders.items() if len(parts) > depth}
-        count = len(set(patients.values()))
-        if count > 1:
-            return patients, f"Assuming that the {count} folders that hold scans are the patients."
-    return {}, NO_PATIENTS
+        if len(set(patients.values())) < 2:
+            continue
+        names_are_people = bool(shared) and all(map(_PERSON.fullmatch, shared))
+        if names_are_people and not any(map(_PERSON.fullmatch, patients.values())):
+            break
+        return patients, _folders_note(patients)
+    if not shared:
+        return {}, _NO_PATIENTS
+    count = len(set(names.values()))
+    return names, (
+        f"Assuming that scans of one name in several folders (such as {listed(shared)}) are of one "
+        f"person: {count} names are the patients."
+    )
+
+
+def _may_be_a_patient(folder: str) -> bool:
+    return not (
+        folder.startswith(_ROLE_FOLDER)
+        or _SPLIT_FOLDER.fullmatch(folder)
+        or _GROUP_FOLDER.fullmatch(folder)
+    )
+
+
+def _without_occasion(name: str) -> str:
+    match = _SCAN_OF_A_PERSON.fullmatch(name)
+    return match[1] if match else name
+
+
+def _names_in_several_folders(names: dict[Key, str]) -> list[str]:
+    """The names of scans that several folders hold, but for names of visits and modalities."""
+    folders_of: dict[str, set[Key]] = {}
+    for key, name in names.items():
+        if not _GROUP_FOLDER.fullmatch(name):
+            inside = tuple(part for part in key[:-1] if not part.startswith(_ROLE_FOLDER))
+            folders_of.setdefault(name, set()).add(inside)
+    return sorted(printable(name) for name, inside in folders_of.items() if len(inside) > 1)
+
+
+def _folders_note(patients: dict[Key, str]) -> str:
+    scans = Counter(patients.values())
+    note = f"Assuming that the {len(scans)} folders that hold scans are the patients."
+    doubtful = [name for name in scans if scans[name] > 1 and not _PERSON.fullmatch(name)]
+    if 2 * len(doubtful) <= len(scans):
+        return note
+    return (
+        f"{note} That may be wrong, since most hold several scans and nothing in their names "
+        f"({listed(map(printable, doubtful))}) says that they are people: if so, say who was "
+        "scanned with --patients."
+    )
 
 
 PLUGIN = Folder

@@ -181,7 +181,7 @@ class BenchmarkFolder:
             draw=cell.draw,
             specification=dict(self.plan.specifications[cell]),
             store=grid.store.name,
-            split=Path(grid.split).stem if grid.split.endswith(".json") else grid.split,
+            split=grid.split_name,
             device=hardware(self.device),
             versions=runs.versions(),
             commit=commit_of_macl(),

@@ -18,6 +18,7 @@ from macl.workflows.benchmark.grid import read_grid
 from macl.workflows.benchmark.plan import plan
 from macl.workflows.benchmark.results import CellRecord, append_runs
 from macl.workflows.benchmark.tables import SUMMARY, write_tables
+from macl.workflows.benchmark.wording import too_few_people
 
 GRID = "grid.toml"
 
@@ -29,7 +30,7 @@ class BenchmarkKeywords(TypedDict, total=False):
     workers: int | None
     submit: Cluster | None
     job_settings: Sequence[str]
-    append_to: Path | None
+    append_to: AnyPath | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class BenchmarkOptions:
     workers: int | None = None
     submit: Cluster | None = None
     job_settings: Sequence[str] = ()
-    append_to: Path | None = None
+    append_to: AnyPath | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords])
     grid, out = Path(grid), Path(out)
     chosen = BenchmarkOptions(**options)
     planned = plan(read_grid(grid))
+    if warning := too_few_people(planned):
+        warn(warning)
     _open_folder(out, grid)
     command = f"macl benchmark {shlex.quote(grid.name)} --out {shlex.quote(out.name)}"
     folder = BenchmarkFolder(planned, out, chosen.device, f"{command} --device {chosen.device}")
@@ -116,7 +119,7 @@ def benchmark(grid: AnyPath, out: AnyPath, **options: Unpack[BenchmarkKeywords])
     for name, reason in failed.items():
         warn(f"Failed: {name}: {reason}")
     if chosen.append_to:
-        append_runs(chosen.append_to, finished.values())
+        append_runs(Path(chosen.append_to), finished.values())
     cells = len(planned.specifications)
     say(f"{len(finished)} of {cells} cells are finished; results: {out / SUMMARY}.")
     if len(finished) + len(failed) < cells:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,9 +25,10 @@ from macl.statistics import (
     friedman_p,
     holm,
     mean_ranks,
+    people_needed,
     signed_rank_p,
-    smallest_signed_rank_p,
 )
+from macl.utils.text import counted
 from macl.workflows.benchmark.grid import BenchmarkCell, name_of_recipe
 from macl.workflows.benchmark.plan import BenchmarkPlan
 
@@ -70,6 +71,7 @@ class PairedComparison:
         crossed_interval: of the difference, over people and repeats; None for one repeat.
         p: of Wilcoxon's signed-rank test over people.
         p_holm: corrected for all comparisons of the benchmark.
+        comparisons: number of them.
         people_ahead: people with a higher mean than under the reference.
         repeats_ahead: repeats with a higher mean than the reference.
         missed, reference_missed: mean number per repeat of structures not found at all.
@@ -83,11 +85,11 @@ class PairedComparison:
     crossed_interval: Interval | None
     p: float
     p_holm: float
+    comparisons: int
     people: int
     people_ahead: int
     repeats: int
     repeats_ahead: int
-    draws: int
     missed: float
     reference_missed: float
 
@@ -111,7 +113,7 @@ class PairedComparison:
             f"{self.verdict} by {points}" if decided else f"no conclusion: {points}",
             *([f"95 % interval {low:.1f} to {high:.1f}"] if self.interval else []),
             f"{format_p(self.p_holm)} after Holm",
-            f"{self.people} people",
+            counted(self.people, "person", "people"),
             f"{self.repeats} repeats, ahead in {self.repeats_ahead}"
             if self.repeats > 1
             else "one repeat: nothing is known of other seeds",
@@ -119,8 +121,8 @@ class PairedComparison:
         crossed = self.crossed_interval
         if decided and crossed and crossed[0] <= 0 <= crossed[1]:
             facts.append("other seeds or other labelled people may reverse it")
-        if smallest_signed_rank_p(self.people) >= SIGNIFICANCE:
-            facts.append("too few people for any conclusion")
+        if not decided and self.people < people_needed(self.comparisons):
+            facts.append(f"too few people for any conclusion{_needed(self.comparisons)}")
         return ", ".join(facts).replace("-", "−")
 
 
@@ -198,6 +200,20 @@ def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
+def count_comparisons(plan: BenchmarkPlan) -> int:
+    """How many comparisons the finished benchmark will make."""
+    methods: dict[str, set[BenchmarkMethod]] = defaultdict(set)
+    if "strict" in plan.grid.conventions:
+        for cell in plan.specifications:
+            methods[cell.labels].add(_method_of(cell))
+    return sum(len([*_pairs(plan, of_labels)]) for of_labels in methods.values())
+
+
+def _needed(comparisons: int) -> str:
+    among = f" among {comparisons} comparisons" if comparisons > 1 else ""
+    return f"{among}: {people_needed(comparisons)} are needed"
+
+
 def reference_of(method: BenchmarkMethod, plan: BenchmarkPlan) -> BenchmarkMethod:
     """The method with which another is compared."""
     named, grid = plan.grid.reference, plan.grid
@@ -230,7 +246,7 @@ def _read_scores(folders: Mapping[BenchmarkCell, Path], groups: Mapping[str, str
     missed: dict[str, dict[BenchmarkMethod, dict]] = defaultdict(lambda: defaultdict(dict))
     for cell, folder in folders.items():
         rows = read_rows(folder / runs.SCORES)
-        method = BenchmarkMethod(cell.start.name, cell.training.name, cell.recipe_name)
+        method = _method_of(cell)
         repeat = (cell.seed, cell.draw)
         dice[cell.labels][method][repeat] = dice_of_people(rows, groups)
         missed[cell.labels][method][repeat] = sum(row.outcome == "missed" for row in rows)
@@ -265,13 +281,24 @@ def _shared(methods: Iterable[MethodScores]) -> tuple[list[tuple[int, int | None
     return repeats, sorted(set.intersection(*people)) if people else []
 
 
+def _method_of(cell: BenchmarkCell) -> BenchmarkMethod:
+    return BenchmarkMethod(cell.start.name, cell.training.name, cell.recipe_name)
+
+
+def _pairs(
+    plan: BenchmarkPlan, methods: Collection[BenchmarkMethod]
+) -> Iterator[tuple[BenchmarkMethod, BenchmarkMethod]]:
+    """Methods that are compared, each with its reference, of those with the same labels."""
+    for method in methods:
+        reference = reference_of(method, plan)
+        if method != reference and reference in methods:
+            yield method, reference
+
+
 def _comparisons(plan: BenchmarkPlan, scores: Scores) -> Iterable[PairedComparison]:
     for labels, methods in scores.items():
-        for method, own in methods.items():
-            reference = reference_of(method, plan)
-            if method == reference or reference not in methods:
-                continue
-            other = methods[reference]
+        for method, reference in _pairs(plan, methods):
+            own, other = methods[method], methods[reference]
             repeats, people = _shared((own, other))
             if not people:
                 continue
@@ -287,11 +314,11 @@ def _comparisons(plan: BenchmarkPlan, scores: Scores) -> Iterable[PairedComparis
                 crossed_interval=_crossed(table),
                 p=p,
                 p_holm=p,
+                comparisons=1,
                 people=len(people),
                 people_ahead=int((of_people > 0).sum()),
                 repeats=len(repeats),
                 repeats_ahead=int((of_repeats > 0).sum()),
-                draws=len({draw for _, draw in repeats}),
                 missed=fmean(own.missed[repeat] for repeat in repeats),
                 reference_missed=fmean(other.missed[repeat] for repeat in repeats),
             )
@@ -305,7 +332,8 @@ def _with_holm(comparisons: Iterable[PairedComparison]) -> tuple[PairedCompariso
     listed = list(comparisons)
     corrected = holm([comparison.p for comparison in listed])
     return tuple(
-        replace(comparison, p_holm=p) for comparison, p in zip(listed, corrected, strict=True)
+        replace(comparison, p_holm=p, comparisons=len(listed))
+        for comparison, p in zip(listed, corrected, strict=True)
     )
 
 

@@ -4,27 +4,59 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from macl.config.mistakes import validate
 from macl.config.settings import Seed, Settings
 from macl.metrics import Convention
 from macl.utils.errors import listed
+from macl.utils.text import shown
 from macl.utils.user_text import read_toml_table
 
-NAME = r"^\w[\w.+-]*$"
+LISTS = {
+    "labels": "[2, 4]",
+    "recipes": '["strong"]',
+    "seeds": "[0, 1]",
+    "draws": "[0, 1]",
+    "conventions": '["strict"]',
+}
+"""What a list of the grid may look like, for messages."""
+
+
+def _fit_for_folders(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(
+            f"{shown(name)} may hold letters, digits, ., +, - and _ alone, and may not begin with "
+            "., + or -"
+        )
+    return name
+
+
+def _number_as_text(label: Any) -> Any:
+    return str(label) if isinstance(label, int) else label
+
+
+Name = Annotated[str, AfterValidator(_fit_for_folders)]
+LabelBudget = Annotated[str, BeforeValidator(_number_as_text)]
 
 
 class Start(Settings):
     """A start of fine-tuning: pre-training by a method, once per seed; no method: from scratch."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     method: str | None = None
     recipe: str | None = Field(
         default=None, description="recipe of the pre-training; none: the method's own"
@@ -58,7 +90,7 @@ SUPERVISED = "supervised"
 class Training(Settings):
     """A way to train segmenters from every start."""
 
-    name: str = Field(default=SUPERVISED, pattern=NAME)
+    name: Name = SUPERVISED
     stage: Literal["finetune", "selftrain"] = "finetune"
     recipe: str | None = Field(
         default=None,
@@ -116,7 +148,7 @@ class BenchmarkGrid(Settings):
     store: Path
     split: str
     start: tuple[Start, ...] = Field(min_length=1)
-    labels: tuple[str, ...] = Field(min_length=1)
+    labels: tuple[LabelBudget, ...] = Field(min_length=1)
     recipes: tuple[str, ...] = Field(default=("strong",), min_length=1)
     training: tuple[Training, ...] = Field(default=(Training(),), min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
@@ -130,12 +162,12 @@ class BenchmarkGrid(Settings):
     finetune: FinetuneChanges = FinetuneChanges()
     conventions: tuple[Convention, ...] = Field(default=("strict", "paper"), min_length=1)
 
-    @field_validator("labels", mode="before")
+    @field_validator(*LISTS, mode="before")
     @classmethod
-    def _labels_may_be_numbers(cls, labels: Any) -> Any:
-        if not isinstance(labels, list):
-            return labels
-        return [str(label) if isinstance(label, int) else label for label in labels]
+    def _is_a_list(cls, value: Any, field: ValidationInfo) -> Any:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ValueError(f"should be a list such as {LISTS[str(field.field_name)]}")
+        return value
 
     @model_validator(mode="after")
     def _seeds_and_draws_go_together(self) -> BenchmarkGrid:
@@ -156,6 +188,11 @@ class BenchmarkGrid(Settings):
         if self.draws and "seeds" not in self.model_fields_set:
             return tuple((draw, draw) for draw in self.draws)
         return tuple(zip_longest(self.seeds, self.draws))
+
+    @property
+    def split_name(self) -> str:
+        """The split's name; of a file, its stem."""
+        return Path(self.split).stem if self.split.endswith(".json") else self.split
 
     @model_validator(mode="after")
     def _reference_is_there(self) -> BenchmarkGrid:
@@ -181,6 +218,20 @@ class BenchmarkGrid(Settings):
                     "grid does not list before it"
                 )
             earlier.append(training.name)
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> BenchmarkGrid:
+        named = {
+            "starts": [start.name for start in self.start],
+            "trainings": [training.name for training in self.training],
+            "label budgets": self.labels,
+            "recipes": [name_of_recipe(recipe) for recipe in self.recipes],
+        }
+        for what, names in named.items():
+            name, count = Counter(names).most_common(1)[0]
+            if count > 1:
+                raise ValueError(f"two {what} are called {name!r}")
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,7 @@ class BenchmarkPlan:
         splits: draw → split; of None, the grid's own.
         groups: case → person.
         labelled_people: label budget → number of people whose labels it uses.
+        test_people: number of people who are tested.
     """
 
     grid: BenchmarkGrid
@@ -47,6 +48,7 @@ class BenchmarkPlan:
     splits: Mapping[int | None, Split]
     groups: Mapping[str, str]
     labelled_people: Mapping[str, int]
+    test_people: int
 
     def preceding(self, cell: BenchmarkCell) -> BenchmarkCell | None:
         """The cell whose segmenter a cell continues; None: it begins with its start."""
@@ -91,7 +93,9 @@ def plan(grid: BenchmarkGrid) -> BenchmarkPlan:
             **({"after": specifications[preceding]} if preceding else {}),
             "finetuning": _as_json(settings),
         }
-    return BenchmarkPlan(grid, specifications, splits, resolved.groups, labelled_people)
+    return BenchmarkPlan(
+        grid, specifications, splits, resolved.groups, labelled_people, len(resolved.test)
+    )
 
 
 def _finetunings(

@@ -112,9 +112,18 @@ def run_row(cell: CellRecord) -> dict[str, Any]:
     }
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the same columns as CSV, atomically; numbers in six digits, None blank."""
-    columns = list(rows[0]) if rows else []
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows with the same columns as CSV, atomically; numbers in six digits, None blank.
+
+    Args:
+        path: the file.
+        rows: column → value.
+        columns: names for the header, where there may be no rows; None: the first row's.
+    """
+    if columns is None:
+        columns = list(rows[0]) if rows else []
     with atomic_path(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import NamedTuple
 
 from macl.metrics import Convention
 from macl.pages.benchmark_figures import (
@@ -25,14 +26,31 @@ from macl.workflows.benchmark.comparisons import (
     Findings,
     Interval,
     PairedComparison,
-    Ranking,
     compare_methods,
     format_p,
     title_of,
 )
-from macl.workflows.benchmark.grid import folder_name
+from macl.workflows.benchmark.grid import folder_name, name_of_recipe
 from macl.workflows.benchmark.plan import BenchmarkPlan
 from macl.workflows.benchmark.results import CellRecord, cell_rows, run_row, write_csv
+from macl.workflows.benchmark.rows import (
+    CurveRow,
+    DifferenceRow,
+    PersonRow,
+    RankRow,
+    comparison_rows,
+    curve_rows,
+    person_rows,
+    rank_rows,
+)
+from macl.workflows.benchmark.wording import (
+    HOW_RANKED,
+    how_compared,
+    how_drawn,
+    unfinished,
+    what_values_are,
+    what_was_run,
+)
 
 RESULTS = "results.csv"
 RUNS = "runs.csv"
@@ -45,22 +63,6 @@ LATEX = "results.tex"
 PAGE = "results.html"
 FIGURES = "figures"
 
-HOW_COMPARED = (
-    "Methods are compared in pairs, over the same repeats and the same test people. A person's "
-    "Dice is the mean over their scans of the mean over the classes, by the strict convention, and "
-    "of a person the mean over the repeats is taken. Intervals (95 %) are bootstrapped over "
-    "people, and once more over people and repeats; p is from Wilcoxon's signed-rank test over "
-    "people, corrected for all {count} comparisons of this benchmark by Holm's method. Ahead or "
-    "behind: p < 0.05 after the correction, and an interval over people without 0. The test asks "
-    "whether the difference would hold for other people, and not for other seeds or other labelled "
-    "people: for that see the interval over people and repeats."
-)
-HOW_RANKED = (
-    "Mean rank over people; 1 is best. Methods whose ranks lie less than the critical difference "
-    "(CD, Nemenyi's test at 5 %) apart are not told apart. p is of Friedman's test that all are "
-    "alike."
-)
-
 
 def write_tables(folder: BenchmarkFolder) -> str:
     """Write all tables of what is finished, and return the summary."""
@@ -70,29 +72,37 @@ def write_tables(folder: BenchmarkFolder) -> str:
     findings = compare_methods(plan, {cell: folder.folder(cell) for cell in scored})
     write_csv(out / RESULTS, [row for cell in cells for row in cell_rows(cell)])
     write_csv(out / RUNS, [run_row(cell) for cell in cells])
-    write_csv(out / PEOPLE, _people_rows(findings))
-    write_csv(out / COMPARISONS, [_comparison_row(each) for each in findings.comparisons])
-    write_csv(out / RANKS, [row for each in findings.rankings for row in _ranking_rows(each)])
-    write_csv(out / CURVES, _curve_rows(findings))
+    _write_rows(out / PEOPLE, PersonRow, person_rows(findings))
+    _write_rows(out / COMPARISONS, DifferenceRow, comparison_rows(findings))
+    _write_rows(out / RANKS, RankRow, rank_rows(findings))
+    _write_rows(out / CURVES, CurveRow, curve_rows(findings))
     conventions: dict[Convention, None] = dict.fromkeys(
         name for cell in cells for name in cell.summaries
     )
     means = [_means(cells, plan, convention) for convention in conventions]
-    compared = _comparison_tables(findings, plan)
+    compared = [*_comparison_tables(findings, plan), *_rank_tables(findings, plan)]
+    printed = [*_printed_comparisons(findings, plan), *_rank_tables(findings, plan)]
     text = _summary(folder, cells, means, compared, findings)
     write_text(out / SUMMARY, text)
     lines = ["% Needs \\usepackage{booktabs}."]
-    for table in (*means, *compared):
+    for table in (*means, *printed):
         lines += ["", *table.latex()]
     write_text(out / LATEX, "\n".join(lines) + "\n")
-    figures = _figures(findings, plan)
-    for name, figure in figures.items():
-        write_text(out / FIGURES / f"{name}.svg", figure)
+    figures = {
+        how_drawn(findings): _curve_figures(findings, plan),
+        HOW_RANKED: _rank_figures(findings, plan),
+    }
+    for drawings in figures.values():
+        for name, drawing in drawings.items():
+            write_text(out / FIGURES / f"{name}.svg", drawing)
     page = benchmark_page(
         command=folder.command,
-        figures=[*figures.values()],
+        unfinished=unfinished(plan, len(cells)),
+        introduction=what_values_are(plan, cells),
+        facts=what_was_run(plan, cells),
+        figures={caption: [*drawings.values()] for caption, drawings in figures.items()},
         sentences=_sentences(findings, plan),
-        explanation=HOW_COMPARED.format(count=len(findings.comparisons)),
+        explanation=how_compared(findings, complete=not unfinished(plan, len(cells))),
         tables=[*means, *compared],
         failed=[f"{cell}: {reason}" for cell, reason in folder.failed().items()],
     )
@@ -100,8 +110,12 @@ def write_tables(folder: BenchmarkFolder) -> str:
     return text
 
 
-def _figures(findings: Findings, plan: BenchmarkPlan) -> dict[str, str]:
-    """Name of a file → figure as SVG."""
+def _write_rows(path: Path, kind: type[NamedTuple], rows: Iterable[NamedTuple]) -> None:
+    write_csv(path, [row._asdict() for row in rows], kind._fields)
+
+
+def _curve_figures(findings: Findings, plan: BenchmarkPlan) -> dict[str, str]:
+    """Name of a file → figure of the Dice as SVG."""
     figures = {}
     for recipe, methods in findings.curves.items():
         shown = _unless_only(recipe, plan)
@@ -121,6 +135,12 @@ def _figures(findings: Findings, plan: BenchmarkPlan) -> dict[str, str]:
             title = "Dice over the number of labelled people"
         title += f", recipe {shown}" if shown else ""
         figures["__".join(filter(None, (kind, shown)))] = draw(title, lines)
+    return figures
+
+
+def _rank_figures(findings: Findings, plan: BenchmarkPlan) -> dict[str, str]:
+    """Name of a file → figure of mean ranks as SVG."""
+    figures = {}
     for each in findings.rankings:
         labels, shown = folder_name(each.labels), _unless_only(each.recipe, plan)
         title = f"Mean ranks with {each.labels} labelled" + (f", recipe {shown}" if shown else "")
@@ -142,9 +162,6 @@ def mean_and_deviation(values: Sequence[float | None], factor: float = 1.0) -> s
     return f"{mean(defined):.2f}" + (f" ± {stdev(defined):.2f}" if len(defined) > 1 else "")
 
 
-# ---------------------------------------------------------------- for people
-
-
 def _summary(
     folder: BenchmarkFolder,
     cells: Sequence[CellRecord],
@@ -152,26 +169,19 @@ def _summary(
     compared: Sequence[ResultTable],
     findings: Findings,
 ) -> str:
-    lines = [
-        "# Benchmark", "", f"`{folder.command}`", "",
-        "Every value is the mean ± standard deviation over repeats, each with its own seed"
-        + (" and its own draw of the labelled people" if None not in folder.plan.splits else "")
-        + ". Minutes are the mean training time, pre-training included.", "",
-    ]  # fmt: skip
-    devices = dict.fromkeys(cell.device for cell in cells)
-    versions = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in cell.versions.items()) for cell in cells
-    )
-    commits = dict.fromkeys(cell.commit for cell in cells if cell.commit)
-    lines += [f"- device: {device}" for device in devices]
-    lines += [f"- versions: {texts}" for texts in versions]
-    lines += [f"- commit: {commit}" for commit in commits]
+    plan = folder.plan
+    still_running = unfinished(plan, len(cells))
+    lines = ["# Benchmark", "", f"`{folder.command}`", ""]
+    if still_running:
+        lines += [still_running, ""]
+    lines += [what_values_are(plan, cells), ""]
+    lines += [f"- {fact}" for fact in what_was_run(plan, cells)]
     for table in means:
         lines += ["", f"## {table.title}", "", *table.markdown()]
     if findings.comparisons:
-        explained = HOW_COMPARED.format(count=len(findings.comparisons))
+        explained = how_compared(findings, complete=not still_running)
         lines += ["", "## Against the reference", "", explained, ""]
-        lines += [f"- {sentence}." for sentence in _sentences(findings, folder.plan)]
+        lines += [f"- {sentence}." for sentence in _sentences(findings, plan)]
     for table in compared:
         explained = [HOW_RANKED, ""] if table.title.startswith("Ranks") else []
         lines += ["", f"## {table.title}", "", *explained, *table.markdown()]
@@ -181,9 +191,13 @@ def _summary(
 
 
 def _in_context(each: PairedComparison, plan: BenchmarkPlan) -> str:
-    recipe = each.method.recipe if plan.grid.reference.recipe is None else ""
-    context = ", ".join(filter(None, (f"{each.labels} labelled", _unless_only(recipe, plan))))
+    context = ", ".join(filter(None, (f"{each.labels} labelled", _recipe_of(each, plan))))
     return f"{context}: {title_of(each.method, plan)} against {title_of(each.reference, plan)}"
+
+
+def _recipe_of(each: PairedComparison, plan: BenchmarkPlan) -> str:
+    """The recipe of a comparison, where there are several that the methods' titles do not name."""
+    return _unless_only(each.method.recipe, plan) if plan.grid.reference.recipe is None else ""
 
 
 def _unless_only(recipe: str, plan: BenchmarkPlan) -> str:
@@ -191,8 +205,9 @@ def _unless_only(recipe: str, plan: BenchmarkPlan) -> str:
 
 
 def _means(cells: Sequence[CellRecord], plan: BenchmarkPlan, convention: Convention) -> ResultTable:
+    grid = plan.grid
     groups: dict[tuple[str, ...], list[CellRecord]] = defaultdict(list)
-    several = len(plan.grid.training) > 1
+    several = len(grid.training) > 1
     for cell in cells:
         if convention in cell.summaries:
             training = (cell.training,) if several else ()
@@ -204,8 +219,19 @@ def _means(cells: Sequence[CellRecord], plan: BenchmarkPlan, convention: Convent
         "pooled Dice %" if convention == "paper" else "Dice %", "Jaccard %",
         f"HD95 {unit}", f"ASD {unit}", "missed", "minutes",
     )  # fmt: skip
+    orders = (
+        grid.labels,
+        [name_of_recipe(recipe) for recipe in grid.recipes],
+        [start.name for start in grid.start],
+        [training.name for training in grid.training],
+    )
+
+    def place(names: tuple[str, ...]) -> list[int]:
+        return [order.index(name) for name, order in zip(names, orders, strict=False)]
+
     rows = []
-    for names, group in groups.items():
+    for names in sorted(groups, key=place):
+        group = groups[names]
         summaries = [cell.summaries[convention] for cell in group]
         measures = [
             mean_and_deviation(
@@ -222,24 +248,55 @@ def _means(cells: Sequence[CellRecord], plan: BenchmarkPlan, convention: Convent
 
 
 def _comparison_tables(findings: Findings, plan: BenchmarkPlan) -> list[ResultTable]:
+    """All numbers of the comparisons, for a screen; no table where there are none."""
+    if not findings.comparisons:
+        return []
+    heads = (
+        "labels", "recipe", "method", "reference", "conclusion", "difference, points",
+        "95 % over people", "95 % over people and repeats", "p", "p after Holm", "people",
+        "people ahead", "repeats", "repeats ahead", "missed", "missed by the reference",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            each.labels, each.method.recipe, title_of(each.method, plan),
+            title_of(each.reference, plan), each.verdict, _signed(each.difference),
+            _interval(each.interval), _interval(each.crossed_interval), f"{each.p:.2g}",
+            f"{each.p_holm:.2g}", str(each.people), str(each.people_ahead), str(each.repeats),
+            str(each.repeats_ahead), f"{each.missed:.1f}", f"{each.reference_missed:.1f}",
+        )
+        for each in findings.comparisons
+    )  # fmt: skip
+    return [ResultTable("Paired differences of Dice", heads, rows, words=5)]
+
+
+def _printed_comparisons(findings: Findings, plan: BenchmarkPlan) -> list[ResultTable]:
+    """The comparisons as narrow as a paper prints them, one table for each recipe."""
     tables = []
-    if findings.comparisons:
-        heads = (
-            "labels", "recipe", "method", "reference", "conclusion", "difference, points",
-            "95 % over people", "95 % over people and repeats", "p", "p after Holm", "people",
-            "people ahead", "repeats", "repeats ahead", "missed", "missed by the reference",
-        )  # fmt: skip
+    several = any(each.repeats > 1 for each in findings.comparisons)
+    over = "people and repeats" if several else "people"
+    heads = (
+        "labels", "method", "reference", "difference (95 %)", "p after Holm", "people",
+        "repeats ahead",
+    )  # fmt: skip
+    for recipe in dict.fromkeys(_recipe_of(each, plan) for each in findings.comparisons):
         rows = tuple(
             (
-                each.labels, each.method.recipe, title_of(each.method, plan),
-                title_of(each.reference, plan), each.verdict, _signed(each.difference),
-                _interval(each.interval), _interval(each.crossed_interval), f"{each.p:.2g}",
-                f"{each.p_holm:.2g}", str(each.people), str(each.people_ahead), str(each.repeats),
-                str(each.repeats_ahead), f"{each.missed:.1f}", f"{each.reference_missed:.1f}",
+                each.labels, title_of(each.method, plan), title_of(each.reference, plan),
+                f"{_signed(each.difference)} "
+                f"({_interval(each.crossed_interval if several else each.interval)})",
+                f"{each.p_holm:.2g}", str(each.people), f"{each.repeats_ahead} of {each.repeats}",
             )
             for each in findings.comparisons
+            if _recipe_of(each, plan) == recipe
         )  # fmt: skip
-        tables.append(ResultTable("Paired differences of Dice", heads, rows, words=5))
+        title = f"Differences of Dice in points, with intervals over {over}"
+        title += f", recipe {recipe}" if recipe else ""
+        tables.append(ResultTable(title, heads, rows, words=3))
+    return tables
+
+
+def _rank_tables(findings: Findings, plan: BenchmarkPlan) -> list[ResultTable]:
+    tables = []
     for each in findings.rankings:
         recipe = f", recipe {each.recipe}" if _unless_only(each.recipe, plan) else ""
         title = f"Ranks with {each.labels} labelled{recipe}"
@@ -258,94 +315,3 @@ def _signed(value: float) -> str:
 
 def _interval(interval: Interval | None) -> str:
     return "–" if interval is None else f"{_signed(interval[0])} to {_signed(interval[1])}"
-
-
-# ---------------------------------------------------------------- for programs
-
-
-def _comparison_row(each: PairedComparison) -> dict[str, Any]:
-    low, high = each.interval or (None, None)
-    crossed_low, crossed_high = each.crossed_interval or (None, None)
-    return {
-        "labels": each.labels,
-        "start": each.method.start,
-        "training": each.method.training,
-        "recipe": each.method.recipe,
-        "reference_start": each.reference.start,
-        "reference_training": each.reference.training,
-        "reference_recipe": each.reference.recipe,
-        "dice_points": each.difference,
-        "low": low,
-        "high": high,
-        "low_over_repeats_too": crossed_low,
-        "high_over_repeats_too": crossed_high,
-        "p": each.p,
-        "p_holm": each.p_holm,
-        "people": each.people,
-        "people_ahead": each.people_ahead,
-        "repeats": each.repeats,
-        "repeats_ahead": each.repeats_ahead,
-        "missed": each.missed,
-        "reference_missed": each.reference_missed,
-        "conclusion": each.verdict,
-        "sentence": each.sentence,
-    }
-
-
-def _ranking_rows(each: Ranking) -> list[dict[str, Any]]:
-    return [
-        {
-            "labels": each.labels,
-            "start": method.start,
-            "training": method.training,
-            "recipe": method.recipe,
-            "mean_rank": rank,
-            "critical_difference": each.critical_difference,
-            "friedman_p": each.p,
-            "people": each.people,
-            "repeats": each.repeats,
-        }
-        for method, rank in each.ranks.items()
-    ]
-
-
-def _people_rows(findings: Findings) -> list[dict[str, Any]]:
-    return [
-        {
-            "start": method.start,
-            "training": method.training,
-            "labels": labels,
-            "recipe": method.recipe,
-            "seed": seed,
-            "draw": draw,
-            "person": person,
-            "dice_percent": dice,
-        }
-        for labels, methods in findings.scores.items()
-        for method, scores in methods.items()
-        for (seed, draw), of_people in scores.dice.items()
-        for person, dice in of_people.items()
-    ]
-
-
-def _curve_rows(findings: Findings) -> list[dict[str, Any]]:
-    rows = []
-    for methods in findings.curves.values():
-        for method, points in methods.items():
-            for point in points:
-                low, high = point.interval or (None, None)
-                rows.append(
-                    {
-                        "labels": point.labels,
-                        "labelled_people": point.labelled_people,
-                        "start": method.start,
-                        "training": method.training,
-                        "recipe": method.recipe,
-                        "dice_percent": point.mean,
-                        "low": low,
-                        "high": high,
-                        "people": point.people,
-                        "repeats": point.repeats,
-                    }
-                )
-    return rows
