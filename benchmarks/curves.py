@@ -1,6 +1,7 @@
 """Draw Dice over the number of labelled people, from a table of benchmarks' runs.
 
-A point is the mean over repeats; of a run that was repeated on another day, the last counts.
+A point is the mean over the repeats that all methods with as many labels have; of a run that was
+repeated on another day, the last counts.
 
     python benchmarks/curves.py docs/results/results.csv --split protocol_hippocampus \
         --training supervised self-trained --out curves.svg
@@ -43,20 +44,17 @@ def main() -> None:
 
 def lines(rows: list[dict[str, str]]) -> list[Line]:
     """One for each start and training, over their label budgets."""
-    runs = {
-        (f"{row['start']}, {row['training']}", int(row["labels"]), row["seed"], row["draw"]): row
-        for row in sorted(rows, key=lambda row: row["date"])
-    }
-    dice: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (name, labels, _, _), row in runs.items():
-        dice[name][labels].append(100 * float(row["dice"]))
-    return [
-        Line(
-            name,
-            tuple(LinePoint(labels, fmean(own[labels]), None) for labels in sorted(own)),
-        )
-        for name, own in dice.items()
-    ]
+    dice: dict[int, dict[str, dict[tuple[str, str], float]]] = defaultdict(dict)
+    for row in sorted(rows, key=lambda row: row["date"]):
+        method, repeat = f"{row['start']}, {row['training']}", (row["seed"], row["draw"])
+        dice[int(row["labels"])].setdefault(method, {})[repeat] = 100 * float(row["dice"])
+    points: dict[str, list[LinePoint]] = defaultdict(list)
+    for labels, methods in sorted(dice.items()):
+        shared = set.intersection(*({*own} for own in methods.values()))
+        for method, own in methods.items():
+            mean = fmean(own[repeat] for repeat in shared)
+            points[method].append(LinePoint(labels, mean, None))
+    return [Line(method, tuple(own)) for method, own in points.items()]
 
 
 if __name__ == "__main__":

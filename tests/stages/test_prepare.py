@@ -443,7 +443,7 @@ def test_an_image_given_as_label_is_refused(tmp_path: Path) -> None:
     macl("prepare", tmp_path / "data", tmp_path / "store", "--workers", 1)
     index = Store.open(tmp_path / "store").index
     assert index.label_values == (0, 1, 2)
-    assert "more than 64: is it an image?" in index.refused[0].reason
+    assert "which change from voxel to voxel: is it an image?" in index.refused[0].reason
 
 
 def test_scans_with_another_number_of_channels_than_most_are_refused(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def require_plausible(label: np.ndarray, counts: Mapping[int, int]) -> None:
         )
     if len(counts) > _FEW_VALUES and not _lies_in_patches(label):
         raise RefusedCaseError(
-            f"its label holds {len(counts)} different values, most of them beside other values: "
+            f"its label holds {len(counts)} different values, which change from voxel to voxel: "
             "is it an image?"
         )
     if _looks_smeared(counts):
