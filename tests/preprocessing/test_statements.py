@@ -46,6 +46,24 @@ def test_a_label_that_fits_several_scans_is_refused(tmp_path: Path) -> None:
         labelled(scans, put(tmp_path / "masks", "scan"))
 
 
+def test_a_label_in_another_persons_folder_belongs_to_no_scan(tmp_path: Path) -> None:
+    scans = put(tmp_path / "scans", "p1/scan", "p2/other")
+    masks = put(tmp_path / "masks", "p9/scan", "p2/expert/other")
+    source = labelled(scans, masks)
+    assert paths(source, masks) == {"p2_other": "p2/expert/other.nii.gz"}
+    assert "p1_scan has its name, but does not seem to be of p9" in source.refused["p9/scan.nii.gz"]
+
+
+def test_folders_of_labels_need_not_be_those_of_scans(tmp_path: Path) -> None:
+    scans = put(tmp_path / "scans", "sub-01", "sub-10", "batch/a")
+    masks = put(tmp_path / "masks", "sub-01/sub-01_seg", "reader1/sub-10", "2019/a")
+    assert paths(labelled(scans, masks), masks) == {
+        "sub-01": "sub-01/sub-01_seg.nii.gz",
+        "sub-10": "reader1/sub-10.nii.gz",
+        "batch_a": "2019/a.nii.gz",
+    }
+
+
 def test_a_number_of_four_digits_may_be_the_cases(tmp_path: Path) -> None:
     scans = put(tmp_path / "scans", "case_0001", "case_0002")
     masks = put(tmp_path / "masks", "case_0001_seg", "case_0002_seg")

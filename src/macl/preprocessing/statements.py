@@ -12,7 +12,7 @@ from pathlib import Path
 from macl.io.source import Case, ScanPath, Source
 from macl.io.volume import stem_of, suffix_of
 from macl.readers._filenames import LABEL_ALONE, label_without_image, several_labels
-from macl.readers.folder import plain_words, tells_labels
+from macl.readers._naming import names_a_person, plain_words, tells_labels
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import files_below
 from macl.utils.text import printable
@@ -183,11 +183,15 @@ def _labels_in_folder(
     for path in files:
         below = path.relative_to(folder)
         found = known.labelled_by(below)
-        if len(found) == 1:
+        hint = ""
+        if len(found) > 1:
+            hint = _SEVERAL_SCANS.format(len(found), listed(found))
+        elif found and (person := known.other_person(found[0], below)):
+            hint = _OTHER_PERSON.format(found[0], printable(person))
+        elif found:
             label_of.setdefault(found[0], []).append(path)
-        else:
-            hint = _SEVERAL_SCANS.format(len(found), listed(found)) if found else ""
-            alone[printable(below.as_posix())] = label_without_image(path, hint)
+            continue
+        alone[printable(below.as_posix())] = label_without_image(path, hint)
     if not label_of and not cases:
         raise MaclError(
             f"--labels {folder} holds all the scans: name the folder that holds masks alone."
@@ -202,6 +206,10 @@ def _labels_in_folder(
     return label_of, alone
 
 
+_OTHER_PERSON = (
+    "{} has its name, but does not seem to be of {}, as its folder says: if it is, give a table "
+    "with the columns image, label"
+)
 _SEVERAL_SCANS = (
     "{} scans have its name ({}): put it into a folder named like its scan's, or give a table with "
     "the columns image, label"
@@ -257,6 +265,20 @@ class _KnownCases:
 
     def _lies_below(self, case: str, folders: tuple[str, ...]) -> bool:
         return bool(folders) and {*folders} <= {*self.folders[case]}
+
+    def other_person(self, case: str, label: Path) -> str | None:
+        """The person after whom a label's folder is named, if the case is not theirs."""
+        for folder in label.parent.parts:
+            named = names_a_person(folder)
+            if named and folder.casefold() not in self.folders[case] and not _bears(case, folder):
+                return folder
+        return None
+
+
+def _bears(name: str, person: str) -> bool:
+    """Whether a name holds that of a person as a word: `p1_scan` that of `p1`, but not of `p`."""
+    word = rf"(?<![^\W_]){re.escape(person.casefold())}(?![^\W_])"
+    return re.search(word, name.casefold()) is not None
 
 
 def _beginning(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

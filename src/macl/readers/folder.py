@@ -7,7 +7,6 @@ its name has one more word than its image's: `a_seg.nii.gz` or `a-label.nii.gz` 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,74 +24,23 @@ from macl.readers._filenames import (
     printable_name,
     several_labels,
 )
+from macl.readers._naming import (
+    IMAGE_FOLDER,
+    IMAGE_NAME,
+    LABEL_FOLDER,
+    LABEL_NAME,
+    SPLIT_FOLDER,
+    gathers_people,
+    holds_label_word,
+    names_a_person,
+    plain_words,
+    without_occasion,
+    without_remarks,
+)
 from macl.readers._reader import Reader
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import entries
 from macl.utils.text import printable
-
-_SPLIT = r"(tr|ts|va|te|val|train|training|test|testing|valid|validation)"
-_SPLIT_FOLDER = re.compile(_SPLIT, re.IGNORECASE)
-_IMAGE_FOLDER = re.compile(rf"(?:images?|imgs?|scans?)[ _-]?{_SPLIT}?", re.IGNORECASE)
-_LABEL_FOLDER = re.compile(
-    r"(?:labels?|masks?|segs?|segmentations?|gts?|ground[ _-]?truths?|annotations?)"
-    rf"[ _-]?{_SPLIT}?",
-    re.IGNORECASE,
-)
-_IMAGE_NAME = re.compile(r"(.*?)(?:^|[._-])(?:image|img|orig)", re.IGNORECASE)
-_LABEL_NAME = re.compile(
-    r"(.*?)(?:^|[._-])(?:gt|segs?|segmentation|labels?|masks?|ground[_-]?truth)", re.IGNORECASE
-)
-_LABEL_WORDS = {
-    "annotation", "annotations", "anno", "aseg", "contour", "contours", "dseg", "groundtruth", "gt",
-    "gts", "label", "labels", "lbl", "lbls", "mask", "masks", "msk", "roi", "rois", "seg", "segm",
-    "segmentation", "segmentations", "segs", "truth",
-}  # fmt: skip
-_IMAGE_WORDS = {
-    "ct", "data", "image", "images", "img", "imgs", "input", "mr", "mri", "orig", "original", "raw",
-    "scan", "scans", "vol", "volume", "volumes",
-}  # fmt: skip
-"""Words, anywhere in a name, by which people tell masks from scans."""
-
-_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_A-Za-z]+")
-
-_PLACE = (
-    r"(?:sites?|cent(?:er|re)s?|hosp(?:itals?)?|clinics?|institut(?:e|ion)s?|scanners?|vendors?|"
-    r"cohorts?|groups?|folds?|batch(?:es)?|domains?|data ?sets?|(?:un)?labell?ed)"
-    r"(?:[ _-]?(?:\d+|[a-z]|[ _-]\w+))?"
-)
-_DIAGNOSIS = (
-    r"(?:benign|malignant|normal|abnormal|healthy|diseased?|positive|negative|controls?|patients|"
-    r"cases|(?:no[ _-]?)?tumou?rs?|cancer|lesions?|covid(?:[ _-]?19)?|pneumonia)"
-)
-_OCCASION = (
-    r"(?:(?:visit|session|ses|time[ _-]?point|tp|day|week|month|year|phase|follow[ _-]?up|fu)"
-    r"[ _-]?\d*|base[ _-]?line|(?:pre|post)(?:[ _-]?(?:op|treatment|contrast))?|"
-    r"(?:19|20)\d\d)"
-)
-_MODALITY = (
-    r"(?:t[12](?:[ _-]?w|[ _-]?c|[ _-]?ce|[ _-]?gd|[ _-]?star|[ _-]?flair)?|pdw?|flair|dwi|adc|dti|"
-    r"swi|bold|f?mri|mra?|cine|lge|ct|cta|cbct|pet|us|ultrasound|x[ _-]?rays?|"
-    r"axial|coronal|sagittal)"
-)
-_GROUP_FOLDER = re.compile(rf"{_PLACE}|{_DIAGNOSIS}|{_OCCASION}|{_MODALITY}", re.IGNORECASE)
-"""A folder that gathers people: `siteA`, `Batch 2`, `benign`, `follow-up`, `2019`, `T1`."""
-
-_REMARK = re.compile(
-    rf"(?P<scan>.+?)[ ._-]+(?:{'|'.join(sorted(_LABEL_WORDS))})\d*"
-    rf"(?:[ ._-]+(?!{_OCCASION}(?:[ ._-]|$))[a-z]+)*",
-    re.IGNORECASE,
-)
-"""The name of a label with words after the one that tells so: `c0_mask_final`, `c0_label2`."""
-
-_SCAN_OF_A_PERSON = re.compile(rf"(.+?)[ ._-](?:{_OCCASION}|{_MODALITY})", re.IGNORECASE)
-"""A name that ends in a visit or a modality: `sub1_T2`."""
-
-_PERSON = re.compile(
-    r"(?:[sp][ _-]?\d|(?:sub|subj|subject|pt|pat|patient|person|participant|proband|volunteer|case)"
-    r"(?:[ _-]|(?=\d))\w*\d)\w*",
-    re.IGNORECASE,
-)
-"""A name as people have them in data sets: `sub-01`, `patient003`, `p1`."""
 
 _HEADERS_OF_DATA_FILES = (".mhd", ".nhdr")
 
@@ -220,28 +168,9 @@ def _plain(key: Key, words: Iterable[str]) -> Key:
 
 
 def _without_remarks(key: Key) -> Key:
-    """A label's key as far as the word that tells labels: `c0_mask_final` belongs to `c0`.
-
-    A number in the rest tells labels apart (`c0_mask_2`), unless it is the word's own (`c0_mask2`),
-    and so does a visit (`c0_mask_followup`): the rest is then kept.
-    """
-    match = _REMARK.fullmatch(key[-1])
-    return _plain(key, plain_words(match["scan"])) if match else ()
-
-
-def tells_labels(name: str) -> bool:
-    """Whether a name consists of words that tell labels: `Expert Segmentations` does not."""
-    words = {*_words(name)}
-    return bool(words) and words <= _LABEL_WORDS
-
-
-def plain_words(name: str) -> tuple[str, ...]:
-    """The words of a name without those that tell images from labels."""
-    return tuple(word for word in _words(name) if word not in _LABEL_WORDS | _IMAGE_WORDS)
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in _WORDS.findall(name)]
+    """A label's key without the remarks in its name; () if it has none."""
+    scan = without_remarks(key[-1])
+    return _plain(key, plain_words(scan)) if scan else ()
 
 
 def _ignored_notes(contents: _Contents, source: Path) -> Iterable[str]:
@@ -251,7 +180,7 @@ def _ignored_notes(contents: _Contents, source: Path) -> Iterable[str]:
         if path.name == DESCRIPTION and path.parent != source:
             folder = path.parent.relative_to(source)
             yield f"{folder} has a {DESCRIPTION}, which is read if you name that folder itself."
-    if (source.parent / DESCRIPTION).is_file() and _IMAGE_FOLDER.fullmatch(source.name):
+    if (source.parent / DESCRIPTION).is_file() and IMAGE_FOLDER.fullmatch(source.name):
         yield (
             f"The folder above has a {DESCRIPTION}, which names labels, classes and channels: name "
             "that folder to read them."
@@ -296,26 +225,24 @@ def _add_scan(contents: _Contents, path: Path, source: Path) -> None:
     key: list[str] = []
     for folder in folders:
         label_folder, image_folder = (
-            _LABEL_FOLDER.fullmatch(folder),
-            _IMAGE_FOLDER.fullmatch(folder),
+            LABEL_FOLDER.fullmatch(folder),
+            IMAGE_FOLDER.fullmatch(folder),
         )
         is_label = is_label or label_folder is not None
         role = label_folder or image_folder
-        if not role and _LABEL_WORDS & {*_words(folder)}:
+        if not role and holds_label_word(folder):
             is_named_as_label = True
             key.append(_ROLE_FOLDER)
             continue
         is_named_as_label = is_named_as_label and image_folder is None
         key.append(_ROLE_FOLDER + (role[1] or "").lower() if role else folder)
-    word = _LABEL_NAME.fullmatch(stem) if path.is_file() else None
+    word = LABEL_NAME.fullmatch(stem) if path.is_file() else None
     is_label = is_label or word is not None
     if not is_label:
-        word = _IMAGE_NAME.fullmatch(stem)
+        word = IMAGE_NAME.fullmatch(stem)
     key.append(word[1] if word else stem)
     whole = tuple(part for part in key if part not in ("", _ROLE_FOLDER))
-    is_named_as_label = is_named_as_label or (
-        path.is_file() and bool(_LABEL_WORDS & {*_words(stem)})
-    )
+    is_named_as_label = is_named_as_label or (path.is_file() and holds_label_word(stem))
     scans = contents.labels if is_label or is_named_as_label else contents.images
     scans.setdefault(whole, []).append(path)
     if is_named_as_label and not is_label:
@@ -343,14 +270,14 @@ def _patients(keys: Iterable[Key]) -> tuple[dict[Key, str], str]:
     occur in several folders, the names of the scans.
     """
     folders = {key: tuple(part for part in key[:-1] if _may_be_a_patient(part)) for key in keys}
-    names = {key: _without_occasion(key[-1]) for key in folders if key}
+    names = {key: without_occasion(key[-1]) for key in folders if key}
     shared = _names_in_several_folders(names)
     for depth in range(max((len(parts) for parts in folders.values()), default=0)):
         patients = {key: parts[depth] for key, parts in folders.items() if len(parts) > depth}
         if len(set(patients.values())) < 2:
             continue
-        names_are_people = bool(shared) and all(map(_PERSON.fullmatch, shared))
-        if names_are_people and not any(map(_PERSON.fullmatch, patients.values())):
+        names_are_people = bool(shared) and all(map(names_a_person, shared))
+        if names_are_people and not any(map(names_a_person, patients.values())):
             break
         return patients, _folders_note(patients)
     if not shared:
@@ -364,22 +291,15 @@ def _patients(keys: Iterable[Key]) -> tuple[dict[Key, str], str]:
 
 def _may_be_a_patient(folder: str) -> bool:
     return not (
-        folder.startswith(_ROLE_FOLDER)
-        or _SPLIT_FOLDER.fullmatch(folder)
-        or _GROUP_FOLDER.fullmatch(folder)
+        folder.startswith(_ROLE_FOLDER) or SPLIT_FOLDER.fullmatch(folder) or gathers_people(folder)
     )
-
-
-def _without_occasion(name: str) -> str:
-    match = _SCAN_OF_A_PERSON.fullmatch(name)
-    return match[1] if match else name
 
 
 def _names_in_several_folders(names: dict[Key, str]) -> list[str]:
     """The names of scans that several folders hold, but for names of visits and modalities."""
     folders_of: dict[str, set[Key]] = {}
     for key, name in names.items():
-        if not _GROUP_FOLDER.fullmatch(name):
+        if not gathers_people(name):
             inside = tuple(part for part in key[:-1] if not part.startswith(_ROLE_FOLDER))
             folders_of.setdefault(name, set()).add(inside)
     return sorted(printable(name) for name, inside in folders_of.items() if len(inside) > 1)
@@ -388,7 +308,7 @@ def _names_in_several_folders(names: dict[Key, str]) -> list[str]:
 def _folders_note(patients: dict[Key, str]) -> str:
     scans = Counter(patients.values())
     note = f"Assuming that the {len(scans)} folders that hold scans are the patients."
-    doubtful = [name for name in scans if scans[name] > 1 and not _PERSON.fullmatch(name)]
+    doubtful = [name for name in scans if scans[name] > 1 and not names_a_person(name)]
     if 2 * len(doubtful) <= len(scans):
         return note
     return (
