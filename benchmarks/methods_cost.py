@@ -26,7 +26,7 @@ from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
 from macl.engine.trainer import make_fabric
 from macl.plugins import find, names
-from macl.tasks.pretraining import build_method
+from macl.tasks.pretraining import build_method, pretraining_sampler
 from macl.tasks.run_settings import pretrain_settings
 
 
@@ -45,15 +45,8 @@ def make_step(
     task = build_method(settings, plugin, find("models", settings.backbone), cache.channels, seed=0)
     fabric = make_fabric(arguments.device, settings.training.precision)
     stepper = make_stepper(task, settings.training, fabric, "off")
-    loader = Loader(
-        cache,
-        arguments.batch,
-        settings.patch,
-        seed=0,
-        neighbours=plugin.needs_neighbours,
-        patients_per_position=settings.patients_per_position,
-        position_jitter=settings.position_jitter,
-    )
+    sampler = pretraining_sampler(settings, cache.volumes, seed=0)
+    loader = Loader(cache, sampler, neighbours=plugin.needs_neighbours)
     batches = list(loader.between(0, arguments.turns + 1))
 
     def step(number: int, progress: float) -> None:

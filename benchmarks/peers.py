@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from macl.config.settings import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.data.sampling import EpochSampler, find_class_voxels
 from macl.data.store import Store
 from macl.engine.optimisation import MovingAverage
 from macl.engine.precision import has_bf16
@@ -114,13 +115,16 @@ def macl_iteration(measured: Measured, precision: str) -> Callable[[], object]:
     training = settings.training.model_copy(update={"precision": precision})
     fabric = make_fabric("cpu", training.precision)
     cache = PatchCache(measured.store, measured.cases, True, fabric.device)
-    loader = Loader(
-        cache,
-        training.batch_size,
+    voxels = find_class_voxels(measured.store, cache.volumes)
+    sampler = EpochSampler(
+        cache.volumes,
         settings.patch,
+        training.batch_size,
         seed=0,
         foreground_share=settings.foreground_share,
+        class_voxels=voxels,
     )
+    loader = Loader(cache, sampler)
     task = SegmentationTask(measured.network(), settings, ())  # pyright: ignore[reportArgumentType]
     stepper = Stepper(task, training, fabric)
     average = MovingAverage(task, training.ema_decay or 0.999)

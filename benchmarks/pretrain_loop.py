@@ -23,6 +23,7 @@ from macl.config.recipes import resolve
 from macl.config.settings import PretrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, Residence
+from macl.data.sampling import EpochSampler
 from macl.data.store import Store
 from macl.engine.trainer import fit, make_fabric
 from macl.methods.macl import Macl
@@ -97,7 +98,8 @@ def main() -> None:
         ms_per_slice: dict[str, float] = {}
         for residence in arguments.residences:
             cache = PatchCache(store, tuple(store.cases), False, fabric.device, residence)
-            loader = Loader(cache, arguments.batch, settings.patch, seed=0)
+            sampler = EpochSampler(cache.volumes, settings.patch, arguments.batch, seed=0)
+            loader = Loader(cache, sampler)
             if "bare_step" not in ms_per_slice:
                 ms_per_slice["bare_step"] = bare_ms_per_slice(settings, loader, fabric)
             run = Path(scratch) / residence

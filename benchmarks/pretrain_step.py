@@ -89,7 +89,7 @@ def main() -> None:
     task = steppers["ours"].task
     assert isinstance(task, Macl)
     with torch.no_grad(), fabric.autocast():
-        dense = task(images, images, None, None).dominant_dense
+        dense = task(images, images, None, None).dense.dominant
     memory_format = torch.channels_last if arguments.dims == 2 else torch.channels_last_3d
     maps = [  # as the network yields them
         torch.randn_like(dense.float()).to(memory_format=memory_format).requires_grad_()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fakes.loading import make_loader
 from fakes.networks import method
 from fakes.toy_store import write_toy_store
 from macl.augmentation.regions import random_blocks
@@ -89,7 +90,7 @@ def without_values(monkeypatch) -> None:
 def batches(tmp_path) -> Loader:
     store = write_toy_store(tmp_path / "store", patients=3, slices=4, side=60, channels=2)
     bank = PatchCache(store, [case.name for case in store.index.cases], True, META, "device")
-    return Loader(bank, 6, (64, 64), seed=0, neighbours=True)
+    return make_loader(bank, 6, (64, 64), seed=0, neighbours=True)
 
 
 def train(task: Any, batches: Loader, starts: tuple[int, ...]) -> None:

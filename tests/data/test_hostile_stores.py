@@ -23,11 +23,11 @@ import torch
 
 from fakes.command import macl
 from fakes.crafted import write_array_that_runs
+from fakes.loading import make_loader
 from fakes.scans import anatomy, write_nifti
 from fakes.toy_store import write_toy_store
 from macl.config.recipes import resolve_recipe
 from macl.config.settings import FinetuneSettings, PretrainSettings
-from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.resolved_split import resolve_split
 from macl.data.splits import read_split
@@ -355,7 +355,7 @@ def use_store(folder: Path) -> None:
     cases = resolved.pretraining_cases
     cache = PatchCache(store, cases, labelled="some", device=torch.device("cpu"))
     for patch in ((32, 32), (4, 32, 32)):
-        next(iter(Loader(cache, 2, patch, seed=0).between(0, 1)))
+        next(iter(make_loader(cache, 2, patch, seed=0).between(0, 1)))
     for words in (("inspect", folder / "store"), ("split", folder / "store", "--out")):
         out = (folder / "new.json",) if words[-1] == "--out" else ()
         answer = macl(*words, *out)

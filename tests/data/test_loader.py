@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fakes.loading import make_loader
 from fakes.toy_store import write_toy_store
 from macl.data.batch import Batch
 from macl.data.loader import Loader
@@ -17,6 +18,7 @@ from macl.data.patch_cache import PatchCache, Residence
 from macl.data.store import Store, write_array
 from macl.data.store_index import write_index
 from macl.data.windows import Windows, full_shape
+from macl.distributed.collectives import require_even_parts
 from macl.preprocessing.normalisation import normalise
 from macl.utils.errors import MaclError
 
@@ -59,7 +61,7 @@ def loader(
     seed: int = 0,
     **more: Any,
 ) -> Loader:
-    return Loader(cached(store, residence), batch_size, patch, seed, **more)
+    return make_loader(cached(store, residence), batch_size, patch, seed, **more)
 
 
 def of_sample(store: Store, number: int, patch: tuple[int, ...], seed: int = 0) -> Batch:
@@ -167,7 +169,7 @@ def test_what_a_batch_holds(store: Store) -> None:
         batch.rng.samples.tolist(), batch.positions[:, 0].tolist(), strict=True
     ):
         assert position == pytest.approx((number % 4 + 1) / 4)
-    unlabelled = Loader(cached(store, labelled=False), 6, (32, 32), 0)
+    unlabelled = make_loader(cached(store, labelled=False), 6, (32, 32), 0)
     assert next(unlabelled.between(0, 1)).labels is None
 
 
@@ -282,9 +284,9 @@ def test_normalisation_by_hand(tmp_path: Path) -> None:
     write_index(tmp_path / "store", store.index.model_copy(update={"cases": cases}))
     cache = cached(Store.open(tmp_path / "store"), labelled=False)
     expected = torch.tensor([[-2, -2, -1.8, 0], [1, 2, 2, 2]] * 2)
-    batch = next(Loader(cache, 1, (4, 4), 0).between(0, 1))
+    batch = next(make_loader(cache, 1, (4, 4), 0).between(0, 1))
     torch.testing.assert_close(batch.images[0, 0], expected)
-    batch = next(Loader(cache, 1, (1, 4, 4), 0).between(0, 1))
+    batch = next(make_loader(cache, 1, (1, 4, 4), 0).between(0, 1))
     torch.testing.assert_close(batch.images[0, 0, 0], expected)
 
 
@@ -342,7 +344,7 @@ def test_ranks_partition_every_batch(store: Store) -> None:
 
 def test_fewer_slices_than_a_batch(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     cache = PatchCache(store, [store.index.cases[0].name], False, CPU)
-    made = Loader(cache, 16, (32, 32), 0)
+    made = make_loader(cache, 16, (32, 32), 0)
     assert (made.batch_size, made.steps_per_epoch) == (4, 1)
     for step in range(3):
         assert sorted(samples_of(made, step)) == [0, 1, 2, 3]
@@ -397,7 +399,7 @@ def test_cases_without_a_label_are_marked(
 ) -> None:
     half = write_toy_store(tmp_path / "store", patients=4, slices=2, side=16, unlabelled=2)
     cache = PatchCache(half, list(half.cases), list(half.cases)[:2], CPU, residence)
-    made = Loader(cache, 4, patch, 0, foreground_share=1.0)
+    made = make_loader(cache, 4, patch, 0, foreground_share=1.0)
     for batch in made.between(0, 4):
         _, windows = made.sampler.draw(int(batch.rng.step))
         assert batch.labelled is not None
@@ -425,7 +427,7 @@ def test_unlabelled_patches_follow_the_labelled_ones(
     """Labels that other cases have in the store are not read; all of them are shown in turn."""
     names = list(store.cases)
     cache = PatchCache(store, names, [names[1]], CPU, residence)
-    made = Loader(cache, 3, patch, 0, unlabelled_batch_size=2, foreground_share=1.0)
+    made = make_loader(cache, 3, patch, 0, unlabelled_batch_size=2, foreground_share=1.0)
     assert made.batch_size == 5
     seen: set[int] = set()
     for batch in made.between(0, 20):
@@ -444,7 +446,7 @@ def test_unlabelled_patches_follow_the_labelled_ones(
 def test_patches_of_a_mixed_batch_are_those_of_their_volumes(store: Store) -> None:
     names = list(store.cases)
     cache = PatchCache(store, names, [names[1], names[3]], CPU)
-    made = Loader(cache, 4, (64, 64), 0, unlabelled_batch_size=4)
+    made = make_loader(cache, 4, (64, 64), 0, unlabelled_batch_size=4)
     for batch in made.between(0, 5):
         _, windows = made.sampler.draw(int(batch.rng.step))
         for image, volume, start in zip(batch.images, windows.volumes, windows.starts, strict=True):
@@ -459,7 +461,7 @@ def test_few_labelled_patches_repeat_to_fill_a_batch(store: Store) -> None:
     """Four labelled slices in batches of six: every step shows them all, some of them twice."""
     names = list(store.cases)
     cache = PatchCache(store, names, [names[0]], CPU)
-    made = Loader(cache, 6, (32, 32), 0, unlabelled_batch_size=1)
+    made = make_loader(cache, 6, (32, 32), 0, unlabelled_batch_size=1)
     assert (made.batch_size, made.steps_per_epoch) == (7, 1)
     for batch in made.between(0, 8):
         _, windows = made.sampler.draw(int(batch.rng.step))
@@ -473,8 +475,8 @@ def test_given_labels_take_the_place_of_the_stores(store: Store) -> None:
     given = {name: np.full(store.case(name).size, 7, np.uint8) for name in names[1:3]}
     for residence in RESIDENCES:
         cache = PatchCache(store, names, [names[0]], CPU, residence, given_labels=given)
-        (batch,) = Loader(cache, 4, (16, 16), 0, unlabelled_batch_size=16).between(0, 1)
-        _, windows = Loader(cache, 4, (16, 16), 0, unlabelled_batch_size=16).sampler.draw(0)
+        (batch,) = make_loader(cache, 4, (16, 16), 0, unlabelled_batch_size=16).between(0, 1)
+        _, windows = make_loader(cache, 4, (16, 16), 0, unlabelled_batch_size=16).sampler.draw(0)
         assert batch.labels is not None
         for label, volume in zip(batch.labels[4:], windows.volumes[4:].tolist(), strict=True):
             assert (label == (7 if volume in (1, 2) else 0)).all()
@@ -483,11 +485,13 @@ def test_given_labels_take_the_place_of_the_stores(store: Store) -> None:
 def test_processes_share_both_kinds_evenly(store: Store) -> None:
     names = list(store.cases)
     cache = PatchCache(store, names, [names[0]], CPU)
-    whole = next(Loader(cache, 4, (32, 32), 0, unlabelled_batch_size=2).between(0, 1))
+    whole = next(make_loader(cache, 4, (32, 32), 0, unlabelled_batch_size=2).between(0, 1))
     for rank in range(2):
-        share = next(Loader(cache, 4, (32, 32), 0, rank, 2, unlabelled_batch_size=2).between(0, 1))
+        share = next(
+            make_loader(cache, 4, (32, 32), 0, rank, 2, unlabelled_batch_size=2).between(0, 1)
+        )
         assert torch.equal(share.images, whole.images[rank::2])
         assert share.labelled is not None
         assert share.labelled.tolist() == [True, True, False]
     with pytest.raises(MaclError, match="2 processes cannot share 4 labelled and 3 unlabelled"):
-        Loader(cache, 4, (32, 32), 0, 0, 2, unlabelled_batch_size=3)
+        require_even_parts(4, 3, 2)

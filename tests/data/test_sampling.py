@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from fakes.loading import make_loader
 from fakes.toy_store import write_toy_store
-from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.sampling import EpochSampler, GroupedSampler, find_class_voxels
 from macl.data.store import Store, write_array
@@ -95,7 +95,7 @@ def test_what_is_left_over_differs_from_epoch_to_epoch(volumes: Volumes) -> None
 @pytest.mark.parametrize("patch", [(16, 16), (3, 16, 16), (12, 64, 8)], ids=str)
 def test_every_patch_shows_a_class_where_all_must(store: Store, patch: tuple[int, ...]) -> None:
     cache = PatchCache(store, list(store.cases), True, CPU)
-    made = Loader(cache, 6, patch, 0, foreground_share=1.0)
+    made = make_loader(cache, 6, patch, 0, foreground_share=1.0)
     for batch in made.between(0, 12):
         assert batch.labels is not None
         assert (batch.labels.flatten(1).amax(1) > 0).all()
@@ -116,7 +116,7 @@ def test_classes_are_drawn_evenly_however_large_they_are(
     write_index(store.path, store.index.model_copy(update={"cases": (case,)}))
     opened = Store.open(store.path)
     cache = PatchCache(opened, list(opened.cases), True, CPU)
-    made = Loader(cache, 2, patch, 0, foreground_share=1.0)
+    made = make_loader(cache, 2, patch, 0, foreground_share=1.0)
     with_disc = torch.cat(
         [(batch.labels == 2).flatten(1).any(1) for batch in made.between(0, 400)]  # pyright: ignore
     )

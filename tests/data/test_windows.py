@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from fakes.loading import make_loader
 from fakes.toy_store import write_toy_store
-from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, Residence
 from macl.data.rng import SampleRng
 from macl.data.sampling import EpochSampler
@@ -139,8 +139,8 @@ def test_neighbours_are_cropped_like_their_patches(
     """A patch and its neighbour have the same rows and columns."""
     cache = PatchCache(store, list(store.cases), False, CPU, residence)
     large, small = ((2, side, side)[-dims:] for side in (64, 32))
-    whole = next(Loader(cache, 8, large, seed=3, neighbours=True).between(0, 1))
-    cropped = next(Loader(cache, 8, small, seed=3, neighbours=True).between(0, 1))
+    whole = next(make_loader(cache, 8, large, seed=3, neighbours=True).between(0, 1))
+    cropped = next(make_loader(cache, 8, small, seed=3, neighbours=True).between(0, 1))
     assert whole.neighbours is not None
     assert cropped.neighbours is not None
     for patch, neighbour, crop, neighbour_crop in zip(
@@ -159,7 +159,7 @@ def test_neighbours_are_cropped_like_their_patches(
 def test_without_asking_there_are_none(store: Store) -> None:
     cache = PatchCache(store, list(store.cases), labelled=False, device=CPU)
     for patch in ((32, 32), (2, 32, 32)):
-        assert next(Loader(cache, 4, patch, seed=0).between(0, 1)).neighbours is None
+        assert next(make_loader(cache, 4, patch, seed=0).between(0, 1)).neighbours is None
 
 
 # ---------------------------------------------------------------- slices of air

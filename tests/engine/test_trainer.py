@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from fakes.loading import make_loader
 from fakes.toy_store import write_toy_store
 from macl.config.settings import TrainingSettings
 from macl.data.batch import Batch
-from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.engine import trainer
 from macl.engine.optimisation import learning_rate
@@ -66,7 +66,7 @@ def train(
     bank: PatchCache, run: Path, task: Task, validation: Validation | None = None, **changes: Any
 ):
     settings = SETTINGS.model_copy(update=changes)
-    batches = Loader(bank, settings.batch_size, (32, 32), seed=0)
+    batches = make_loader(bank, settings.batch_size, (32, 32), seed=0)
     run.mkdir(exist_ok=True)
     fabric = make_fabric("cpu", settings.precision)
     return fit(task, batches, settings, run, fabric, validation=validation)
@@ -99,7 +99,7 @@ def test_the_optimiser_takes_the_logged_rate(bank: PatchCache, tmp_path: Path) -
     """Plain gradient descent followed by hand."""
     tensors, *_ = train(bank, tmp_path, Line(), momentum=0.0, weight_decay=0.0)
     task = Line()
-    batches = Loader(bank, 6, (32, 32), seed=0)
+    batches = make_loader(bank, 6, (32, 32), seed=0)
     for step, batch in enumerate(batches.between(0, STEPS)):
         gradients = torch.autograd.grad(task.step(batch).loss, list(task.parameters()))
         with torch.no_grad():
@@ -318,7 +318,7 @@ def test_a_device_that_is_not_there() -> None:
 
 def test_each_log_entry_is_reported(bank: PatchCache, tmp_path: Path) -> None:
     logged_losses: list[tuple[int, float]] = []
-    batches = Loader(bank, 6, (32, 32), seed=0)
+    batches = make_loader(bank, 6, (32, 32), seed=0)
     fit(
         Line(), batches, SETTINGS, tmp_path, make_fabric("cpu", "fp32"),
         on_log=lambda step, values: logged_losses.append((step, values["loss"])),

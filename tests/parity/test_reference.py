@@ -27,12 +27,9 @@ HEADS = {
     "online_instance_projector": "dominant_global_projector",
 }
 OUTPUTS = {
-    "aux_bottleneck": "auxiliary_bottleneck",
-    "dom_bottleneck": "dominant_bottleneck",
-    "aux_dense": "auxiliary_dense",
-    "dom_dense": "dominant_dense",
-    "aux_global": "auxiliary_global",
-    "dom_global": "dominant_global",
+    "bottleneck": "bottlenecks",
+    "dense": "dense",
+    "global": "projections",
 }
 
 pytestmark = pytest.mark.skipif(
@@ -88,8 +85,10 @@ def test_outputs_losses_and_gradients(reference, mode):
     outputs = method(*(tensors[view] for view in ("i1", "i2", "v1", "v2")))
     step = method.losses(outputs, tensors["positions"][:, None])
     step.loss.backward()
-    for key, attribute in OUTPUTS.items():
-        assert_equal(getattr(outputs, attribute), tensors[f"{mode}.{key}"], key)
+    for key, level in OUTPUTS.items():
+        pair = getattr(outputs, level)
+        assert_equal(pair.auxiliary, tensors[f"{mode}.aux_{key}"], f"auxiliary {key}")
+        assert_equal(pair.dominant, tensors[f"{mode}.dom_{key}"], f"dominant {key}")
     for key, part in {
         "loss_global": "loss_global",
         "loss_dense": "loss_dense",

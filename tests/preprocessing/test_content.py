@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fakes.command import macl
+from fakes.loading import make_loader
 from fakes.scans import anatomy, write_nifti
 from fakes.toy_store import write_toy_store
-from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache, Residence
 from macl.data.store import Store
 from macl.data.store_index import write_index
@@ -53,7 +53,7 @@ def test_slices_of_air_are_left_out_and_the_others_keep_their_place(
 ) -> None:
     cache = cache_of(store, 0.05, residence)
     assert [case.name for case in cache.volumes.cases] == list(KEPT)
-    batch = next(Loader(cache, 5, (64, 64), seed=0).between(0, 1))
+    batch = next(make_loader(cache, 5, (64, 64), seed=0).between(0, 1))
     assert batch.labels is not None
     order = batch.rng.samples.argsort().tolist()
     heights = batch.positions[order, 0].tolist()

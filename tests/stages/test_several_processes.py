@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from fakes.command import macl
+from fakes.loading import make_loader
 from fakes.processes import COUNT, KILLED, command, run_in_two
 from fakes.training_commands import training_words, write_stores
-from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
 from macl.data.store import Store
 from macl.engine import trainer
@@ -216,9 +216,9 @@ def test_the_shares_of_a_batch_make_it_up(folder: Path, gather: bool, contrasted
     cache = PatchCache(
         Store.open(folder / "2d.store"), ["patient001", "patient002"], True, torch.device("cpu")
     )
-    whole = next(Loader(cache, 6, (32, 32), seed=1).between(0, 1))
+    whole = next(make_loader(cache, 6, (32, 32), seed=1).between(0, 1))
     for rank in range(3):
-        batches = Loader(
+        batches = make_loader(
             cache, 6, (32, 32), seed=1, rank=rank, world_size=3, gather_negatives=gather
         )
         share = next(batches.between(0, 1))

@@ -15,7 +15,7 @@ from macl.utils.errors import MaclError
 def watch(steps: int, capsys: pytest.CaptureFixture[str], values: dict[int, float]) -> str:
     """What is said where loss_global is logged with these values, by step, in a run of MACL with 16
     slices a batch."""
-    look = CollapseWatch(method("macl", {}, width=2).uniform_losses(16), steps)
+    look = CollapseWatch("macl", method("macl", {}, width=2).uniform_losses(16), steps)
     for step, value in values.items():
         look(step, {"loss": 9.0, "loss_global": value, "feature_spread": 0.02})
     return capsys.readouterr().err
@@ -45,10 +45,20 @@ def test_the_verdict_looks_at_the_last_tenth(
 ) -> None:
     early = 4.2 if stuck else 4.90
     log = [{"step": step, "loss_global": early if step <= 90 else ends} for step in range(1, 101)]
-    assert collapse_verdict(log, {"loss_global": 4.906}, 100) == stuck
+    assert collapse_verdict("macl", log, {"loss_global": 4.906}, 100) == stuck
     said = capsys.readouterr().err
     assert ("the run ended no better than with all features equal" in said) == bool(stuck)
     assert ("--recipe macl-plus" in said) == bool(stuck)
+
+
+def test_a_rival_that_collapses_is_not_sent_to_a_recipe_of_macl(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = [{"step": step, "loss_contrast": 3.4} for step in range(1, 11)]
+    assert collapse_verdict("simclr", log, {"loss_contrast": 3.43}, 10) == ("loss_contrast",)
+    said = capsys.readouterr().err
+    assert "Train longer, or change training.learning_rate." in said
+    assert "macl" not in said
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from torch import Tensor
 from macl.data.batch import Batch
 from macl.data.patch_cache import FetchedVoxels, PatchCache
 from macl.data.rng import SampleRng
-from macl.data.sampling import EpochSampler, GroupedSampler, MixedSampler, find_class_voxels
+from macl.data.sampling import Sampler
 from macl.data.windows import full_shape
-from macl.distributed.collectives import require_even_parts, require_even_shards
+from macl.distributed.collectives import require_even_shards
 from macl.utils.progress import say, warn
 from macl.utils.text import format_size
 
@@ -37,86 +37,47 @@ class _FetchedBatch:
 
 
 class Loader:
-    """An endless, seeded sequence of batches of patches.
-
-    Patches are drawn one by one (see `EpochSampler`), or, with `patients_per_position` above 1,
-    in groups at similar positions (see `GroupedSampler`), or, with `unlabelled_batch_size` above 0,
-    some with a label and some without (see `MixedSampler`).
+    """An endless sequence of batches of patches.
 
     Args:
         cache: the volumes.
-        batch_size: patches in a batch, over all ranks.
-        patch: sides in voxels, (y, x) for slices or (z, y, x) for parts of volumes.
-        seed: the run's seed.
+        sampler: says which windows a batch shows, of the same volumes.
         rank: this process; it takes every `world_size`-th patch of a batch, from `rank` on.
         world_size: number of processes.
         neighbours: whether every patch comes with one beside it in its volume.
         gather_negatives: whether patches are contrasted with those of all ranks.
-        foreground_share: share of a batch's patches that must show a class, each class as often.
-        patients_per_position: patients in a group; 1: no groups.
-        position_jitter: largest distance of a patch from its group's position, as a fraction of
-            the volume.
-        unlabelled_batch_size: patches that a batch holds of cases without a label, after its
-            `batch_size` labelled ones.
 
     Attributes:
-        batch_size: patches in a batch, no more than an epoch has.
+        patch: sides in voxels, (y, x) for slices or (z, y, x) for parts of volumes.
+        batch_size: patches in a batch, over all ranks.
         steps_per_epoch: batches in an epoch.
         contrasted: number of patches among which each is contrasted.
 
     Raises:
-        MaclError: the ranks cannot share a batch evenly, or it cannot be made of whole groups.
+        MaclError: the ranks cannot share a batch evenly.
     """
 
     def __init__(
         self,
         cache: PatchCache,
-        batch_size: int,
-        patch: tuple[int, ...],
-        seed: int,
+        sampler: Sampler,
         rank: int = 0,
         world_size: int = 1,
+        *,
         neighbours: bool = False,
         gather_negatives: bool = True,
-        *,
-        foreground_share: float = 0.0,
-        patients_per_position: int = 1,
-        position_jitter: float = 0.0,
-        unlabelled_batch_size: int = 0,
     ) -> None:
-        self.cache, self.patch, self.seed = cache, patch, seed
+        self.cache, self.sampler = cache, sampler
         self.rank, self.world_size = rank, world_size
         self.with_neighbours, self.gather_negatives = neighbours, gather_negatives
-        if patients_per_position > 1:
-            self.sampler = GroupedSampler(
-                cache.volumes, patch, batch_size, seed, patients_per_position, position_jitter
-            )
-        elif unlabelled_batch_size:
-            self.sampler = MixedSampler(
-                cache.volumes,
-                cache.has_label,
-                patch,
-                batch_size,
-                unlabelled_batch_size,
-                seed,
-                foreground_share,
-                cache.store,
-            )
-            require_even_parts(batch_size, unlabelled_batch_size, world_size)
-            batch_size += unlabelled_batch_size
-        else:
-            voxels = find_class_voxels(cache.store, cache.volumes) if foreground_share else None
-            self.sampler = EpochSampler(
-                cache.volumes, patch, batch_size, seed, foreground_share, voxels
-            )
-        self.batch_size = self.sampler.batch_size
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        samples = cache.volumes.samples_per_epoch(patch)
+        self.patch, self.batch_size = sampler.patch, sampler.batch_size
+        self.steps_per_epoch = sampler.steps_per_epoch
+        samples = cache.volumes.samples_per_epoch(self.patch)
         require_even_shards(self.batch_size, max(samples, self.batch_size), world_size)
         self.contrasted = self.batch_size if gather_negatives else self.batch_size // world_size
-        self._announce(samples, batch_size)
+        self._announce(samples)
 
-    def _announce(self, samples: int, wanted_batch_size: int) -> None:
+    def _announce(self, samples: int) -> None:
         own = "in memory" if self.cache.device.type == "cpu" else "in the GPU's memory"
         where = {"device": own, "host": "in host memory", "disk": "on disk"}
         cases, volumetric = len(self.cache.volumes.cases), len(self.patch) == 3
@@ -125,11 +86,12 @@ class Loader:
         say(f"{what} ({mebibytes:.0f} MiB) are kept {where[self.cache.residence]}.")
         if volumetric:
             say(f"An epoch takes {samples} patches of {format_size(self.patch)} voxels from them.")
-        if self.batch_size < wanted_batch_size:
+        wanted = self.sampler.wanted_batch_size
+        if self.batch_size < wanted:
             held = f"all {samples}" if self.batch_size == samples else f"{self.batch_size}"
             warn(
                 f"There are fewer {'patches' if volumetric else 'slices'} than a batch of "
-                f"{wanted_batch_size}: every batch holds {held}."
+                f"{wanted}: every batch holds {held}."
             )
 
     @property
@@ -176,7 +138,7 @@ class Loader:
         return Batch(
             images=images,
             centres=fetched.centres,
-            rng=SampleRng(self.seed, step_number, fetched.samples),
+            rng=SampleRng(self.sampler.seed, step_number, fetched.samples),
             labels=labels,
             labelled=labelled,
             neighbours=neighbours,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,28 @@ from macl.utils.errors import MaclError
 
 AXES = ("slice", "row", "column")
 VOXELS_PER_CLASS = 1000
+
+
+class Sampler(Protocol):
+    """Says which windows each batch of a run shows.
+
+    Attributes:
+        patch: sides in voxels, (y, x) for slices or (z, y, x) for parts of volumes.
+        seed: the run's seed.
+        wanted_batch_size: samples in a batch, where there are enough.
+        batch_size: samples in a batch, over all processes.
+        steps_per_epoch: batches in an epoch.
+    """
+
+    patch: tuple[int, ...]
+    seed: int
+    wanted_batch_size: int
+    batch_size: int
+    steps_per_epoch: int
+
+    def draw(self, step: int) -> tuple[Tensor, Windows]:
+        """The numbers (B,) of a step's samples, each once in it, and their windows."""
+        ...
 
 
 # ---------------------------------------------------------------- voxels of the classes
@@ -119,6 +142,7 @@ class EpochSampler:
         fill: bool = False,
     ) -> None:
         self.volumes, self.patch, self.seed = volumes, patch, seed
+        self.wanted_batch_size = batch_size
         counts = volumes.samples_per_volume(patch)
         repeats = -(-batch_size // int(counts.sum())) if fill else 1
         self.sample_volumes = torch.arange(len(counts)).repeat_interleave(counts).repeat(repeats)
@@ -211,6 +235,7 @@ class MixedSampler:
         foreground_share: float,
         store: Store,
     ) -> None:
+        self.patch, self.seed = patch, seed
         self.numbers = [mask.nonzero()[:, 0] for mask in (has_label, ~has_label)]
         labelled, unlabelled = (volumes.chosen(numbers) for numbers in self.numbers)
         voxels = find_class_voxels(store, labelled) if foreground_share else None
@@ -218,7 +243,7 @@ class MixedSampler:
             EpochSampler(labelled, patch, batch_size, seed, foreground_share, voxels, fill=True),
             EpochSampler(unlabelled, patch, unlabelled_batch_size, seed, fill=True),
         )
-        self.batch_size = batch_size + unlabelled_batch_size
+        self.batch_size = self.wanted_batch_size = batch_size + unlabelled_batch_size
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
 
     def draw(self, step: int) -> tuple[Tensor, Windows]:
@@ -275,6 +300,7 @@ class GroupedSampler:
                 "patients_per_position so that it divides the batch."
             )
         self.volumes, self.patch, self.seed, self.jitter = volumes, patch, seed, jitter
+        self.wanted_batch_size = batch_size
         self.group_size = patients_per_position
         samples = volumes.samples_per_epoch(patch)
         groups = min(batch_size, samples) // patients_per_position

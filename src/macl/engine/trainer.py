@@ -147,54 +147,79 @@ def fit(
     state = _TrainingState(task, settings, fabric, validation)
     state.stepper.compile(steps, steps * loader.batch_size * math.prod(loader.patch))
     state.resume(run / STATE)
-    first, seconds_before = state.step, state.seconds
-    log = TrainingLog(run / LOG, first, tensorboard)
+    log = TrainingLog(run / LOG, state.step, loader.batch_size, tensorboard)
     estimate = TimeEstimate(steps, fabric.device)
-    start = saved = written = time.perf_counter()
-    written_step = first
+    schedule = _Schedule(settings, steps)
+    start, seconds_before = time.perf_counter(), state.seconds
     with (
-        progress(run.name, steps, first) as advance,
+        progress(run.name, steps, state.step) as advance,
         interruption_noted() as interrupted,
         within_free_memory() if fabric.device.type == "cpu" else contextlib.nullcontext(),
     ):
-        for batch in _batches(loader, first, steps):
+        for batch in _batches(loader, state.step, steps):
             rate = learning_rate(settings, state.step, steps)
             with _memory_advice(state, batch):
                 output = state.train_step(batch, rate)
             log.add(state.step, state.step / loader.steps_per_epoch, rate, output)
             estimate.after_step(state.step)
-            is_last = state.step == steps
-            validates = is_last or state.step % math.ceil(steps / MOST_VALIDATIONS) == 0
-            if validation and validates:
+            if validation and schedule.validates(state.step):
                 log.add_validation_score(state.validate(validation))
-            logs = state.step % settings.log_every_steps == 0
-            every = settings.checkpoint_every_steps or steps
-            saves, ends = is_last or state.step % every == 0, False
-            if logs or not is_distributed():
-                late, ends = _in_any_process(_is_late(saved), interrupted())
-                saves = saves or late or ends
-            if saves or logs:
-                patches = (state.step - written_step) * loader.batch_size
-                count, values = log.flush(patches / (time.perf_counter() - written))
-                written, written_step = time.perf_counter(), state.step
+            due = schedule.due(state.step, interrupted())
+            if due.log or due.save:
+                count, values = log.flush()
                 advance(count, f"loss {values['loss']:.3f}")
                 estimate.after_log(state.step)
                 if on_log:
                     on_log(state.step, values)
-            if saves:
+            if due.save:
                 log.sync()
                 state.seconds = seconds_before + time.perf_counter() - start
                 state.save(run / STATE)
-                saved = time.perf_counter()
-            if ends:
+                schedule.saved()
+            if due.end:
                 say(f"The state after step {state.step} of {steps} is saved.")
                 raise KeyboardInterrupt
     return Trained(state.tensors_to_keep(), steps, state.seconds)
 
 
-def _is_late(saved: float) -> bool:
-    """Whether it is time for a checkpoint, after the last at this time."""
-    return time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS
+class _Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    save: bool
+    end: bool
+
+
+class _Schedule:
+    """Which steps of a run are followed by an entry in the log, a validation or a checkpoint."""
+
+    def __init__(self, settings: TrainingSettings, steps: int) -> None:
+        self.steps = steps
+        self.log_every = settings.log_every_steps
+        self.save_every = settings.checkpoint_every_steps or steps
+        self.validate_every = math.ceil(steps / MOST_VALIDATIONS)
+        self.saved()
+
+    def saved(self) -> None:
+        """Note that the state has been saved."""
+        self.last_save = time.perf_counter()
+
+    def validates(self, step: int) -> bool:
+        return step == self.steps or step % self.validate_every == 0
+
+    def due(self, step: int, interrupted: bool) -> _Due:
+        """What is to be done after a step, the same in all processes.
+
+        The clock and an interruption count once one of them notes it. Several processes ask each
+        other only at entries in the log, since they wait for each other then.
+        """
+        is_last, logs = step == self.steps, step % self.log_every == 0
+        late = ends = False
+        if logs or not is_distributed():
+            late = time.perf_counter() - self.last_save > SECONDS_BETWEEN_CHECKPOINTS
+            late, ends = _in_any_process(late, interrupted)
+        saves = is_last or step % self.save_every == 0 or late or ends
+        return _Due(logs, saves, ends)
 
 
 def _in_any_process(*facts: bool) -> list[bool]:

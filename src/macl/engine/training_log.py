@@ -44,11 +44,15 @@ class TrainingLog:
     Args:
         path: the file; lines of later steps than `after_step` are dropped from it.
         after_step: the step that training resumes from.
+        batch_size: patches in a step's batch, for the throughput.
         tensorboard: also write TensorBoard's event files beside it.
     """
 
-    def __init__(self, path: Path, after_step: int, tensorboard: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, after_step: int, batch_size: int, tensorboard: bool = False
+    ) -> None:
+        self.path, self.batch_size = path, batch_size
+        self.flushed = time.perf_counter()
         self.events: SummaryWriter | None = None
         self.pending: list[tuple[dict[str, float], Mapping[str, Tensor]]] = []
         kept = [line for line in read_log(path.parent) if line["step"] <= after_step]
@@ -75,8 +79,8 @@ class TrainingLog:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def flush(self, patches_per_second: float) -> tuple[int, dict[str, float]]:
-        """Write the pending lines, with the throughput in the last one.
+    def flush(self) -> tuple[int, dict[str, float]]:
+        """Write the pending lines, with the throughput since the last flush in the last one.
 
         Returns:
             The number of lines and the last of them.
@@ -99,7 +103,9 @@ class TrainingLog:
                     "another --out with a lower training.learning_rate, or with "
                     "training.precision=fp32."
                 )
-        lines[-1]["patches_per_second"] = round(patches_per_second, 2)
+        before, self.flushed = self.flushed, time.perf_counter()
+        throughput = len(lines) * self.batch_size / (self.flushed - before)
+        lines[-1]["patches_per_second"] = round(throughput, 2)
         if this_rank().is_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)

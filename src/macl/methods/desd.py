@@ -53,7 +53,10 @@ class Settings(PluginSettings):
         default=0.996, ge=0, le=1, description="of the teacher at the start; 1 at the end"
     )
     centre_momentum: float = Field(
-        default=0.9, ge=0, le=1, description="decay of the mean that the teacher's output is rid of"
+        default=0.9,
+        ge=0,
+        le=1,
+        description="decay of the running mean that is subtracted from the teacher's scores",
     )
     student_temperature: float = Field(
         default=0.1, gt=0, description="of the student's softmax; lower: sharper"

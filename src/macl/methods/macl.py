@@ -21,7 +21,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,34 +109,38 @@ class Settings(PluginSettings):
     )
 
 
+class Pair(NamedTuple):
+    """What the two branches make of the same patches at one level."""
+
+    auxiliary: Tensor
+    dominant: Tensor
+
+    def gathered(self, batch: Batch) -> Pair:
+        """With the rows of all processes."""
+        return Pair(*map(batch.gathered, self))
+
+
 @dataclass(frozen=True)
 class Outputs:
-    """What the branches yield; shapes for the paper's U-Net of width F, slices of side S, s = S/16,
-    and N decoder blocks.
+    """What the branches yield at each level; None where it was not asked for.
 
-    The first four are None where I1 and I2 were not given, the last two where V1 and V2 were not.
+    Shapes are for the paper's U-Net of width F, slices of side S, s = S/16, and N decoder blocks.
     """
 
-    auxiliary_bottleneck: Tensor | None = None
-    """Ỹ (B, 16F, s, s)"""
-    dominant_bottleneck: Tensor | None = None
-    """Y (B, 16F, s/2^N, s/2^N)"""
-    auxiliary_dense: Tensor | None = None
-    """Z̃ˡ (B, 16F/2^N, s, s)"""
-    dominant_dense: Tensor | None = None
-    """Zˡ (B, 16F/2^N, s, s)"""
-    auxiliary_global: Tensor | None = None
-    """Z̃ᵍ (B, projection)"""
-    dominant_global: Tensor | None = None
-    """Zᵍ (B, projection)"""
+    bottlenecks: Pair | None = None
+    """Ỹ (B, 16F, s, s) and Y (B, 16F, s/2^N, s/2^N)"""
+    dense: Pair | None = None
+    """Z̃ˡ and Zˡ, (B, 16F/2^N, s, s)"""
+    projections: Pair | None = None
+    """Z̃ᵍ and Zᵍ, (B, projection)"""
 
     def gathered(self, batch: Batch) -> Outputs:
         """With the maps and projections that L_d and L_g compare them with; L_ER takes each slice
         by itself."""
-        names = ("auxiliary_dense", "dominant_dense", "auxiliary_global", "dominant_global")
-        made = {name: getattr(self, name) for name in names}
         return replace(
-            self, **{name: batch.gathered(rows) for name, rows in made.items() if rows is not None}
+            self,
+            dense=self.dense and self.dense.gathered(batch),
+            projections=self.projections and self.projections.gathered(batch),
         )
 
 
@@ -245,20 +249,19 @@ class Macl(Method):
     ) -> Outputs:
         """Four views (B, C, *patch) through both branches; i1 and v1 feed the auxiliary, i2 and v2
         the dominant one."""
-        factors, found = self.down_factors, {}
+        bottlenecks = maps = projections = None
         if i1 is not None and i2 is not None:
-            found["auxiliary_bottleneck"], last = self._auxiliary(i1)
-            dominant = self.network.encode(_down(i2, factors))
-            found["dominant_bottleneck"] = dominant[-1]
+            bottleneck, last = self._auxiliary(i1)
+            dominant = self.network.encode(_down(i2, self.down_factors))
+            bottlenecks = Pair(bottleneck, dominant[-1])
             if dense:
-                found["auxiliary_dense"] = self.auxiliary_pixel_projector(last)
-                found["dominant_dense"] = self.network.decode(dominant)[-1]
+                pixels = self.auxiliary_pixel_projector(last)
+                maps = Pair(pixels, self.network.decode(dominant)[-1])
         if v1 is not None and v2 is not None:
-            found["auxiliary_global"] = self.auxiliary_global_projector(self._auxiliary(v1)[1])
-            found["dominant_global"] = self.dominant_global_projector(
-                self.network(_down(v2, factors))
-            )
-        return Outputs(**found)
+            auxiliary = self.auxiliary_global_projector(self._auxiliary(v1)[1])
+            decoded = self.network(_down(v2, self.down_factors))
+            projections = Pair(auxiliary, self.dominant_global_projector(decoded))
+        return Outputs(bottlenecks, maps, projections)
 
     def weights(self, done: float) -> tuple[float, float, float]:
         """λ1, λ2, λ3 after this share of the run."""
@@ -280,17 +283,19 @@ class Macl(Method):
         settings, none = self.settings, positions.new_zeros(())
         positives = positives_by_position(positions, settings.threshold)
         loss_global = loss_dense = loss_regularisation = distance = size = none
-        if outputs.dominant_bottleneck is not None and outputs.auxiliary_bottleneck is not None:
-            target = outputs.auxiliary_bottleneck
-            target = target if settings.symmetric else _down(target, self.down_factors)
-            loss_regularisation = self._regularise(outputs.dominant_bottleneck, target)
-            distance = spread(spatial_mean(outputs.dominant_bottleneck))
-            size = outputs.dominant_bottleneck.abs().mean()
-        if outputs.dominant_dense is not None and outputs.auxiliary_dense is not None:
-            maps = outputs.dominant_dense, outputs.auxiliary_dense
-            loss_dense = self.factor * dense_contrastive(*maps, positives, settings.temperature)
-        if outputs.dominant_global is not None and outputs.auxiliary_global is not None:
-            anchors = torch.cat((outputs.dominant_global, outputs.auxiliary_global))
+        if outputs.bottlenecks:
+            bottlenecks = outputs.bottlenecks
+            loss_regularisation = self._regularise(bottlenecks)
+            distance = spread(spatial_mean(bottlenecks.dominant))
+            size = bottlenecks.dominant.abs().mean()
+        if outputs.dense:
+            auxiliary, dominant = outputs.dense
+            loss_dense = self.factor * dense_contrastive(
+                dominant, auxiliary, positives, settings.temperature
+            )
+        if outputs.projections:
+            auxiliary, dominant = outputs.projections
+            anchors = torch.cat((dominant, auxiliary))
             loss_global = self.factor * contrastive(
                 anchors, pairs_of_both_branches(positives), settings.temperature
             )
@@ -307,11 +312,13 @@ class Macl(Method):
         total = by_image * loss_global + by_pixel * loss_dense + by_feature * loss_regularisation
         return StepOutput(total, {name: value.detach() for name, value in parts.items()})
 
-    def _regularise(self, dominant: Tensor, auxiliary: Tensor) -> Tensor:
-        """L_ER of two bottlenecks of one shape."""
-        if not self.settings.standardised_regularisation:
-            return F.l1_loss(dominant, auxiliary)
-        return F.l1_loss(standardise(dominant), standardise(auxiliary))
+    def _regularise(self, bottlenecks: Pair) -> Tensor:
+        """L_ER: the auxiliary bottleneck is brought to the dominant one's size."""
+        target, dominant = bottlenecks
+        target = target if self.settings.symmetric else _down(target, self.down_factors)
+        if self.settings.standardised_regularisation:
+            dominant, target = standardise(dominant), standardise(target)
+        return F.l1_loss(dominant, target)
 
     def step(self, batch: Batch) -> StepOutput:
         """Views, branches, losses; views and maps that no loss needs are not made."""

@@ -31,7 +31,7 @@ from macl.losses import contrastive, pairs_of_both_branches, same_component, spr
 from macl.models.heads import mlp_with_batch_norm
 from macl.models.layers import global_average_pool
 from macl.models.network import Network
-from macl.tasks.pretraining import FEATURE_SPREAD, POSITIVES_PER_ANCHOR, Method
+from macl.tasks.pretraining import FEATURE_SPREAD, Method
 
 
 class Settings(PluginSettings):
@@ -54,7 +54,10 @@ class Wcl(Method):
         "loss_weak": Quantity(
             "Weakly supervised loss", "Contrast in which patches of one component attract.", "nats"
         ),
-        "positives_per_anchor": POSITIVES_PER_ANCHOR,
+        "positives_per_anchor": Quantity(
+            "Positives per anchor",
+            "Other patches of an anchor's component. At 0 it stands alone.",
+        ),
         "feature_spread": FEATURE_SPREAD,
     }
 

@@ -15,6 +15,7 @@ from macl.config.settings import AugmentationSettings, PretrainSettings, Spatial
 from macl.data.batch import Batch
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.data.sampling import EpochSampler, find_class_voxels
 from macl.data.store import Store
 from macl.pages.overlays import FILL_OPACITY, colour_of, grey
 from macl.records.runs import RunRecord
@@ -33,7 +34,7 @@ class AugmentedPatch:
 
 
 def augmented_patches(store: Store, record: RunRecord) -> tuple[AugmentedPatch, ...]:
-    """Some patches of the first training cases, under the views that the run drew.
+    """Some patches of the first training cases, under views such as the run draws.
 
     None for methods of pre-training without a setting `views`.
 
@@ -64,9 +65,11 @@ def _batch(store: Store, record: RunRecord, patch: tuple[int, ...], labelled: bo
     with quietly():
         cache = PatchCache(store, cases, labelled, torch.device("cpu"), residence="disk")
         count = min(PATCHES, cache.volumes.samples_per_epoch(patch))
-        share = 1.0 if labelled else 0.0
-        loader = Loader(cache, count, patch, record.seed, foreground_share=share)
-        return next(loader.between(0, 1))
+        voxels = find_class_voxels(store, cache.volumes) if labelled else None
+        sampler = EpochSampler(
+            cache.volumes, patch, count, record.seed, 1.0 if labelled else 0.0, voxels
+        )
+        return next(Loader(cache, sampler).between(0, 1))
 
 
 def _drawn(

@@ -40,7 +40,7 @@ from macl.readers._naming import (
 from macl.readers._reader import Reader
 from macl.utils.errors import MaclError, listed
 from macl.utils.files import entries
-from macl.utils.text import printable
+from macl.utils.text import counted, printable
 
 _HEADERS_OF_DATA_FILES = (".mhd", ".nhdr")
 
@@ -187,7 +187,7 @@ def _ignored_notes(contents: _Contents, source: Path) -> Iterable[str]:
         )
     yield from ignored_note(contents.folder_links, source, "links to folders")
     if contents.hidden:
-        yield f"Ignored: {contents.hidden} hidden files."
+        yield f"Ignored: {counted(contents.hidden, 'hidden file')}."
 
 
 def _find_scans(source: Path) -> _Contents:

@@ -14,6 +14,7 @@ from torch import Tensor
 from macl.config.settings import FinetuneSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.data.sampling import EpochSampler, find_class_voxels
 from macl.data.store import Store
 from macl.data.windows import select_volumes
 from macl.distributed.collectives import all_reduce_sum
@@ -104,15 +105,17 @@ def finetune(
 
 def _train(run: TrainingRun, settings: FinetuneSettings, task: SegmentationTask) -> RunRecord:
     store, record, fabric = run.store, run.record, run.fabric
-    loader = Loader(
-        PatchCache(store, record.cases, labelled=True, device=fabric.device),
-        settings.training.batch_size,
+    cache = PatchCache(store, record.cases, labelled=True, device=fabric.device)
+    share = settings.foreground_share
+    sampler = EpochSampler(
+        cache.volumes,
         settings.patch,
+        settings.training.batch_size,
         record.seed,
-        fabric.global_rank,
-        fabric.world_size,
-        foreground_share=settings.foreground_share,
+        share,
+        find_class_voxels(store, cache.volumes) if share else None,
     )
+    loader = Loader(cache, sampler, fabric.global_rank, fabric.world_size)
     validation = None
     if record.validation_cases:
         score = ValidationScore(store, record, settings, task.segmenter, fabric)

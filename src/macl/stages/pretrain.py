@@ -8,7 +8,7 @@ from typing import Unpack
 from macl.config.settings import PretrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
-from macl.data.sampling import GroupedSampler
+from macl.data.sampling import Sampler
 from macl.data.store import Store
 from macl.data.windows import Volumes, select_volumes
 from macl.distributed.launch import process_group
@@ -22,6 +22,7 @@ from macl.tasks.pretraining import (
     build_method,
     collapse_verdict,
     describe_weights,
+    pretraining_sampler,
     require_enough_patches,
     transferable_tensors,
 )
@@ -71,7 +72,7 @@ def pretrain(
         if run.resolved and not chosen.allow_overlap:
             cases = run.resolved.pretraining_cases
         volumes = select_volumes(opened, cases, settings.minimum_content)
-        _check_groups(settings, volumes)
+        sampler = pretraining_sampler(settings, volumes, chosen.seed)
         network = find("models", settings.backbone)
         task = build_method(settings, plugin, network, len(opened.index.channels), chosen.seed)
         patches = volumes.samples_per_epoch(settings.patch)
@@ -81,10 +82,12 @@ def pretrain(
         if run.open(task, cases, patches, recipe=chosen.recipe or settings.method).finished:
             return run.record
         _report_left_out_slices(opened, cases, volumes, settings)
-        return _train(run, settings, task)
+        return _train(run, settings, task, sampler)
 
 
-def _train(run: TrainingRun, settings: PretrainSettings, task: Method) -> RunRecord:
+def _train(
+    run: TrainingRun, settings: PretrainSettings, task: Method, sampler: Sampler
+) -> RunRecord:
     training, fabric = settings.training, run.fabric
     cache = PatchCache(
         run.store,
@@ -95,20 +98,18 @@ def _train(run: TrainingRun, settings: PretrainSettings, task: Method) -> RunRec
     )
     loader = Loader(
         cache,
-        training.batch_size,
-        settings.patch,
-        run.record.seed,
+        sampler,
         fabric.global_rank,
         fabric.world_size,
-        task.needs_neighbours,
-        training.gather_negatives,
-        patients_per_position=settings.patients_per_position,
-        position_jitter=settings.position_jitter,
+        neighbours=task.needs_neighbours,
+        gather_negatives=training.gather_negatives,
     )
     if task.contrasts_positions:
         _warn_of_one_position(loader)
     uniform_losses = task.uniform_losses(loader.contrasted)
-    watch = CollapseWatch(uniform_losses, training.total_steps(loader.steps_per_epoch))
+    watch = CollapseWatch(
+        settings.method, uniform_losses, training.total_steps(loader.steps_per_epoch)
+    )
     trained = run.train(settings.method, task, loader, on_log=watch)
     weights = transferable_tensors(task, trained.tensors)
     record = run.finish(
@@ -116,23 +117,12 @@ def _train(run: TrainingRun, settings: PretrainSettings, task: Method) -> RunRec
         describe_weights(settings, task, run.record.channels),
         trained,
         uniform_losses=uniform_losses,
-        at_uniform=collapse_verdict(read_log(run.folder), uniform_losses, trained.steps),
+        at_uniform=collapse_verdict(
+            settings.method, read_log(run.folder), uniform_losses, trained.steps
+        ),
     )
     say(f"Pre-trained weights are in {run.folder / WEIGHTS}.")
     return record
-
-
-def _check_groups(settings: PretrainSettings, volumes: Volumes) -> None:
-    """MaclError if a batch cannot be made of whole groups, before the run's folder is made."""
-    if settings.patients_per_position > 1:
-        GroupedSampler(
-            volumes,
-            settings.patch,
-            settings.training.batch_size,
-            seed=0,
-            patients_per_position=settings.patients_per_position,
-            jitter=settings.position_jitter,
-        )
 
 
 def _report_left_out_slices(

@@ -27,7 +27,7 @@ from macl.pages.sections import Section, section_of, side_by_side, store_facts
 from macl.pages.verdict import verdict
 from macl.records.runs import RunRecord, runs_at
 from macl.records.scores import COUNTED_OUTCOMES, MEASURES
-from macl.tasks.pretraining import WAY_OUT
+from macl.tasks.pretraining import way_out
 from macl.utils.errors import MaclError
 from macl.utils.files import (
     AnyPath,
@@ -155,7 +155,7 @@ def _render(
         side_by_side=side_by_side(comparison),
         label_efficiency=_markup(label_efficiency(comparison.rows)),
         caveats=warnings,
-        way_out=WAY_OUT,
+        way_out=way_out,
         notes=notes,
         counted_outcomes=COUNTED_OUTCOMES,
         definitions=[(name, DEFINITIONS[name]) for name in conventions],

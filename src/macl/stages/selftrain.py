@@ -12,6 +12,7 @@ import numpy as np
 from macl.config.settings import SelftrainSettings
 from macl.data.loader import Loader
 from macl.data.patch_cache import PatchCache
+from macl.data.sampling import MixedSampler
 from macl.data.store import Store
 from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
@@ -25,7 +26,13 @@ from macl.tasks.initial_weights import require_apart
 from macl.tasks.run_settings import NETWORK_SETTINGS
 from macl.tasks.segmentation import require_segmenter, segmenter_weights
 from macl.tasks.segmenter_run import Arguments, record_transfer, resolve_start, start_segmenter
-from macl.tasks.semi_supervised import UNSURE, ProportionWatch, SelfTrainingTask
+from macl.tasks.semi_supervised import (
+    UNSURE,
+    MeanTeacherTask,
+    NoisyStudentTask,
+    ProportionWatch,
+    SelfTrainingTask,
+)
 from macl.utils.errors import MaclError
 from macl.utils.files import AnyPath, sha256
 from macl.utils.progress import progress, say, warn
@@ -101,14 +108,8 @@ def selftrain(
         has_learned = "head.weight" in transfer.names
         if start.teacher is None and not has_learned:
             warn(UNTRAINED_TEACHER)
-        task = SelfTrainingTask(
-            segmenter,
-            settings,
-            axes,
-            opened.index.classes,
-            follows_fast=not has_learned,
-            pseudo_labels=start.teacher is not None,
-        )
+        taught = NoisyStudentTask if start.teacher else MeanTeacherTask
+        task = taught(segmenter, settings, axes, opened.index.classes, follows_fast=not has_learned)
         unlabelled = run.resolved.unlabelled_cases(start.labels)
         if not unlabelled:
             raise MaclError(
@@ -151,16 +152,18 @@ def _train(
     store, record, fabric = run.store, run.record, run.fabric
     cases = (*record.cases, *record.unlabelled_cases)
     labelled, unlabelled = settings.patches_per_step
-    loader = Loader(
-        PatchCache(store, cases, record.cases, fabric.device, given_labels=pseudo_labels),
-        labelled,
+    cache = PatchCache(store, cases, record.cases, fabric.device, given_labels=pseudo_labels)
+    sampler = MixedSampler(
+        cache.volumes,
+        cache.has_label,
         settings.patch,
+        labelled,
+        unlabelled,
         record.seed,
-        fabric.global_rank,
-        fabric.world_size,
-        foreground_share=settings.foreground_share,
-        unlabelled_batch_size=unlabelled,
+        settings.foreground_share,
+        store,
     )
+    loader = Loader(cache, sampler, fabric.global_rank, fabric.world_size)
     watch = ProportionWatch(task, settings.training.total_steps(loader.steps_per_epoch))
     trained = run.train("Segmenter", task, loader, on_log=watch)
     network = {name: record.settings[name] for name in NETWORK_SETTINGS}

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from macl.config.settings import PluginSettings, PretrainSettings
+from macl.data.sampling import EpochSampler, GroupedSampler, Sampler
+from macl.data.windows import Volumes
 from macl.engine.task import Quantity, Task
 from macl.models.network import Network, Strides, total_stride
 from macl.tasks.networks import (
@@ -25,11 +27,6 @@ from macl.utils.progress import warn
 
 NEAR_UNIFORM = 0.98
 """A run stands near the uniform solution when its loss exceeds this share of that solution's."""
-
-WAY_OUT = (
-    "Train longer, or change training.learning_rate; for MACL with the paper's settings use "
-    "--recipe macl-plus, which is made not to collapse."
-)
 
 FEATURE_SPREAD = Quantity(
     "Feature spread",
@@ -176,6 +173,19 @@ def describe_weights(
     }
 
 
+def pretraining_sampler(settings: PretrainSettings, volumes: Volumes, seed: int) -> Sampler:
+    """Draws patches one by one, or in groups at similar positions, as the settings say.
+
+    Raises:
+        MaclError: a batch cannot be made of whole groups.
+    """
+    patch, batch_size = settings.patch, settings.training.batch_size
+    patients = settings.patients_per_position
+    if patients == 1:
+        return EpochSampler(volumes, patch, batch_size, seed)
+    return GroupedSampler(volumes, patch, batch_size, seed, patients, settings.position_jitter)
+
+
 def require_enough_patches(
     settings: PretrainSettings, method: type[Method], patches: int, processes: int = 1
 ) -> None:
@@ -207,16 +217,28 @@ def require_enough_patches(
         )
 
 
+def way_out(method: str) -> str:
+    """What to do about a run of a method that stands at the uniform solution, in a sentence."""
+    longer = "Train longer, or change training.learning_rate"
+    if method != "macl":
+        return f"{longer}."
+    return (
+        f"{longer}; with the paper's settings, use --recipe macl-plus, which is made not to "
+        "collapse."
+    )
+
+
 class CollapseWatch:
     """Warns once where a run stands near the solution in which all features are equal.
 
     Args:
+        method: the name of the run's method.
         uniform_losses: losses and their values there.
         steps: of the whole run; the first tenth, in which every run passes there, is not watched.
     """
 
-    def __init__(self, uniform_losses: Mapping[str, float], steps: int) -> None:
-        self.uniform_losses = uniform_losses
+    def __init__(self, method: str, uniform_losses: Mapping[str, float], steps: int) -> None:
+        self.method, self.uniform_losses = method, uniform_losses
         self.from_step = steps // 10
         self.warned = False
 
@@ -236,7 +258,7 @@ class CollapseWatch:
             warn(
                 f"Warning: at step {step} {name} is {values[name]:.3f}, near "
                 f"{self.uniform_losses[name]:.3f}, where all features are equal (feature spread "
-                f"{spread:.3f}): nothing is being learned from it yet. {WAY_OUT}"
+                f"{spread:.3f}): nothing is being learned from it yet. {way_out(self.method)}"
             )
 
 
@@ -250,11 +272,15 @@ def at_uniform(values: Mapping[str, float], uniform_losses: Mapping[str, float])
 
 
 def collapse_verdict(
-    log: Iterable[Mapping[str, float]], uniform_losses: Mapping[str, float], steps: int
+    method: str,
+    log: Iterable[Mapping[str, float]],
+    uniform_losses: Mapping[str, float],
+    steps: int,
 ) -> tuple[str, ...]:
     """The losses that stand near the uniform solution over the last tenth of a run, and say so.
 
     Args:
+        method: the name of the run's method.
         log: entries with their step.
         uniform_losses: losses and their values there.
         steps: of the whole run.
@@ -272,6 +298,6 @@ def collapse_verdict(
         )
         warn(
             f"Warning: the run ended no better than with all features equal ({ends}): it learned "
-            f"nothing from {'them' if len(stuck) > 1 else 'it'}. {WAY_OUT}"
+            f"nothing from {'them' if len(stuck) > 1 else 'it'}. {way_out(method)}"
         )
     return stuck

@@ -15,6 +15,7 @@ count (FixMatch; UniMatch, arXiv 2208.09910); the limit can follow each class's 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -65,17 +66,18 @@ class Taught(NamedTuple):
 
 
 class SelfTrainingTask(SegmentationTask):
-    """Supervised on the labelled patches of a batch, taught by the teacher on the others.
+    """Supervised on the labelled patches of a batch, taught on the others.
+
+    What teaches is up to `MeanTeacherTask` and `NoisyStudentTask`. Both keep the moving average of
+    the segmenter.
 
     Args:
         segmenter: the student, with the weights it starts from.
         settings: of the run.
         mirror_axes: axes that views are mirrored along.
         classes: names of the classes, background first.
-        follows_fast: whether the teacher follows the segmenter faster at first, since nothing of
+        follows_fast: whether the average follows the segmenter faster at first, since nothing of
             worth is in it yet.
-        pseudo_labels: whether unlabelled patches bring labels of a teacher that stays (noisy
-            student; Xie et al. 2020, arXiv 1911.04252). The moving average then only averages.
     """
 
     teacher_shares: Tensor
@@ -90,11 +92,10 @@ class SelfTrainingTask(SegmentationTask):
         classes: tuple[str, ...],
         *,
         follows_fast: bool,
-        pseudo_labels: bool,
     ) -> None:
         super().__init__(segmenter, settings, mirror_axes)
         self.selftraining, self.classes = settings, classes
-        self.follows_fast, self.pseudo_labels = follows_fast, pseudo_labels
+        self.follows_fast = follows_fast
         self.teacher = momentum_copy(segmenter)
         for name in ("teacher_shares", "label_shares", "confidences"):
             self.register_buffer(name, torch.zeros(len(classes)))
@@ -139,18 +140,16 @@ class SelfTrainingTask(SegmentationTask):
         grid = sampling_grid(batch.rng, "view", spatial, patch, self.mirror_axes)
         images = resample(batch.images, grid, spatial.interpolation)
         images = change_intensity(images, batch.rng, self.selftraining.augmentation.intensity)
-        labels, confidence = self._labels(batch, grid)
+        labels, confidence = self.labels_at(grid, batch)
         return self._mixed(batch, Taught(images, labels, confidence))
 
-    def _labels(self, batch: Batch, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's labels at a grid of places, and its confidence in them."""
-        if not self.pseudo_labels:
-            probabilities = self.teacher(batch.images).float().softmax(1)
-            confidence, labels = resample(probabilities, grid, "bilinear").max(1)
-            return labels, confidence
-        assert batch.labels is not None
-        given = resample_labels(torch.where(batch.labels == UNSURE, 0, batch.labels + 1), grid)
-        return (given - 1).clamp(min=0), (given > 0).float()
+    @abstractmethod
+    def labels_at(self, grid: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The labels of unlabelled patches at a grid of places, and the confidence in them.
+
+        Returns:
+            (B, *patch) int64 and float32; the confidence is 0 outside the patch.
+        """
 
     def _mixed(self, batch: Batch, taught: Taught) -> Taught:
         """A box of some patches shows what the next patch of the whole batch has there."""
@@ -250,6 +249,26 @@ class SelfTrainingTask(SegmentationTask):
         moves = torch._foreach_sub(towards, own)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(moves, share)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(own, moves)  # pyright: ignore[reportPrivateImportUsage]
+
+
+class MeanTeacherTask(SelfTrainingTask):
+    """The moving average itself labels unlabelled patches, step by step."""
+
+    def labels_at(self, grid: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The most probable classes, and their probabilities."""
+        probabilities = self.teacher(batch.images).float().softmax(1)
+        confidence, labels = resample(probabilities, grid, "bilinear").max(1)
+        return labels, confidence
+
+
+class NoisyStudentTask(SelfTrainingTask):
+    """Unlabelled patches bring the labels of a finished run (Xie et al. 2020, arXiv 1911.04252)."""
+
+    def labels_at(self, grid: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The patches' own labels; the confidence is 0 where they are `UNSURE`, else 1."""
+        assert batch.labels is not None
+        given = resample_labels(torch.where(batch.labels == UNSURE, 0, batch.labels + 1), grid)
+        return (given - 1).clamp(min=0), (given > 0).float()
 
 
 def _follow(mean: Tensor, value: Tensor, step: int | Tensor) -> None:
