@@ -199,6 +199,14 @@ def test_where_stands_before_the_key() -> None:
         validate(Small, {"inner": {"rate": -1}}, where="grid.toml")
 
 
+def test_a_list_that_may_not_be_empty_is_said_to_need_values() -> None:
+    class Budgets(Settings):
+        labels: tuple[int, ...] = Field(min_length=2)
+
+    with pytest.raises(MaclError, match="fit: labels needs at least 2 values"):
+        validate(Budgets, {"labels": []})
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Small().steps = 4

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from macl.config.settings import Settings, setting_names
 from macl.utils.errors import MaclError, did_you_mean
-from macl.utils.text import shown
+from macl.utils.text import counted, shown
 
 S = TypeVar("S", bound=Settings)
 
@@ -97,6 +97,8 @@ def _problem(
         for step in path:
             value = value[step]
         return f"{key} cannot be {shown(value)} ({field.description})"
+    if error["type"] == "too_short":
+        return f"{key} needs at least {counted(error['ctx']['min_length'], 'value')}"
     message = error["msg"]
     return f"{key}: {message[:1].lower()}{message[1:]}"
 
