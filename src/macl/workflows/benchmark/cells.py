@@ -103,12 +103,14 @@ class BenchmarkFolder:
 
     def finished(self) -> dict[BenchmarkCell, CellRecord]:
         """The records of the finished cells, in the plan's order."""
-        records = {}
-        for cell, specification in self.plan.specifications.items():
-            record = read_cell(self.folder(cell))
-            if record and record.specification == specification:
-                records[cell] = record
-        return records
+        found = {cell: self.record(cell) for cell in self.plan.specifications}
+        return {cell: record for cell, record in found.items() if record}
+
+    def record(self, cell: BenchmarkCell) -> CellRecord | None:
+        """The record of a cell; None where it is not finished as the plan specifies it."""
+        record = read_cell(self.folder(cell))
+        specified = record and record.specification == self.plan.specifications[cell]
+        return record if specified else None
 
     def failed(self) -> dict[str, str]:
         """Name of a failed cell → why it failed."""

@@ -219,15 +219,16 @@ def _watch(
     folder: BenchmarkFolder, working: Callable[[], bool], after_each: Callable[[], Any]
 ) -> None:
     """Show how many cells are finished, until nobody works any more."""
-    finished = len(folder.finished())
-    with progress("Cells", len(folder.plan.specifications), finished) as advance:
+    cells = folder.plan.specifications
+    unfinished = [cell for cell in cells if not folder.record(cell)]
+    with progress("Cells", len(cells), len(cells) - len(unfinished)) as advance:
         while True:
             # Asked first: what is finished until the end is seen below.
             more_to_come = working()
-            now = len(folder.finished())
-            if now > finished:
-                advance(now - finished)
-                finished = now
+            left = [cell for cell in unfinished if not folder.record(cell)]
+            if len(left) < len(unfinished):
+                advance(len(unfinished) - len(left))
+                unfinished = left
                 after_each()
             if not more_to_come:
                 return
