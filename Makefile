@@ -16,7 +16,7 @@ OUT ?= demo
 TORCH_INDEX ?=
 MINUTES ?= 60
 GPU_FIGURES ?=
-PYTEST_ARGS ?= -n auto --maxprocesses 4
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 BIN := $(VENV)/bin
 
 .PHONY: demo test check check-nnunet check-packaging gpu-figures docs clean

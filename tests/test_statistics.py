@@ -66,6 +66,12 @@ def test_the_signed_rank_test_counts_all_signs() -> None:
     assert signed_rank_p(DIFFERENCES) == pytest.approx(extreme / len(sums))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_and_zeros_are_tested_as_scipy_tests_them(seed: int) -> None:
+    differences = np.random.default_rng(seed).integers(-2, 4, size=9)
+    assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences).pvalue)
+
+
 def test_no_difference_is_no_evidence() -> None:
     assert signed_rank_p([0.0, 0.0, 1e-15]) == 1.0
     assert signed_rank_p([0.3]) == 1.0

@@ -98,7 +98,8 @@ def _problem(
             value = value[step]
         return f"{key} cannot be {shown(value)} ({field.description})"
     if error["type"] == "too_short":
-        return f"{key} needs at least {counted(error['ctx']['min_length'], 'value')}"
+        least = error.get("ctx", {})["min_length"]
+        return f"{key} needs at least {counted(least, 'value')}"
     message = error["msg"]
     return f"{key}: {message[:1].lower()}{message[1:]}"
 
