@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from macl.workflows.benchmark.grid import BenchmarkCell, read_grid
 from macl.workflows.benchmark.plan import plan
 from macl.workflows.benchmark.results import CellRecord
 
-DiceOf = Callable[[BenchmarkCell, str, str], float]
-"""(cell, case, class) → Dice."""
+DiceOf = Callable[[BenchmarkCell, str, str], float | MaskOutcome]
+"""(cell, case, class) → Dice, or why it is 0 or undefined."""
 
 
 def write_finished_cells(grid: Path, out: Path, dice_of: DiceOf) -> None:
@@ -23,7 +24,7 @@ def write_finished_cells(grid: Path, out: Path, dice_of: DiceOf) -> None:
         test = planned.splits[cell.draw].test
         cases = [case for case, person in planned.groups.items() if person in test]
         rows = [
-            _row(case, name, float(dice_of(cell, case, name)))
+            _row(case, name, dice_of(cell, case, name))
             for case in cases
             for name in ("ring", "disc")
         ]
@@ -52,8 +53,9 @@ def write_finished_cells(grid: Path, out: Path, dice_of: DiceOf) -> None:
     write_text(out / "grid.toml", "")
 
 
-def _row(case: str, class_name: str, dice: float) -> ScoreRow:
-    outcome: MaskOutcome = "scored" if dice else "missed"
+def _row(case: str, class_name: str, scored: float | MaskOutcome) -> ScoreRow:
+    outcome = scored if isinstance(scored, str) else "scored"
+    dice = float({"missed": 0.0, "invented": 0.0, "both_empty": math.nan}.get(outcome, scored))
     return ScoreRow(
         case=case, class_name=class_name, dice=dice, jaccard=dice / (2 - dice), hd95=1.0, asd=0.5,
         unit="mm", outcome=outcome, truth_voxels=10, predicted_voxels=10, shared_voxels=5, slices=3,

@@ -16,6 +16,7 @@ from scipy import stats
 from fakes.command import macl
 from fakes.finished_benchmark import DiceOf, write_finished_cells
 from fakes.toy_store import write_toy_store
+from macl.metrics import MaskOutcome
 from macl.stages.split import split
 from macl.statistics import bootstrap_interval
 from macl.workflows.benchmark.cells import BenchmarkFolder
@@ -197,12 +198,36 @@ def test_tables_without_rows_have_a_header(grid: Path) -> None:
 
 
 def test_what_is_not_found_is_counted(grid: Path) -> None:
-    def missing(cell: BenchmarkCell, case: str, class_name: str) -> float:
+    def missing(cell: BenchmarkCell, case: str, class_name: str) -> float | MaskOutcome:
         lost = cell.start.name == "same" and cell.seed == 0 and class_name == "disc"
-        return 0.0 if lost else dice(cell, case, class_name)
+        return "missed" if lost else dice(cell, case, class_name)
 
     row = comparisons(run(grid, missing))["same", "1"]
     assert (float(row["missed"]), float(row["reference_missed"])) == (PEOPLE / REPEATS, 0)
+    assert (float(row["invented"]), float(row["reference_invented"])) == (0, 0)
+
+
+def test_a_structure_invented_in_healthy_people_counts_against_a_method(grid: Path) -> None:
+    """`good_one` is better in patients, and finds what is not there in the healthy."""
+
+    def healthy(cell: BenchmarkCell, case: str, class_name: str) -> float | MaskOutcome:
+        if int(case.removeprefix("patient")) % 2:
+            return dice(cell, case, class_name)
+        return "invented" if cell.start.name == "good_one" else "both_empty"
+
+    out = run(grid, healthy)
+    found = comparisons(out)
+    worse = found["good_one", "2"]
+    assert (worse["people"], worse["conclusion"]) == (str(PEOPLE), "no conclusion")
+    healthy_people = sum(
+        int(row["person"].removeprefix("patient")) % 2 == 0
+        for row in table(out / "people.csv")
+        if (row["start"], row["labels"], row["seed"]) == ("same", "2", "0")
+    )
+    assert float(worse["invented"]) == 2 * healthy_people > 0
+    assert float(worse["reference_invented"]) == 0
+    assert float(worse["dice_points"]) < -100 * healthy_people / PEOPLE + 5
+    assert "| invented |" in (out / "results.md").read_text(encoding="utf-8")
 
 
 def test_recipes_are_compared_where_the_reference_names_one(grid: Path) -> None:

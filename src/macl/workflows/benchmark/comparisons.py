@@ -1,7 +1,6 @@
 """What a benchmark's scores allow to be said: methods in pairs, by rank, and over the labels.
 
-Everything here is about the Dice of people: of a person, the mean over their scans of the mean over
-the classes, scored by the convention `strict`.
+Everything here is about the Dice of people (`dice_of_people`), scored by the convention `strict`.
 """
 
 from __future__ import annotations
@@ -51,10 +50,12 @@ class MethodScores:
     Attributes:
         dice: (seed, draw) → person → Dice in per cent.
         missed: (seed, draw) → structures that are there and were not found at all.
+        invented: (seed, draw) → structures that were found and are not there.
     """
 
-    dice: Mapping[tuple[int, int | None], Mapping[str, float]]
-    missed: Mapping[tuple[int, int | None], int]
+    dice: dict[tuple[int, int | None], dict[str, float]]
+    missed: dict[tuple[int, int | None], int]
+    invented: dict[tuple[int, int | None], int]
 
     def table(self, repeats: Sequence[tuple[int, int | None]], people: Sequence[str]) -> np.ndarray:
         """Dice as (people, repeats)."""
@@ -75,6 +76,7 @@ class PairedComparison:
         people_ahead: people with a higher mean than under the reference.
         repeats_ahead: repeats with a higher mean than the reference.
         missed, reference_missed: mean number per repeat of structures not found at all.
+        invented, reference_invented: mean number per repeat of structures that are not there.
     """
 
     labels: str
@@ -92,6 +94,8 @@ class PairedComparison:
     repeats_ahead: int
     missed: float
     reference_missed: float
+    invented: float
+    reference_invented: float
 
     @property
     def verdict(self) -> str:
@@ -242,32 +246,30 @@ Scores = Mapping[str, Mapping[BenchmarkMethod, MethodScores]]
 
 
 def _read_scores(folders: Mapping[BenchmarkCell, Path], groups: Mapping[str, str]) -> Scores:
-    dice: dict[str, dict[BenchmarkMethod, dict]] = defaultdict(lambda: defaultdict(dict))
-    missed: dict[str, dict[BenchmarkMethod, dict]] = defaultdict(lambda: defaultdict(dict))
+    scores: dict[str, dict[BenchmarkMethod, MethodScores]] = defaultdict(dict)
     for cell, folder in folders.items():
         rows = read_rows(folder / runs.SCORES)
-        method = _method_of(cell)
         repeat = (cell.seed, cell.draw)
-        dice[cell.labels][method][repeat] = dice_of_people(rows, groups)
-        missed[cell.labels][method][repeat] = sum(row.outcome == "missed" for row in rows)
-    return {
-        labels: {
-            method: MethodScores(of_repeats, missed[labels][method])
-            for method, of_repeats in methods.items()
-        }
-        for labels, methods in dice.items()
-    }
+        own = scores[cell.labels].setdefault(_method_of(cell), MethodScores({}, {}, {}))
+        own.dice[repeat] = dice_of_people(rows, groups)
+        own.missed[repeat] = sum(row.outcome == "missed" for row in rows)
+        own.invented[repeat] = sum(row.outcome == "invented" for row in rows)
+    return scores
 
 
 def dice_of_people(rows: Iterable[ScoreRow], groups: Mapping[str, str]) -> dict[str, float]:
-    """Person → Dice in per cent: the mean over their scans of the mean over the classes."""
+    """Person → Dice in per cent: the mean over their scans of the mean over the classes.
+
+    A class that neither mask has is left out. A scan that has no structure, and in which none was
+    found, counts as 100: under a method that finds one there it counts as 0, and all methods must
+    be compared over the same people.
+    """
     of_case: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if not math.isnan(row.dice):
-            of_case[row.case].append(100 * row.dice)
+        of_case[row.case] += [] if math.isnan(row.dice) else [100 * row.dice]
     of_person: dict[str, list[float]] = defaultdict(list)
     for case, values in of_case.items():
-        of_person[groups[case]].append(fmean(values))
+        of_person[groups[case]].append(fmean(values or [100.0]))
     return {person: fmean(values) for person, values in sorted(of_person.items())}
 
 
@@ -321,6 +323,8 @@ def _comparisons(plan: BenchmarkPlan, scores: Scores) -> Iterable[PairedComparis
                 repeats_ahead=int((of_repeats > 0).sum()),
                 missed=fmean(own.missed[repeat] for repeat in repeats),
                 reference_missed=fmean(other.missed[repeat] for repeat in repeats),
+                invented=fmean(own.invented[repeat] for repeat in repeats),
+                reference_invented=fmean(other.invented[repeat] for repeat in repeats),
             )
 
 

@@ -31,6 +31,8 @@ class DifferenceRow(NamedTuple):
     repeats_ahead: int
     missed: float
     reference_missed: float
+    invented: float
+    reference_invented: float
     conclusion: str
     sentence: str
 
@@ -103,6 +105,8 @@ def comparison_rows(findings: Findings) -> Iterator[DifferenceRow]:
             repeats_ahead=each.repeats_ahead,
             missed=each.missed,
             reference_missed=each.reference_missed,
+            invented=each.invented,
+            reference_invented=each.reference_invented,
             conclusion=each.verdict,
             sentence=each.sentence,
         )

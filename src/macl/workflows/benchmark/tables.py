@@ -217,7 +217,7 @@ def _means(cells: Sequence[CellRecord], plan: BenchmarkPlan, convention: Convent
     heads = (
         "labels", "recipe", "start", *(("training",) if several else ()), "repeats",
         "pooled Dice %" if convention == "paper" else "Dice %", "Jaccard %",
-        f"HD95 {unit}", f"ASD {unit}", "missed", "minutes",
+        f"HD95 {unit}", f"ASD {unit}", "missed", "invented", "minutes",
     )  # fmt: skip
     orders = (
         grid.labels,
@@ -240,9 +240,14 @@ def _means(cells: Sequence[CellRecord], plan: BenchmarkPlan, convention: Convent
             )
             for measure in MEASURES
         ]
-        missed = [float(sum(row["missed"] for row in summary["classes"])) for summary in summaries]
+        counts = [
+            mean_and_deviation(
+                [float(sum(row[outcome] for row in summary["classes"])) for summary in summaries]
+            )
+            for outcome in ("missed", "invented")
+        ]
         minutes = [(cell.pretraining_seconds + cell.finetuning_seconds) / 60 for cell in group]
-        numbers = (*measures, mean_and_deviation(missed), f"{mean(minutes):.1f}")
+        numbers = (*measures, *counts, f"{mean(minutes):.1f}")
         rows.append((*names, str(len(group)), *numbers))
     return ResultTable(f"Convention {convention}", heads, tuple(rows), words=4 if several else 3)
 
@@ -255,6 +260,7 @@ def _comparison_tables(findings: Findings, plan: BenchmarkPlan) -> list[ResultTa
         "labels", "recipe", "method", "reference", "conclusion", "difference, points",
         "95 % over people", "95 % over people and repeats", "p", "p after Holm", "people",
         "people ahead", "repeats", "repeats ahead", "missed", "missed by the reference",
+        "invented", "invented by the reference",
     )  # fmt: skip
     rows = tuple(
         (
@@ -263,6 +269,7 @@ def _comparison_tables(findings: Findings, plan: BenchmarkPlan) -> list[ResultTa
             _interval(each.interval), _interval(each.crossed_interval), f"{each.p:.2g}",
             f"{each.p_holm:.2g}", str(each.people), str(each.people_ahead), str(each.repeats),
             str(each.repeats_ahead), f"{each.missed:.1f}", f"{each.reference_missed:.1f}",
+            f"{each.invented:.1f}", f"{each.reference_invented:.1f}",
         )
         for each in findings.comparisons
     )  # fmt: skip
