@@ -251,17 +251,62 @@ def test_reasons_are_printed_as_soon_as_scans_differ(
     assert printed.count("Not segmented: e (14000 of its 14000 voxels are NaN") == 1
 
 
-def test_a_mask_on_another_grid_or_without_probabilities_is_made_again(
+def test_a_mask_of_another_scan_of_its_name_is_neither_kept_nor_replaced(
     run: Path, tmp_path: Path
 ) -> None:
-    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
-    write_scan(scan, *_args("axial"))
+    array, spacing, direction = _args("axial")
+    first = write_scan(tmp_path / "monday" / "scan.nii.gz", array, spacing, direction)
+    second = write_scan(tmp_path / "tuesday" / "scan.nii.gz", array[::-1], spacing, direction)
+    out = tmp_path / "out"
+    predict([run, first], out)
+    mask = (out / "scan.nii.gz").read_bytes()
+    with pytest.raises(MaclError, match=r"masks of other scans of these names.*\(scan\)"):
+        predict([run, second.parent], out)
+    assert (out / "scan.nii.gz").read_bytes() == mask
+    (out / "scan.nii.gz").unlink()
+    predict([run, second], out)
+    (of_second,) = predict([run, second], tmp_path / "apart")
+    assert (out / "scan.nii.gz").read_bytes() == of_second.read_bytes() != mask
+
+
+def test_a_mask_without_probabilities_is_made_again(run: Path, tmp_path: Path) -> None:
+    scan, out = write_scan(tmp_path / "scan.nii.gz", *_args("axial")), tmp_path / "out"
     predict([run, scan], out)
-    write_scan(scan, *_args("oblique"))
-    predict([run, scan], out)
-    assert_same_grid(out / "scan.nii.gz", scan)
     predict([run, scan], out, probabilities=True)
     assert (out / "scan.probabilities.nii.gz").is_file()
+
+
+def test_masks_are_not_written_among_the_scans(run: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "scans" / "scan.nii.gz", *_args("axial"))
+    with pytest.raises(MaclError, match="lies within the scans"):
+        predict([run, tmp_path / "scans"], tmp_path / "scans" / "masks")
+    assert not (tmp_path / "scans" / "masks").exists()
+
+
+def test_channels_of_equal_names_in_two_folders_are_two_scans(run: Path, tmp_path: Path) -> None:
+    for site in ("site1", "site2"):
+        write_scan(tmp_path / "scans" / site / "scan_0000.nii.gz", *_args("axial"))
+    predict([run, tmp_path / "scans"], tmp_path / "out")
+    record = read_predictions(tmp_path / "out")
+    assert record and record.cases == ("site1_scan", "site2_scan")
+    assert all((tmp_path / "out" / f"{name}.nii.gz").is_file() for name in record.cases)
+
+
+def test_two_files_of_one_name_are_refused(run: Path, tmp_path: Path) -> None:
+    for suffix in (".nii.gz", ".nrrd"):
+        write_scan(tmp_path / "scans" / f"scan_0000{suffix}", *_args("axial"))
+    with pytest.raises(MaclError, match="scan"):
+        predict([run, tmp_path / "scans"], tmp_path / "out")
+
+
+def test_arguments_that_mean_nothing_are_refused(run: Path, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", *_args("axial"))
+    with pytest.raises(MaclError, match="name one of test, all"):
+        predict([run, scan], tmp_path / "out", cases="tests")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(MaclError, match="no device 'cuda:0'"):
+        predict([run, scan], tmp_path / "out", device="cuda:0")
+    with pytest.raises(MaclError, match="take 1 or more"):
+        predict([run, scan], tmp_path / "out", batch_size=-1)
 
 
 # ---------------------------------------------------------------- stores and ensembles

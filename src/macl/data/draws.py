@@ -28,9 +28,10 @@ def draw_labelled_people(resolved: ResolvedSplit, store: Store, draw: int) -> Sp
     pool = resolved.people(labelled.intersection(resolved.pretraining_cases))
     order = in_drawn_order(set(pool).difference(resolved.validation), draw)
     counts = {name: len(people) for name, people in split.budgets.items()}
-    if max(counts.values()) > len(order):
+    largest = max(counts.values(), default=0)
+    if largest > len(order):
         raise MaclError(
-            f"The largest budget of the split {split.name!r} needs {max(counts.values())} people, "
+            f"The largest budget of the split {split.name!r} needs {largest} people, "
             f"but {len(order)} can be drawn: leave the draws out of the grid."
         )
     drawn = Split(

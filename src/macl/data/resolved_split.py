@@ -86,8 +86,9 @@ class ResolvedSplit:
 def resolve_split(split: Split, store: Store, *, allow_overlap: bool = False) -> ResolvedSplit:
     """Find the cases of a store that a split names, and keep test people out of training.
 
-    A scan with the same image as a test scan, under whatever name, is left out of training too,
-    with a message. A budget that lacks people of a smaller one is reported.
+    A scan with the same image as a test, validation or reserved scan, under whatever name, is left
+    out of training too, with a message; one with the image of a reserved scan also out of the test.
+    A budget that lacks people of a smaller one is reported.
 
     Args:
         split: who trains, validates and tests.
@@ -178,7 +179,7 @@ def _patients_by_name(split: Split, store: Store) -> Mapping[str, set[str]]:
         elif number := last_number(patient):
             by_name[str(int(number.group()))].add(patient)
     if split.identify_by == "number":
-        named = {*split.test, *split.validation}.union(*split.budgets.values())
+        named = {*split.test, *split.validation, *split.reserved}.union(*split.budgets.values())
         for person in sorted(named.intersection(by_name)):
             if len(by_name[person]) > 1:
                 raise MaclError(
@@ -235,24 +236,35 @@ def _check_apart(resolved: ResolvedSplit, allow_overlap: bool) -> None:
 
 
 def _without_copies(resolved: ResolvedSplit, store: Store) -> ResolvedSplit:
-    """Leave out cases with the image of a test case, such as one patient under two names."""
+    """Leave out copies of scans that are held out, such as of one patient under two names."""
     images = {case.name: case.arrays["image"].sha256 for case in store.index.cases}
-    test_images = {images[case]: case for case in resolved.test_cases}
+    reserved = [case for case, group in resolved.groups.items() if group in resolved.reserved]
+    apart = _without_copies_of(reserved, "reserved", resolved, images)
+    apart = _without_copies_of(apart.test_cases, "test", apart, images)
+    return _without_copies_of(apart.validation_cases, "validation", apart, images)
+
+
+def _without_copies_of(
+    held_out: Collection[str], what: str, resolved: ResolvedSplit, images: Mapping[str, str]
+) -> ResolvedSplit:
+    """Leave out the copies of these cases, with a message; `images` is case → digest."""
+    originals = {images[case]: case for case in held_out}
     copies = {
-        case: test_images[image]
+        case: originals[image]
         for case, image in images.items()
-        if image in test_images and case not in resolved.test_cases
+        if image in originals and case not in held_out
     }
-    used = set(resolved.pretraining_cases).union(*resolved.budget_cases.values())
-    if left_out := sorted(used.intersection(copies)):
+    used = {*resolved.test_cases, *resolved.validation_cases, *resolved.pretraining_cases}
+    if left_out := sorted(used.union(*resolved.budget_cases.values()).intersection(copies)):
         pairs = listed(f"{case} (of {copies[case]})" for case in left_out)
-        warn(f"Left out of training, as copies of test scans under other names: {pairs}.")
+        warn(f"Left out, as copies of {what} scans under other names: {pairs}.")
 
     def without_copies(cases: Iterable[str]) -> tuple[str, ...]:
         return tuple(case for case in cases if case not in copies)
 
     return replace(
         resolved,
+        test_cases=without_copies(resolved.test_cases),
         validation_cases=without_copies(resolved.validation_cases),
         pretraining_cases=without_copies(resolved.pretraining_cases),
         budget_cases={name: without_copies(cases) for name, cases in resolved.budget_cases.items()},

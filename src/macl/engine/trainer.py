@@ -105,6 +105,8 @@ def make_fabric(device: str, precision: WantedPrecision) -> Fabric:
     available = {"cuda": cuda, "mps": mps, "cpu": True}
     if device == "auto":
         device = next(name for name, exists in available.items() if exists)
+    if device not in available:
+        raise MaclError(f"There is no device {device!r}: name auto, cpu, cuda or mps.")
     if not available[device]:
         raise MaclError(f"PyTorch finds no {device} device on this machine: try --device cpu.")
     chosen = choose_precision(precision, device)

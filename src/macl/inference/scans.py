@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,13 +20,15 @@ from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import Geometry, Volume
 from macl.io.source import Case
 from macl.io.time_series import frames_of
-from macl.io.volume import is_one_scan, read_header, read_scan, safe_name, stem_of, suffix_of
-from macl.preprocessing.case import prepare_image
+from macl.io.volume import is_one_scan, read_header, read_scan, stem_of, suffix_of
+from macl.preprocessing.case import files_of, prepare_image
 from macl.preprocessing.source import UNNAMED_CHANNEL, lone_case, recognise, scan_source
 from macl.readers._reader import Reader
 from macl.records.runs import RECORD, RunRecord
 from macl.records.training_range import Difference, ScanFacts, differences, spanning
 from macl.utils.errors import MaclError, RefusedCaseError, listed
+from macl.utils.failures import os_reason
+from macl.utils.files import sha256
 from macl.utils.progress import warn
 
 MASK_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
@@ -62,12 +65,14 @@ class ScanToSegment:
         name: of the case and its mask.
         suffix: of the mask's file.
         geometry: reads the grid without the voxels.
+        checksum: of the contents.
         time_points: prepare the scan, or each time point of a time series.
     """
 
     name: str
     suffix: str
     geometry: Callable[[], Geometry]
+    checksum: Callable[[], str]
     time_points: tuple[Callable[[], PreparedScan], ...]
 
 
@@ -137,8 +142,10 @@ def find_scans(
             require_same_channels(path, scanned.source.channels, record)
             for note in scanned.source.notes:
                 warn(f"{path}: {note}")
-            single = {case.name: (case,) for case in scanned.source.cases if case.frame is None}
-            for name, time_points in sorted({**single, **scanned.series}.items()):
+            single = [(case.name, (case,)) for case in scanned.source.cases if case.frame is None]
+            for name, time_points in sorted(
+                [*single, *scanned.series.items()], key=lambda named: named[0]
+            ):
                 modality = scanned.source.modality
                 scans.append(_from_files(name, time_points, record, modality))
             refused |= scanned.source.refused
@@ -174,7 +181,7 @@ def group_channels(
     Returns:
         The cases, and those that lack a channel: name → reason.
     """
-    files_of: dict[tuple[Path, str, str], dict[int, Case]] = {}
+    by_scan: dict[tuple[Path, str, str], dict[int, Case]] = {}
     others: list[Case] = []
     for case in cases:
         image = case.images[0]
@@ -185,15 +192,16 @@ def group_channels(
             others.append(case)
             continue
         key = image.parent, match["case"], suffix_of(image) or ""
-        files_of.setdefault(key, {})[int(match["channel"])] = case
+        by_scan.setdefault(key, {})[int(match["channel"])] = case
     expected = set(range(len(channels)))
-    found = {number for files in files_of.values() for number in files}
-    if not files_of or not found <= expected or (len(channels) == 1 and others):
+    found = {number for files in by_scan.values() for number in files}
+    if not by_scan or not found <= expected or (len(channels) == 1 and others):
         return tuple(cases), {}
     grouped: list[Case] = []
     incomplete: dict[str, str] = {}
-    for (_, base, _), files in files_of.items():
-        name = safe_name(base)
+    for files in by_scan.values():
+        number, first = min(files.items())
+        name = first.name.removesuffix(f"_{number:04d}")
         if missing := sorted(expected - files.keys()):
             numbers = ", ".join(f"{number:04d} ({channels[number]})" for number in missing)
             incomplete[name] = f"its channel {numbers} is missing"
@@ -240,8 +248,22 @@ def _from_files(
         name,
         suffix if suffix and suffix in known else ".nii.gz",
         lambda: read_header(first).geometry,
+        lambda: _checksum(time_points[0]),
         tuple(partial(_prepare, case, record, modality) for case in time_points),
     )
+
+
+def _checksum(case: Case) -> str:
+    """SHA-256 over the files of a scan.
+
+    Raises:
+        RefusedCaseError: a file cannot be read.
+    """
+    try:
+        digests = [sha256(file) for path in case.paths for file in files_of(path)]
+    except OSError as error:
+        raise RefusedCaseError(f"it cannot be read ({os_reason(error)})") from None
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _prepare(case: Case, record: RunRecord, modality: str) -> PreparedScan:
@@ -310,18 +332,21 @@ def _from_store(
 
 def require_same_preparation(store: Store, record: RunRecord) -> None:
     """MaclError unless a store was prepared as the store of a run was."""
-    ours = {"channels": len(store.index.channels), **prepared_settings(store.index.prepared)}
-    theirs = {"channels": len(record.channels), **prepared_settings(record.prepared)}
-    differing = [
-        f"{name} {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name]
-    ]
-    if differing:
+    if differing := differences_of_preparation(store, record):
         raise MaclError(
             f"The settings of the store {store.path} differ from those of the run's store "
-            f"({'; '.join(differing)}): prepare it with the same settings, or name the scans "
-            "themselves."
+            f"({differing}): prepare it with the same settings, or name the scans themselves."
         )
     require_same_channels(store.path, store.index.channels, record)
+
+
+def differences_of_preparation(store: Store, record: RunRecord) -> str:
+    """In what a store was prepared unlike the store of a run, in phrases; empty: in nothing."""
+    ours = {"channels": len(store.index.channels), **prepared_settings(store.index.prepared)}
+    theirs = {"channels": len(record.channels), **prepared_settings(record.prepared)}
+    return "; ".join(
+        f"{name} {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name]
+    )
 
 
 def require_same_channels(path: Path, channels: Sequence[str], record: RunRecord) -> None:
@@ -356,4 +381,5 @@ def _from_stored_case(store: Store, name: str, record: RunRecord) -> ScanToSegme
             differences=_differences(record, facts),
         )
 
-    return ScanToSegment(name, ".nii.gz", lambda: case.geometry, (read,))
+    checksum = case.arrays["image"].sha256
+    return ScanToSegment(name, ".nii.gz", lambda: case.geometry, lambda: checksum, (read,))

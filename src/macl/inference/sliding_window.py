@@ -252,7 +252,9 @@ def _predict(
     members: Sequence[SegmenterMember], grid: WindowGrid, slab: Slab, batch_size: int | None
 ) -> Iterator[Tensor]:
     """(K, Y, X) probabilities of every slice, in order: the mean of members of equal windows."""
-    batch_size = batch_size or default_batch_size(members[0].patch)
+    batch_size = default_batch_size(members[0].patch) if batch_size is None else batch_size
+    if batch_size < 1:
+        raise MaclError(f"batch_size={batch_size} is too small: take 1 or more.")
     depth, rows, columns = grid.sides
     sums: dict[int, Tensor] = {}
     for start in range(0, len(grid.corners), batch_size):

@@ -31,6 +31,8 @@ _VALUES_LISTED = 8
 _SLOPE_TOLERANCE = 1e-4
 """How far a label's value may lie from a whole number, in steps of the stored numbers."""
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 _UNSCALED = (1.0, 0.0)
 """Slope and intercept that change nothing."""
 
@@ -101,8 +103,8 @@ def read_scan(
 
     Raises:
         RefusedCaseError: a file is missing, cut off, damaged or of another kind; the number of
-            channels is wrong, or they lie on different grids; voxels are NaN or infinite; a channel
-            is constant.
+            channels is wrong, or they lie on different grids; voxels are NaN, infinite or beyond
+            float32; a channel is constant.
     """
     if frame is not None:
         volumes = [_read_frame(scan, frame) for scan in images]
@@ -111,7 +113,7 @@ def read_scan(
     else:
         volumes = [_read_volume(scan, 1) for scan in images]
     volume = volumes[0] if len(volumes) == 1 else _merge_channels(volumes, channels)
-    require_contents(volume.array)
+    require_contents(volume.array, volume.rescale)
     return volume
 
 
@@ -318,16 +320,24 @@ def _refusing_damage() -> Iterator[None]:
         ) from None
 
 
-def require_contents(array: np.ndarray) -> None:
-    """RefusedCaseError if a voxel of (C, …) is NaN or infinite, or a channel is constant."""
-    for number, channel in enumerate(array, start=1):
+def require_contents(array: np.ndarray, rescale: Sequence[tuple[float, float]]) -> None:
+    """RefusedCaseError if a voxel of (C, …) is NaN, infinite or, as stored or in the scan's values,
+    beyond float32, or a channel is constant."""
+    scales = rescale or (_UNSCALED,) * len(array)
+    for number, (channel, (slope, intercept)) in enumerate(zip(array, scales, strict=True), 1):
         if channel.dtype.kind == "f":
             invalid = int(channel.size - np.isfinite(channel).sum())
             if invalid:
                 raise RefusedCaseError(
                     f"{invalid} of its {channel.size} voxels are NaN or infinite"
                 )
+        which = f"its channel {number}" if len(array) > 1 else "it"
+        ends = (float(channel.min()), float(channel.max()))
+        if max(map(abs, (*ends, *(end * slope + intercept for end in ends)))) > _LARGEST:
+            raise RefusedCaseError(
+                f"{which} holds values as large as {max(ends, key=abs):g}, which no scanner "
+                "measures: a broken file, or of another data type"
+            )
         if channel.min() == channel.max():
-            which = f"its channel {number}" if len(array) > 1 else "it"
             value = float(channel.flat[0])
             raise RefusedCaseError(f"{which} is constant: every voxel is {value:g}")

@@ -83,7 +83,7 @@ class PreparedCase(Settings):
 def files_fingerprint(case: Case) -> str:
     """A hash of a case's name and patient, and of its files' names, sizes and times of change."""
     lines = [case.name, case.patient]
-    for file in (file for path in case.paths for file in _files(path)):
+    for file in (file for path in case.paths for file in files_of(path)):
         state = file.stat()
         lines.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
@@ -192,7 +192,7 @@ def _read_label(case: Case, image: Volume, labels: Mapping[int, int]) -> np.ndar
     return as_classes(label, labels)
 
 
-def _files(path: Path) -> Iterator[Path]:
+def files_of(path: Path) -> Iterator[Path]:
     """The file itself, or the files in a folder."""
     if path.is_dir():
         yield from (file for file in sorted(path.iterdir()) if file.is_file())

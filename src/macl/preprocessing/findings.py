@@ -26,7 +26,7 @@ from macl.utils.errors import RefusedCaseError
 from macl.utils.parallel import workers_for
 from macl.utils.progress import progress
 
-TOO_LARGE = "it does not fit into memory: try --workers 1"
+TOO_LARGE = "it does not fit into memory"
 
 _VOXELS_SAMPLED = 2_000
 

@@ -33,6 +33,9 @@ class PredictionsRecord(Settings):
     cases: tuple[str, ...] = Field(
         description="every requested case, sorted, with or without a mask"
     )
+    scans: dict[str, str] = Field(
+        default={}, description="case → SHA-256 of the scan that its mask is of"
+    )
 
 
 def list_masks(folder: Path) -> dict[str, Path]:
@@ -79,8 +82,11 @@ def read_predictions(folder: Path) -> PredictionsRecord | None:
     return validate(PredictionsRecord, raw, where=PREDICTIONS_RECORD)
 
 
-def open_predictions(folder: Path, record: PredictionsRecord) -> None:
+def open_predictions(folder: Path, record: PredictionsRecord) -> PredictionsRecord:
     """Start a folder of masks, or continue one that the same weights wrote.
+
+    Returns:
+        The record with what the folder holds already.
 
     Raises:
         MaclError: the folder holds something else.
@@ -89,12 +95,12 @@ def open_predictions(folder: Path, record: PredictionsRecord) -> None:
         raise MaclError(f"--out {folder} is a file: choose a folder.")
     earlier = read_predictions(folder)
     if earlier is not None:
-        if earlier.model_copy(update={"cases": record.cases}) != record:
+        if earlier.model_copy(update={"cases": record.cases, "scans": record.scans}) != record:
             raise MaclError(
                 f"--out {folder} already holds predictions of other runs: choose another folder."
             )
         cases = tuple(sorted({*earlier.cases, *record.cases}))
-        record = record.model_copy(update={"cases": cases})
+        record = record.model_copy(update={"cases": cases, "scans": earlier.scans})
     elif folder.exists() and any(not path.name.startswith(ASIDE) for path in folder.iterdir()):
         raise MaclError(
             f"--out {folder} already holds something that is not predictions: choose another "
@@ -102,4 +108,10 @@ def open_predictions(folder: Path, record: PredictionsRecord) -> None:
         )
     refuse_links(folder)
     clear_unfinished(folder)
+    write_predictions(folder, record)
+    return record
+
+
+def write_predictions(folder: Path, record: PredictionsRecord) -> None:
+    """Write the record of a folder of masks."""
     write_text(folder / PREDICTIONS_RECORD, record.model_dump_json(indent=1) + "\n")

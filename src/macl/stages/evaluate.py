@@ -15,7 +15,7 @@ from macl.data.store_index import INDEX, Orientation
 from macl.io.geometry import Geometry, grid_difference
 from macl.io.source import ScanPath, Source
 from macl.io.volume import Volume, read_label
-from macl.metrics import Convention, Score, empty_score, score_classes
+from macl.metrics import DEFINITIONS, Convention, Score, empty_score, score_classes
 from macl.plugins import readers
 from macl.preprocessing.orientation import choose_orientation, orient, spacing_of, to_scan
 from macl.preprocessing.source import (
@@ -100,6 +100,8 @@ def evaluate(
         MaclError: nothing matches, a mask cannot be read, grids differ, or a label value is not
             among the classes.
     """
+    if convention not in DEFINITIONS:
+        raise MaclError(f"convention={convention!r} is unknown: name one of {listed(DEFINITIONS)}.")
     predictions, truth, out = Path(predictions), Path(truth), Path(out)
     if out.suffix != ".csv":
         raise MaclError(f"--out {out} should be a file that ends in .csv.")

@@ -123,7 +123,7 @@ class SegmentationModel:
                 raise RefusedCaseError(
                     f"its voxels are of type {volume.array.dtype}, expected real numbers"
                 )
-            require_contents(volume.array)
+            require_contents(volume.array, volume.rescale)
             prepared = prepare_volume(volume, self.record, modality)
         except RefusedCaseError as error:
             raise _refused(name, error) from None

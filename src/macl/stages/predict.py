@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -24,7 +25,13 @@ from macl.io.deidentification import Pseudonyms
 from macl.io.geometry import grid_difference
 from macl.io.volume import read_header, write_volume
 from macl.plugins import find, readers
-from macl.records.predictions import PROBABILITIES, PredictionsRecord, open_predictions
+from macl.preprocessing.findings import TOO_LARGE
+from macl.records.predictions import (
+    PROBABILITIES,
+    PredictionsRecord,
+    open_predictions,
+    write_predictions,
+)
 from macl.records.runs import WEIGHTS, RunRecord, runs_at
 from macl.utils.allocator import keep_freed_memory
 from macl.utils.errors import MaclError, RefusedCaseError, listed
@@ -32,12 +39,15 @@ from macl.utils.files import AnyPath, inside, paths_of, require_disk_space, sha2
 from macl.utils.progress import progress, say, warn
 from macl.utils.text import counted
 
+Cases = Literal["test", "all"]
+"""Which cases of a store are segmented."""
+
 
 def predict(
     paths: AnyPath | Sequence[AnyPath],
     out: AnyPath,
     *,
-    cases: Literal["test", "all"] = "test",
+    cases: Cases = "test",
     probabilities: bool = False,
     batch_size: int | None = None,
     frames: bool = False,
@@ -67,9 +77,12 @@ def predict(
             are done, some scans could not be segmented.
     """
     keep_freed_memory()
+    if cases not in get_args(Cases):
+        raise MaclError(f"cases={cases!r} is unknown: name one of {listed(get_args(Cases))}.")
     named, out = paths_of(paths), Path(out)
     of_paths = [*takewhile(bool, map(runs_at, named))]
     runs, others = [*chain.from_iterable(of_paths)], named[len(of_paths) :]
+    _require_outside(out, others)
     records = read_runs(runs, [*runs, *others])
     frames = frames or any(record.prepared.frames for record in records)
     pseudonyms = Pseudonyms(out)
@@ -91,7 +104,8 @@ def predict(
         label_values=records[0].label_values,
         cases=tuple(sorted([*(scan.name for scan in scans), *refused])),
     )
-    open_predictions(out, record)
+    record = open_predictions(out, record)
+    _require_same_scans(scans, out, record)
     pseudonyms.save()
     waiting = [scan for scan in scans if not _is_done(scan, out, probabilities)]
     if len(waiting) < len(scans):
@@ -103,15 +117,19 @@ def predict(
     with progress("Predicting", len(scans), done=len(scans) - len(waiting)) as advance:
         for scan, reading in read_ahead(waiting):
             try:
-                time_points = reading.result()
+                time_points, checksum = reading.result(), scan.checksum()
             except MaclError as error:
                 failures.add(scan.name, str(error))
+            except MemoryError:
+                failures.add(scan.name, TOO_LARGE)
             else:
                 failures.print_pending()
                 for note in time_points[0].notes:
                     notes.setdefault(note, []).append(scan.name)
                 for trained_on, own in time_points[0].differences:
                     unlike.setdefault(trained_on, []).append(f"{scan.name} ({own})")
+                record.scans[scan.name] = checksum
+                write_predictions(out, record)
                 writer.write(scan, time_points)
             advance(note=scan.name)
     written = sum(scan.name not in failures.reasons for scan in waiting)
@@ -149,6 +167,16 @@ def read_runs(runs: Sequence[Path], paths: Sequence[Path]) -> list[RunRecord]:
     return read_members(runs)
 
 
+def _require_outside(out: Path, paths: Iterable[Path]) -> None:
+    """MaclError if masks would be written among the scans, and be segmented the next time."""
+    for path in paths:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise MaclError(
+                f"--out {out} lies within the scans {path}: choose a folder outside, so that masks "
+                "are never taken for scans."
+            )
+
+
 # ---------------------------------------------------------------- the masks
 
 
@@ -158,6 +186,23 @@ def _mask_path(scan: ScanToSegment, out: Path) -> Path:
 
 def _probabilities_path(scan: ScanToSegment, out: Path) -> Path:
     return inside(out, f"{scan.name}{PROBABILITIES}")
+
+
+def _require_same_scans(
+    scans: Iterable[ScanToSegment], out: Path, record: PredictionsRecord
+) -> None:
+    """MaclError where a mask in `out` is of another scan than the one of its name now."""
+    others = []
+    for scan in scans:
+        known = record.scans.get(scan.name)
+        with suppress(RefusedCaseError):  # reading it later says why
+            if known and _mask_path(scan, out).is_file() and scan.checksum() != known:
+                others.append(scan.name)
+    if others:
+        raise MaclError(
+            f"--out {out} holds the masks of other scans of these names, or the scans have changed "
+            f"since ({listed(others)}): choose another folder, or remove these masks."
+        )
 
 
 def _is_done(scan: ScanToSegment, out: Path, probabilities: bool) -> bool:

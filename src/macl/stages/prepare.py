@@ -30,7 +30,7 @@ from macl.preprocessing.case import (
     prepare_case,
     unreferenced_arrays,
 )
-from macl.preprocessing.findings import classes_of, examine_all, examine_label
+from macl.preprocessing.findings import TOO_LARGE, classes_of, examine_all, examine_label
 from macl.preprocessing.fingerprint import fingerprint_source
 from macl.preprocessing.labels import Classes
 from macl.preprocessing.planned import planned_size
@@ -198,6 +198,11 @@ def _finished(store: Path, checksum: str) -> StoreIndex | None:
         index = Store.open(store).index
         if index.fingerprint == checksum:
             return index
+        if index.macl_version != macl.__version__:
+            raise MaclError(
+                f"{store} was prepared by macl {index.macl_version}, and this is "
+                f"{macl.__version__}: use it as it is, or choose another folder to prepare again."
+            )
         raise MaclError(
             f"{store} holds a store of other scans or with other settings: choose another folder "
             "or delete this one."
@@ -269,6 +274,10 @@ def _prepare_all(store: Path, jobs: Sequence[CaseJob], workers: int) -> list[Pre
         for index, prepared in run(prepare_case, [jobs[index] for index in left]):
             finished[left[index]] = prepared
             advance(note=prepared.name)
+    too_large = [index for index in left if finished[index].reason == TOO_LARGE]
+    if too_large and workers > 1:
+        say(f"Out of memory in {counted(len(too_large), 'case')}: once more, one after another.")
+        finished |= {index: prepare_case(jobs[index]) for index in too_large}
     return [finished[index] for index in range(len(jobs))]
 
 

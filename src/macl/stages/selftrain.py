@@ -18,6 +18,7 @@ from macl.distributed.collectives import require_even_parts
 from macl.distributed.launch import process_group
 from macl.engine.run import TrainingKeywords, TrainingRun
 from macl.inference.members import place_member
+from macl.inference.scans import differences_of_preparation
 from macl.inference.sliding_window import predict_slices
 from macl.plugins import find
 from macl.records import runs
@@ -192,7 +193,8 @@ NO_TEACHER = Teacher(None, ())
 
 
 def _read_teacher(run: Path, store: Store) -> Teacher:
-    """MaclError if the run is not a finished segmenter of the store's classes and channels."""
+    """MaclError if the run is not a finished segmenter of the store's classes and channels, or was
+    trained on scans that were prepared in another way."""
     record = read_record(run)
     require_segmenter(run, record)
     index = store.index
@@ -205,6 +207,11 @@ def _read_teacher(run: Path, store: Store) -> Teacher:
                 f"The teacher {run} has the {what} {theirs}, but the store {store.path} has "
                 f"{ours}: name a run that was trained on this store."
             )
+    if differing := differences_of_preparation(store, record):
+        raise MaclError(
+            f"The teacher {run} knows scans that were prepared in another way ({differing}): name "
+            "a run that was trained on this store, or prepare the scans as it saw them."
+        )
     return Teacher(printable(f"{run} ({sha256(run / WEIGHTS)[:12]})"), record.seen_patients)
 
 

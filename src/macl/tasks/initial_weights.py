@@ -31,6 +31,7 @@ class InitialWeights:
         tensors: under the network's names; empty from scratch.
         network: the `NETWORK_SETTINGS`, as far as the source gives them; empty from scratch.
         patients: whose scans the weights were trained on.
+        classes: that its head tells apart; empty where it has none, or they are unknown.
         trained_on: the range of those scans, if it is known.
     """
 
@@ -38,6 +39,7 @@ class InitialWeights:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     patients: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     trained_on: TrainingRange | None = None
 
     @property
@@ -81,7 +83,8 @@ def read_init(init: str, decoder_blocks: int) -> InitialWeights:
     about = {"dims": 2, **source.about}
     network = {name: about[name] for name in NETWORK_SETTINGS if name in about}
     name = f"{init} ({sha256(file)[:12]})"
-    return InitialWeights(name, source.tensors, network, patients, trained_on)
+    classes = tuple(source.about.get("classes") or ())
+    return InitialWeights(name, source.tensors, network, patients, classes, trained_on)
 
 
 def require_apart(

@@ -87,6 +87,10 @@ def network_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("network."): tensor for name, tensor in state.items()}
 
 
+HEADS = ("head", "deep_heads")
+"""The parts of a segmenter that depend on its classes."""
+
+
 class SegmentationTask(Task):
     """Augment, segment, compare."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor
 
 from macl.config.settings import ArrayAxis, FinetuneSettings
 from macl.data.resolved_split import split_of_everybody
@@ -16,15 +19,15 @@ from macl.models.transfer import Transfer, require_transfer, transplant
 from macl.records.runs import TRANSFER, WEIGHTS_DIGEST, RunRecord
 from macl.tasks.initial_weights import SCRATCH, InitialWeights, read_init, require_apart
 from macl.tasks.run_settings import finetune_settings
-from macl.tasks.segmentation import Segmenter, fresh_segmenter, mirror_axes
+from macl.tasks.segmentation import HEADS, Segmenter, fresh_segmenter, mirror_axes
 from macl.tasks.training_scans import (
     warn_of_other_pseudonyms,
     warn_of_other_scans,
     warn_of_unseen_classes,
 )
-from macl.utils.errors import MaclError
+from macl.utils.errors import MaclError, listed
 from macl.utils.files import AnyPath, read_json, write_json
-from macl.utils.progress import say
+from macl.utils.progress import say, warn
 
 F = TypeVar("F", bound=FinetuneSettings)
 
@@ -183,10 +186,23 @@ def start_segmenter(
     warn_of_other_scans(store, cases, weights)
     axes = mirror_axes(settings, store.index.classes, store.case(cases[0]).anatomical_axes)
     segmenter = fresh_segmenter(store, settings, network, start.options.seed)
-    transfer = transplant(weights.name, weights.tensors, segmenter.named_state())
+    tensors = _tensors_for(store.index.classes, weights)
+    transfer = transplant(weights.name, tensors, segmenter.named_state())
     if weights.tensors:
         require_transfer(transfer, encoder_only or start.resumed is not None, weights.trained_with)
     return StartedSegmenter(segmenter, axes, transfer)
+
+
+def _tensors_for(classes: Sequence[str], weights: InitialWeights) -> Mapping[str, Tensor]:
+    """The initial weights; without the head, with a message, if it is one of other classes."""
+    heads = [name for name in weights.tensors if name.split(".")[0] in HEADS]
+    if not heads or not weights.classes or weights.classes == tuple(classes):
+        return weights.tensors
+    warn(
+        f"The head starts fresh: {weights.name} tells {listed(weights.classes)} apart, the store "
+        f"{listed(classes)}."
+    )
+    return {name: tensor for name, tensor in weights.tensors.items() if name not in heads}
 
 
 def record_transfer(run: TrainingRun, start: SegmenterStart[F], transfer: Transfer) -> None:

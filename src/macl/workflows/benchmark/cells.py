@@ -141,12 +141,7 @@ class BenchmarkFolder:
 
     def _finish_alone(self, cell: BenchmarkCell) -> Literal["done", "kept", "busy"]:
         folder = self.folder(cell)
-        finished = read_cell(folder)
-        if finished and finished.specification != self.plan.specifications[cell]:
-            raise MaclError(
-                f"{folder} was made with other settings: choose another --out, or remove that "
-                "folder."
-            )
+        finished = self._finished_as_planned(cell)
         if finished and {*self.plan.grid.conventions} <= {*finished.summaries}:
             say("Finished already.")
             return "kept"
@@ -156,6 +151,21 @@ class BenchmarkFolder:
             return "busy"
         self._run(cell, folder, start)
         return "done"
+
+    def _finished_as_planned(self, cell: BenchmarkCell) -> CellRecord | None:
+        """The record of a cell; None where it is not finished.
+
+        Raises:
+            MaclError: it was made with other settings than the plan's.
+        """
+        folder = self.folder(cell)
+        finished = read_cell(folder)
+        if finished and finished.specification != self.plan.specifications[cell]:
+            raise MaclError(
+                f"{folder} was made with other settings: choose another --out, or remove that "
+                "folder."
+            )
+        return finished
 
     def _run(self, cell: BenchmarkCell, folder: Path, start: CellStart) -> None:
         grid = self.plan.grid
@@ -202,7 +212,7 @@ class BenchmarkFolder:
             return self._pretrained(cell)
         if self._failure(CELLS, preceding.name).is_file():
             raise MaclError(f"It continues {preceding.name}, which failed.")
-        record, folder = read_cell(self.folder(preceding)), self.folder(preceding)
+        record, folder = self._finished_as_planned(preceding), self.folder(preceding)
         if record is None:
             return None
         return CellStart(str(folder), record.pretraining_seconds, record.finetuning_seconds)

@@ -29,6 +29,10 @@ from macl.workflows.run.summary import RunResult
 
 LOCK = ".lock"
 
+MINUTES = 60.0
+DEVICE = "auto"
+"""What is taken where the user says nothing."""
+
 
 def run(
     scans: AnyPath | None = None,
@@ -37,8 +41,8 @@ def run(
     reader: str | None = None,
     labels: AnyPath | None = None,
     patients: str | None = None,
-    minutes: float = 60.0,
-    device: str = "auto",
+    minutes: float = MINUTES,
+    device: str = DEVICE,
     plan: AnyPath | None = None,
     dry_run: bool = False,
 ) -> RunResult | None:
@@ -70,6 +74,8 @@ def run(
     if plan is not None:
         if scans or reader or labels or patients:
             raise MaclError("The plan says where scans and labels are: change them there.")
+        if (minutes, device) != (MINUTES, DEVICE):
+            raise MaclError("The plan says minutes and device: change them there.")
         chosen, reasons = read_plan(Path(plan)), ()
         if folder and (folder / PLAN).is_file() and read_plan(folder / PLAN) != chosen:
             raise MaclError(f"{folder} already follows another plan: choose another --out.")

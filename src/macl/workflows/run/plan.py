@@ -118,6 +118,8 @@ class RunPlan(RunRequest):
     def _fits_itself(self) -> Self:
         if self.folds == 1:
             raise ValueError("folds is 1: give 0 for one model, or at least 2")
+        if self.prepare.plan:
+            raise ValueError("prepare.plan cannot be given here: use `macl prepare --plans`")
         if self.selftrain and not self.finetune:
             raise ValueError("selftrain needs finetune, whose models it continues")
         for name in ("pretrain", "finetune", "selftrain"):
