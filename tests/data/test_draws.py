@@ -50,6 +50,13 @@ def test_the_draw_with_the_seed_of_the_split_is_the_split(
     assert draw_labelled_people(resolved, store, 7).budgets == resolved.split.budgets
 
 
+def test_a_split_without_budgets_is_drawn_without_any(
+    store: Store, resolved: ResolvedSplit
+) -> None:
+    plain = resolve_split(resolved.split.model_copy(update={"budgets": {}}), store)
+    assert draw_labelled_people(plain, store, 1).budgets == {}
+
+
 def test_people_with_a_copy_of_a_test_scan_are_not_drawn(
     store: Store, resolved: ResolvedSplit
 ) -> None:

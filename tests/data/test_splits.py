@@ -291,6 +291,25 @@ def test_copies_among_training_or_among_test_scans_stay(
     assert "Left out" not in capsys.readouterr().err
 
 
+def test_copies_of_validation_and_reserved_scans_train_and_test_nothing(
+    brains: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The person 2 trains, 1 tests; 3 has no labels; 4 validates, then is reserved."""
+    store = with_copies(brains, brain_003="brain_007", brain_005="brain_007")
+    split = by_person(validation=("brain_pair004",), budgets={"2": ("brain_pair002",)})
+    resolved = resolve_split(split, store)
+    assert resolved.validation_cases == ("brain_007",)
+    assert resolved.pretraining_cases == ("brain_004", "brain_007")
+    assert resolved.all_labelled_cases == resolved.budget_cases["2"] == ()
+    assert "copies of validation scans under other names: brain_003" in capsys.readouterr().err
+    store = with_copies(brains, brain_002="brain_007", brain_003="brain_007")
+    resolved = resolve_split(by_person(reserved=("brain_pair004",)), store)
+    assert resolved.test_cases == ("brain_001",)
+    assert resolved.pretraining_cases == ("brain_004", "brain_005")
+    assert resolved.budget_cases["1"] == ()
+    assert "copies of reserved scans under other names: brain_002" in capsys.readouterr().err
+
+
 def test_allowed_overlap_keeps_copies(brains: Store) -> None:
     store = with_copies(brains, brain_003="brain_001")
     assert "brain_003" in resolve_split(by_person(), store, allow_overlap=True).pretraining_cases

@@ -288,7 +288,8 @@ def test_channels_of_equal_names_in_two_folders_are_two_scans(run: Path, tmp_pat
         write_scan(tmp_path / "scans" / site / "scan_0000.nii.gz", *_args("axial"))
     predict([run, tmp_path / "scans"], tmp_path / "out")
     record = read_predictions(tmp_path / "out")
-    assert record and record.cases == ("site1_scan", "site2_scan")
+    assert record
+    assert record.cases == ("site1_scan", "site2_scan")
     assert all((tmp_path / "out" / f"{name}.nii.gz").is_file() for name in record.cases)
 
 

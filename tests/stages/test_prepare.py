@@ -347,6 +347,10 @@ BAD = {
         rescan(lambda a: np.where(a > a.max() - 2, np.inf, a)),
         "NaN or infinite",
     ),
+    "image with numbers beyond float32": (
+        on_image(lambda p: write_nifti(p, np.where(anatomy(2)[0] > 2, 1e200, 0.0))),
+        "values as large as 1e",
+    ),
     "image 4D": (rescan(lambda a: np.stack([a, a + 1])), "4D"),
     "image sheared": (
         on_image(

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from matplotlib import image as images
@@ -26,6 +27,7 @@ from macl.config.settings import FinetuneSettings, TrainingSettings
 from macl.data.store import Store
 from macl.pages.reported_run import WEIGHTS_DIGEST, read_run
 from macl.records import runs
+from macl.records.scores import read_rows, write_rows
 from macl.stages.evaluate import evaluate
 from macl.stages.report import report
 from macl.utils.errors import MaclError
@@ -396,6 +398,41 @@ def test_a_table_without_a_summary_is_averaged_again(fake: FakeRuns, tmp_path: P
         assert after.spread("dice", name).mean == pytest.approx(
             before.spread("dice", name).mean, abs=1e-5
         )
+
+
+def test_scores_of_scans_that_the_run_was_trained_on_are_left_out(
+    fake: FakeRuns, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fake.scratch, run)
+    said = json.loads((run / "run.json").read_text())
+    scored = sorted({row.case for row in read_rows(run / runs.SCORES)})
+    changes = {"cases": [*said["cases"], scored[0]], "test_cases": scored[1:]}
+    (run / "run.json").write_text(json.dumps(said | changes))
+    shown = Page(report([run], tmp_path / "page.html")).text
+    assert f"was trained on {scored[0]}, whose scores are left out" in shown
+    assert f"over {len(scored) - 1} test cases" in shown
+    means = read_run(run).scores
+    assert means
+    assert scored[0] not in means.dice_by_case()
+    own = [row.dice for row in means.rows]
+    assert means.mean("dice").mean == pytest.approx(fmean(own))
+    (run / "run.json").write_text(json.dumps(said | {"cases": scored, "test_cases": []}))
+    assert (
+        "scores only scans that the run was trained on"
+        in Page(report([run], tmp_path / "none.html")).text
+    )
+
+
+def test_a_test_case_without_scores_is_named(fake: FakeRuns, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fake.scratch, run)
+    rows = read_rows(run / runs.SCORES)
+    lacking = rows[0].case
+    write_rows(run / runs.SCORES, [row for row in rows if row.case != lacking])
+    shown = Page(report([run, fake.transferred], tmp_path / "page.html")).text
+    assert f"1 of 3 test cases have no scores ({lacking})" in shown
+    assert "Not like for like: the runs were tested on different cases." in shown
 
 
 def test_the_paper_s_convention_is_told_apart(fake: FakeRuns, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,38 @@ def test_from_a_fine_tuned_run_with_its_head(selftrain, toy: Path, tmp_path: Pat
     said = record(tmp_path / "run")
     assert said["init"].startswith(str(toy / "tuned"))
     assert said["init_patients"] == record(toy / "tuned")["patients"]
+
+
+def rewrite_record(run: Path, **changes: object) -> None:
+    said = record(run)
+    (run / "run.json").write_text(json.dumps(said | changes))
+
+
+def test_a_head_of_other_classes_is_not_taken(selftrain, toy: Path, tmp_path: Path) -> None:
+    """Two classes that are called in another order have weights of equal shapes."""
+    shutil.copytree(toy / "tuned", tmp_path / "other")
+    weights = checkpoint.read(tmp_path / "other" / "weights.safetensors")
+    background, *others = weights.about["classes"]
+    about = {**weights.about, "classes": [background, *reversed(others)]}
+    checkpoint.write(tmp_path / "other.safetensors", weights.tensors, about)
+    answer = selftrain("--out", "run", init="other.safetensors")
+    assert answer.code == 0, answer.err
+    assert "The head starts fresh" in answer.err
+    assert "the teacher starts untrained" in answer.err
+    rows = json.loads((tmp_path / "run" / "transfer.json").read_text())["tensors"]
+    assert {row["name"]: row["outcome"] for row in rows}["head.weight"] == "fresh"
+
+
+def test_a_teacher_of_scans_prepared_in_another_way_is_refused(
+    selftrain, toy: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(toy / "tuned", tmp_path / "other")
+    prepared = record(tmp_path / "other")["prepared"]
+    rewrite_record(tmp_path / "other", prepared={**prepared, "spacing_mm": [1.0, 0.25, 0.25]})
+    answer = selftrain("--out", "student", "--teacher", "other")
+    assert answer.code == 1
+    assert "prepared in another way (spacing_mm" in answer.err
+    assert not Path("student").exists()
 
 
 def test_a_finished_run_labels_the_others(selftrain, toy: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.finished_benchmark import write_finished_cells
 from fakes.toy_store import write_toy_store
 from macl import cli
 from macl.data.store import Store
@@ -17,6 +18,7 @@ from macl.stages.report import report
 from macl.stages.split import split
 from macl.utils.errors import MaclError
 from macl.workflows.benchmark import cells as workflow
+from macl.workflows.benchmark.cells import BenchmarkFolder
 from macl.workflows.benchmark.command import benchmark
 from macl.workflows.benchmark.grid import combinations, read_grid
 from macl.workflows.benchmark.plan import plan
@@ -428,6 +430,27 @@ def test_pretraining_that_fails_is_tried_once(
     assert len(calls) == 1
     summary = (tmp_path / "bench" / "results.md").read_text(encoding="utf-8")
     assert summary.count("Its pre-training failed: RuntimeError: the device fell off") == 2
+
+
+def test_a_cell_does_not_continue_one_of_other_settings(grid: Path, tmp_path: Path) -> None:
+    trainings = (
+        '[[training]]\nname = "tuned"\n[[training]]\nname = "longer"\nstage = "selftrain"\n'
+        'recipe = "mean-teacher"\nafter = "tuned"\n'
+    )
+    edit(grid, "[finetune]", f"{trainings}[finetune]")
+    out = tmp_path / "bench"
+    write_finished_cells(grid, out, lambda *_: 0.5)
+    planned = plan(read_grid(grid))
+    folder = BenchmarkFolder(planned, out, "cpu", "macl benchmark")
+    cell = next(cell for cell in planned.specifications if cell.training.name == "longer")
+    start = folder._start(cell)
+    assert start
+    assert Path(start.init).name == planned.preceding(cell).name
+    file = Path(start.init) / "cell.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"specification": {**said["specification"], "seed": 99}}))
+    with pytest.raises(MaclError, match="was made with other settings"):
+        folder._start(cell)
 
 
 def test_a_cell_is_not_mixed_with_one_of_other_settings(grid: Path, tmp_path: Path) -> None:

@@ -265,6 +265,12 @@ def test_a_mistake_is_answered_before_anything_is_written(scans: Path, tmp_path:
     assert "minutes" in one_sentence(scans, "--out", out, "--minutes", 0, *options)
     plan = write_tiny_plan(tmp_path / "a.toml", scans)
     assert "change them there" in one_sentence(scans, "--plan", plan, "--out", out)
+    for option in (("--minutes", 5), ("--device", "cpu")):
+        words = one_sentence("--plan", plan, "--out", out, *option)
+        assert "The plan says minutes and device" in words
+    planned = plan.read_text().split("[pretrain]")[0] + '[prepare.plan]\nname = "2d"\n'
+    (tmp_path / "planned.toml").write_text(planned)
+    assert "prepare.plan" in one_sentence("--plan", tmp_path / "planned.toml", "--out", out)
     assert "check the path" in one_sentence("--plan", tmp_path / "b.toml", "--out", out)
     assert not out.exists()
     (tmp_path / "thesis").mkdir()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from macl.pages.charts import DotChart, dot_charts
 from macl.pages.reported_run import ReportedRun, RunScores, Spread, joined
+from macl.utils.errors import listed
 
 FEW_CASES = 20
 
@@ -68,9 +69,14 @@ class ComparisonRow:
         return tuple(sorted(case for run in self.runs for case in run.record.test_cases))
 
     @property
+    def scored(self) -> tuple[str, ...]:
+        """The cases that have scores, sorted."""
+        return tuple(sorted({row.case for row in self.scores.rows}))
+
+    @property
     def conditions(self) -> Conditions:
         """What its numbers depend on, besides its start and seed."""
-        return _conditions(self.run)._replace(test_cases=self.test_cases)
+        return _conditions(self.run)._replace(test_cases=self.scored)
 
     def tester(self, case: str) -> ReportedRun:
         """The run that tests a case; of a case that is no test, the first."""
@@ -179,7 +185,7 @@ def _best(rows: Sequence[ComparisonRow]) -> frozenset[str]:
     for row in rows:
         record = row.run.record
         budget = record.labels or len(record.people)
-        test = (record.store_checksum, row.test_cases, row.scores.convention)
+        test = (record.store_checksum, row.scored, row.scores.convention)
         if row.mean_dice.mean is not None:
             groups.setdefault((budget, *test), {})[row.title] = row.mean_dice.mean
     return frozenset(
@@ -206,7 +212,7 @@ def caveats(runs: Sequence[ReportedRun], comparison: Comparison) -> list[str]:
     sentences += _about_cases(rows)
     sentences += _about_distances(comparison.unit)
     unlike = {
-        "tested on different cases": {row.test_cases for row in rows},
+        "tested on different cases": {row.scored for row in rows},
         "trained on different stores": {row.run.record.store_checksum for row in rows},
         "scored by different conventions": {row.scores.convention for row in rows},
     }
@@ -232,6 +238,12 @@ def _about_cases(rows: Sequence[ComparisonRow]) -> list[str]:
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     few = ": few, so the means are uncertain" if counts[0] < FEW_CASES else ""
     sentences = [f"The test holds {number} {'case' if counts[-1] == 1 else 'cases'}{few}."]
+    for row in rows:
+        if lacking := sorted({*row.test_cases} - {*row.scored}):
+            sentences.append(
+                f"{row.title}: {len(lacking)} of {len(row.test_cases)} test cases have no scores "
+                f"({listed(lacking)}), so its means leave them out."
+            )
     conventions = {row.scores.convention for row in rows}
     if "strict" in conventions and counts[-1] > 1:
         sentences.append(

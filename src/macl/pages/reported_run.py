@@ -21,8 +21,8 @@ from macl.records.runs import (
     read_log,
     read_record,
 )
-from macl.records.scores import ScoreRow, not_a_table, read_rows, summarise
-from macl.utils.errors import MaclError
+from macl.records.scores import ScoreRow, convention_of, read_test_rows, summarise
+from macl.utils.errors import MaclError, listed
 from macl.utils.files import read_json
 from macl.utils.text import format_size
 
@@ -188,7 +188,9 @@ def read_run(path: Path) -> ReportedRun:
     if not log:
         missing.append(Missing("There is no log yet, so no curves are drawn."))
     transfer = _read_optional(path / TRANSFER, _read_transfer, missing)
-    scores = _read_optional(path / SCORES, read_scores, missing)
+    scores = _read_optional(
+        path / SCORES, lambda _: _read_test_scores(path, record, missing), missing
+    )
     if record.is_segmenter:
         missing += _missing_results(path, record, transfer, scores)
     return ReportedRun(path, record, _start(record), log, transfer, scores, store, tuple(missing))
@@ -204,22 +206,20 @@ def read_columns(path: Path) -> dict[str, list[tuple[int, float]]]:
     return columns
 
 
-def read_scores(table: Path) -> RunScores:
-    """Read the table that `macl evaluate` wrote, and its means.
+def _read_test_scores(path: Path, record: RunRecord, missing: list[Missing]) -> RunScores:
+    """The scores of a run's cases, without those that it was trained on, which are noted.
 
-    The means come from the summary beside the table; without one they are computed again.
-
-    Raises:
-        MaclError: the table or the summary is broken, or the table has no rows.
+    The means come from the summary beside the table, if it is of these cases.
     """
-    rows = read_rows(table)
-    if not rows:
-        raise not_a_table(table, "it has no rows")
-    beside = table.with_name(f"{table.stem}.summary.json")
+    rows, trained = read_test_rows(path, record)
+    beside = (path / SCORES).with_suffix(".summary.json")
     summary = read_json(beside, "an evaluation's summary") if beside.is_file() else {}
-    if (summary.get("format"), summary.get("version")) != ("macl-summary", 1):
-        convention = "paper" if any(row.unit == "pixel" for row in rows) else "strict"
-        summary = summarise(rows, convention)
+    known = (summary.get("format"), summary.get("version"), summary.get("cases"))
+    if known != ("macl-summary", 1, len({row.case for row in rows})):
+        summary = summarise(rows, convention_of(rows))
+    if trained:
+        sentence = f"The run was trained on {listed(trained)}, whose scores are left out."
+        missing.append(Missing(sentence))
     return RunScores(tuple(rows), summary)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from macl.metrics import DEFINITIONS, Convention, MaskOutcome, dice, jaccard
+from macl.records.runs import SCORES, RunRecord
 from macl.utils.errors import MaclError
 from macl.utils.files import atomic_path
 from macl.utils.text import counted, printable
@@ -82,6 +83,33 @@ def read_rows(path: Path) -> list[ScoreRow]:
         ) from None
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise not_a_table(path, error) from None
+
+
+def convention_of(rows: Iterable[ScoreRow]) -> Convention:
+    """The convention by which rows were scored: distances of `paper` alone are in pixels."""
+    return "paper" if any(row.unit == "pixel" for row in rows) else "strict"
+
+
+def read_test_rows(run: Path, record: RunRecord) -> tuple[list[ScoreRow], list[str]]:
+    """The table of scores in a run's folder, without the cases that the run was trained on.
+
+    Returns:
+        The other rows, and the cases that are left out.
+
+    Raises:
+        MaclError: the table is missing or broken, or has no other rows.
+    """
+    rows = read_rows(run / SCORES)
+    if not rows:
+        raise not_a_table(run / SCORES, "it has no rows")
+    trained = {*record.cases, *record.unlabelled_cases}
+    kept = [row for row in rows if row.case not in trained]
+    if not kept:
+        raise MaclError(
+            f"{run / SCORES} scores only scans that the run was trained on, which says nothing of "
+            "other scans: evaluate masks of its test cases."
+        )
+    return kept, sorted({row.case for row in rows} & trained)
 
 
 def not_a_table(path: Path, reason: object) -> MaclError:

@@ -22,7 +22,7 @@ from macl.models.transfer import Transfer, transplant
 from macl.pages.model_card import model_card
 from macl.plugins import find
 from macl.records.runs import SCORES, RunRecord, read_record, read_weights, require_finished
-from macl.records.scores import read_rows, summarise
+from macl.records.scores import convention_of, read_test_rows, summarise
 from macl.tasks.networks import plugin_settings
 from macl.tasks.run_settings import NETWORK_SETTINGS, describe_network
 from macl.tasks.segmentation import build_segmenter, load_segmenter, segmenter_settings
@@ -93,7 +93,7 @@ def export(
         checkpoint.write(out, saved.tensors, about)
         tensors = {name: list(tensor.shape) for name, tensor in saved.tensors.items()}
         write_json(described, {**_description(record, about), "tensors": tensors})
-    write_text(card, model_card(record, _FORMATS[to], transfer, _scores(run)))
+    write_text(card, model_card(record, _FORMATS[to], transfer, _scores(run, record)))
     if transfer:
         say(transfer.table())
     say(f"Exported to {out}; {card} says what it is.")
@@ -121,12 +121,12 @@ def _about(record: RunRecord, saved: Checkpoint) -> dict[str, Any]:
     return about if blocks is None else {**about, "decoder_blocks": blocks}
 
 
-def _scores(run: Path) -> Mapping[str, Any] | None:
-    """The means of the scores in a run's folder; None: there are none."""
+def _scores(run: Path, record: RunRecord) -> Mapping[str, Any] | None:
+    """The means of the scores of cases that the run was not trained on; None: there are none."""
     if not (run / SCORES).is_file():
         return None
-    rows = read_rows(run / SCORES)
-    return summarise(rows, "paper" if any(row.unit == "pixel" for row in rows) else "strict")
+    rows, _ = read_test_rows(run, record)
+    return summarise(rows, convention_of(rows))
 
 
 # ---------------------------------------------------------------- complete networks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from macl.data.splits import ALL
 from macl.statistics import people_needed
 from macl.utils.text import counted
 from macl.workflows.benchmark.comparisons import Findings, count_comparisons
@@ -26,7 +27,8 @@ def unfinished(plan: BenchmarkPlan, finished: int) -> str:
 def what_values_are(plan: BenchmarkPlan, cells: Iterable[CellRecord]) -> str:
     """What the tables of means hold."""
     if len({(cell.seed, cell.draw) for cell in cells}) > 1:
-        drawn = " and its own draw of the labelled people" if None not in plan.splits else ""
+        redrawn = len(plan.splits) > 1 and {*plan.grid.labels} != {ALL}
+        drawn = " and its own draw of the labelled people" if redrawn else ""
         values = f"the mean ± standard deviation over repeats, each with its own seed{drawn}"
     else:
         values = "of one repeat"
