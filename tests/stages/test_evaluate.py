@@ -17,6 +17,8 @@ import pytest
 import SimpleITK
 from nibabel import nifti1
 
+from fakes import chaos
+from fakes.scans import anatomy, write_nifti
 from fakes.toy_store import write_toy_store
 from macl.cli import main
 from macl.data.store import Store
@@ -27,6 +29,7 @@ from macl.preprocessing.orientation import choose_orientation, to_scan
 from macl.records.predictions import PredictionsRecord, open_predictions
 from macl.records.scores import read_rows, render
 from macl.stages.evaluate import evaluate, values_of
+from macl.stages.prepare import prepare
 from macl.utils.errors import MaclError
 
 UNKNOWN = Geometry(
@@ -232,6 +235,47 @@ def test_a_source_gives_its_labels_and_class_names(
         ("right", "scored"),
     ]
     assert "nnunet_raw" in capsys.readouterr().err
+
+
+def test_a_source_of_label_pictures_scores_like_its_store(tmp_path: Path) -> None:
+    """CHAOS: pictures without a spacing label DICOM slices, and several values are one organ."""
+    chaos.write(tmp_path / "source")
+    prepare(tmp_path / "source", tmp_path / "store", workers=1)
+    store = Store.open(tmp_path / "store")
+    for name, case in store.cases.items():
+        if case.labelled:
+            label = to_scan(store.read(name, "label"), case.orientation)
+            mask = np.roll(np.asarray(store.index.label_values, np.uint8)[label], 2, axis=1)
+            write_volume(tmp_path / "masks" / f"{name}.nii.gz", mask, case.geometry)
+            mask[mask == 63] = 60  # another value of the liver's
+            write_volume(tmp_path / "other" / f"{name}.nii.gz", mask, case.geometry)
+    of_store = evaluate(tmp_path / "masks", tmp_path / "store", tmp_path / "a.csv")
+    of_source = evaluate(tmp_path / "other", tmp_path / "source", tmp_path / "b.csv")
+    assert of_source == of_store
+    scored = [row for row in of_source if row.outcome == "scored"]
+    assert len(scored) == 8
+    assert {row.unit for row in scored} == {"mm"}
+    assert all(0 < row.dice < 1 for row in scored)
+
+
+def test_a_source_is_scored_in_the_plane_of_its_layout(tmp_path: Path) -> None:
+    """KiTS: headers say sagittal, and the slices are axial."""
+    matrix = np.array([[0, 0, -0.7, 0], [0, -2.0, 0, 0], [-0.5, 0, 0, 0], [0, 0, 0, 1.0]])
+    for number in range(2):
+        image, label = anatomy(number, (20, 24, 12))
+        folder = tmp_path / "source" / f"case_0000{number}"
+        write_nifti(folder / "imaging.nii.gz", image, matrix)
+        write_nifti(folder / "segmentation.nii.gz", label, matrix)
+        mask = np.roll(label, (1, 1, 2), (0, 1, 2))
+        write_nifti(tmp_path / "masks" / f"case_0000{number}.nii.gz", mask, matrix)
+    prepare(tmp_path / "source", tmp_path / "store", workers=1)
+    for truth in ("store", "source"):
+        evaluate(
+            tmp_path / "masks", tmp_path / truth, tmp_path / f"{truth}.csv", convention="paper"
+        )
+    of_store, of_source = (read_rows(tmp_path / f"{truth}.csv") for truth in ("store", "source"))
+    assert of_store == of_source
+    assert len(of_store) == 4
 
 
 def test_images_beside_their_labels_are_not_taken_for_the_truth(tmp_path: Path) -> None:

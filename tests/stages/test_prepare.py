@@ -409,6 +409,22 @@ def test_a_bad_case_is_refused_and_the_good_ones_are_unharmed(
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["cases", "store.json"]
 
 
+def test_a_scan_that_resampling_would_make_huge_is_refused_alone(tmp_path: Path) -> None:
+    """Its header gives micrometres as millimetres."""
+    for name, factor in (("a", 1), ("b", 1), ("c", 1000)):
+        spacing = (1.0 * factor, 1.5 * factor, 4.0 * factor)
+        write_nifti(tmp_path / f"data/{name}.nii.gz", anatomy(0)[0] + factor, affine(spacing))
+    answer = macl(
+        "prepare", tmp_path / "data", tmp_path / "store", "--spacing-mm", "1,1,1", "--workers", 1
+    )
+    assert answer.code == 0, answer.err
+    store = Store.open(tmp_path / "store")
+    assert [*store.cases] == ["a", "b"]
+    (refused,) = store.index.refused
+    assert refused.name == "c"
+    assert "a spacing of 4000 × 1500 × 1000 mm: correct that" in refused.reason
+
+
 def test_strict_exits_1_and_still_keeps_the_good_cases(tmp_path: Path, clean) -> None:
     shutil.copytree(clean[0], tmp_path / "data")
     assert macl("prepare", tmp_path / "data", tmp_path / "a", "--strict", "--workers", 1).code == 0

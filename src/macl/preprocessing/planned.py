@@ -29,7 +29,13 @@ from macl.preprocessing.orientation import (
     orient,
     spacing_of,
 )
-from macl.preprocessing.resampling import ANISOTROPIC_RATIO, OnStoreGrid, Size, Spacing
+from macl.preprocessing.resampling import (
+    ANISOTROPIC_RATIO,
+    OnStoreGrid,
+    Size,
+    Spacing,
+    require_feasible,
+)
 from macl.utils.errors import RefusedCaseError
 
 SMALLEST_DEVIATION = 1e-8
@@ -44,7 +50,8 @@ def planned_image(volume: Volume, plan: ScanPlan) -> tuple[OnStoreGrid, StoredSc
 
     Raises:
         RefusedCaseError: the plan is of other channels, its spacing needs the scan's own, which is
-            unknown, or the values are not those of colours where the plan says so.
+            unknown or would make it huge, or the values are not those of colours where the plan
+            says so.
     """
     geometry = volume.geometry
     if len(volume.array) != len(plan.channels):
@@ -60,6 +67,7 @@ def planned_image(volume: Volume, plan: ScanPlan) -> tuple[OnStoreGrid, StoredSc
     values, body = kept_part(values, orientation), kept_part(body, orientation)
     own_mm = spacing_of(geometry, orientation)
     size, axis = _grid(orientation.kept_size, own_mm, plan)
+    require_feasible(size, own_mm)
     array = np.empty((len(values), *size), dtype=np.float32)
     rescale = []
     for index, (channel, scheme) in enumerate(zip(values, plan.channels, strict=True)):

@@ -7,6 +7,7 @@ by nearest neighbour instead, as nnU-Net does: a curve between distant slices wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,9 +23,13 @@ from macl.io.geometry import Volume
 from macl.preprocessing.normalisation import is_whole
 from macl.preprocessing.orientation import choose_orientation, kept_part, orient, spacing_of
 from macl.utils.errors import RefusedCaseError
+from macl.utils.text import format_size
 
 ANISOTROPIC_RATIO = 3.0
 """An axis is much coarser than another if its spacing is more than this many times as large."""
+
+MOST_VOXELS = 2**31
+"""More than a resampled scan has, if its own spacing is right and the wanted one in use."""
 
 ROWS_AT_A_TIME = 64
 """Rows that are interpolated across the slices at once, which bounds the memory."""
@@ -63,7 +68,8 @@ def to_store_grid(volume: Volume, settings: PrepareSettings) -> OnStoreGrid:
     Resampled values stay within the scan's range, and integers stay integers.
 
     Raises:
-        RefusedCaseError: a spacing is asked for, and the scan's own is unknown.
+        RefusedCaseError: a spacing is asked for, and the scan's own is unknown or would make it
+            huge.
     """
     geometry = volume.geometry
     orientation = choose_orientation(geometry, settings.plane)
@@ -75,6 +81,8 @@ def to_store_grid(volume: Volume, settings: PrepareSettings) -> OnStoreGrid:
         )
     scanned_mm = spacing_of(geometry, orientation)
     size = prepared_size(orientation.scanned_size, scanned_mm, wanted)
+    if wanted is not None:
+        require_feasible(size, scanned_mm)
     axis = choose_nearest_axis(scanned_mm, wanted) if isinstance(wanted, tuple) else None
     array = _resample(orient(volume.array, orientation), size, axis)
     z_mm, y_mm, x_mm = (
@@ -103,6 +111,20 @@ def prepared_size(size: Size, spacing_mm: Spacing | None, wanted_mm: WantedSpaci
         for count, mm, wanted in zip(size, spacing_mm, wanted_mm, strict=True)
     )
     return z, y, x
+
+
+def is_feasible(size: Size) -> bool:
+    """Whether a scan of this size, after resampling, is one that a scanner could have made."""
+    return math.prod(size) <= MOST_VOXELS
+
+
+def require_feasible(size: Size, scanned_mm: Spacing) -> None:
+    """RefusedCaseError where resampling would make a scan of (Z, Y, X) voxels that is huge."""
+    if not is_feasible(size):
+        raise RefusedCaseError(
+            f"resampled it would have {format_size(size)} voxels, since its file gives a spacing "
+            f"of {_in_mm(scanned_mm)}: correct that, or ask for a coarser one"
+        )
 
 
 def choose_nearest_axis(scanned_mm: Spacing, wanted_mm: Spacing) -> int | None:

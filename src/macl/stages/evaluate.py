@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 
@@ -14,10 +14,16 @@ from macl.data.store import Store
 from macl.data.store_index import INDEX, Orientation
 from macl.io.geometry import Geometry, grid_difference
 from macl.io.source import ScanPath, Source
-from macl.io.volume import Volume, read_label
+from macl.io.volume import Volume, read_label, read_scan
 from macl.metrics import DEFINITIONS, Convention, Score, empty_score, score_classes
 from macl.plugins import readers
-from macl.preprocessing.orientation import choose_orientation, orient, spacing_of, to_scan
+from macl.preprocessing.orientation import (
+    PlaneSetting,
+    choose_orientation,
+    orient,
+    spacing_of,
+    to_scan,
+)
 from macl.preprocessing.source import (
     LOSSY_LABELS,
     UnknownLayoutError,
@@ -56,11 +62,13 @@ class Truth:
         names: the labelled cases, sorted.
         classes: label value, as in the scans → class name, background first; None: unknown.
         read: the label of a case by name.
+        merged: label value → the value in `classes` of the same class, where they differ.
     """
 
     names: tuple[str, ...]
     classes: Mapping[int, str] | None
     read: Callable[[str], Label]
+    merged: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ def open_truth(path: Path, predictions: Path) -> Truth:
     labels = {case.name: (case.label, case.images[0]) for case in cases if case.label}
     if source and labels:
         say(f"Read {path} as {source.reader}: {len(labels)} labelled cases.")
-        return _files_truth(labels, source.classes or None)
+        return _files_truth(labels, source.classes or None, source.plane)
     for note in source.notes if source else ():
         if LOSSY_LABELS in note:
             warn(note)
@@ -190,32 +198,55 @@ def _store_truth(store: Store) -> Truth:
 
 
 def _files_truth(
-    labels: Mapping[str, tuple[ScanPath, ScanPath | None]], classes: Mapping[int, str] | None
+    labels: Mapping[str, tuple[ScanPath, ScanPath | None]],
+    classes: Mapping[int, str] | None,
+    plane: PlaneSetting = "auto",
 ) -> Truth:
     # Values that share a name are one class, which the first of them stands for.
     first_values: dict[str, int] = {}
     merged = {
-        value: first_values.setdefault(name, value) for value, name in (classes or {}).items()
+        value: first
+        for value, name in (classes or {}).items()
+        if (first := first_values.setdefault(name, value)) != value
     }
 
     def read(name: str) -> Label:
-        volume = _read_mask(*labels[name])
-        array = volume.array[0]
-        for value in np.unique(array).tolist():
-            if merged.get(value, value) != value:
-                array = np.where(array == value, merged[value], array)
-        return Label(array, volume.geometry, choose_orientation(volume.geometry))
+        label, image = labels[name]
+        volume = _read_mask(label, image)
+        geometry = volume.geometry
+        if image is not None and not geometry.spacing_known:
+            geometry = _read_image(image).geometry  # of label pictures, which have no spacing
+        array = _with_merged(volume.array[0], merged)
+        return Label(array, geometry, choose_orientation(geometry, plane))
 
     named = classes and {value: name for name, value in first_values.items()}
-    return Truth(tuple(sorted(labels)), named, read)
+    return Truth(tuple(sorted(labels)), named, read, merged)
+
+
+def _with_merged(array: np.ndarray, merged: Mapping[int, int]) -> np.ndarray:
+    """A label or a mask (z, y, x) with one value for each class."""
+    for value in values_of(array) & merged.keys():
+        array = np.where(array == value, merged[value], array)
+    return array
 
 
 def _read_mask(path: ScanPath, image: ScanPath | None = None) -> Volume:
     try:
         return read_label(path, image)
     except RefusedCaseError as error:
-        name = path if isinstance(path, Path) else path.name
-        raise MaclError(f"The mask {name} cannot be used: {error}.") from None
+        raise _cannot_be_used("mask", path, error) from None
+
+
+def _read_image(path: ScanPath) -> Volume:
+    try:
+        return read_scan((path,))
+    except RefusedCaseError as error:
+        raise _cannot_be_used("image", path, error) from None
+
+
+def _cannot_be_used(what: str, path: ScanPath, error: RefusedCaseError) -> MaclError:
+    name = path if isinstance(path, Path) else path.name
+    return MaclError(f"The {what} {name} cannot be used: {error}.")
 
 
 def match(
@@ -277,13 +308,14 @@ def score_case(case: str, mask: Path, truth: Truth, convention: Convention) -> C
             the classes.
     """
     label, predicted = truth.read(case), _read_mask(mask)
+    predicted_array = _with_merged(predicted.array[0], truth.merged)
     if difference := grid_difference(predicted.geometry, label.geometry):
         raise MaclError(
             f"{mask} lies on another grid than the truth of the case {case!r} ({difference}): "
             "resample one to the other's grid before scoring."
         )
     values_in = {
-        f"the mask {mask}": values_of(predicted.array),
+        f"the mask {mask}": values_of(predicted_array),
         f"the truth of the case {case!r}": values_of(label.array),
     }
     known = (
@@ -299,7 +331,7 @@ def score_case(case: str, mask: Path, truth: Truth, convention: Convention) -> C
             )
     true_classes, predicted_classes = (
         _as_indices(orient(array, label.orientation), known)
-        for array in (label.array, predicted.array[0])
+        for array in (label.array, predicted_array)
     )
     spacing_known = label.geometry.spacing_known
     spacing = spacing_of(label.geometry, label.orientation) if spacing_known else (1.0, 1.0, 1.0)

@@ -35,7 +35,7 @@ from macl.preprocessing.fingerprint import fingerprint_source
 from macl.preprocessing.labels import Classes
 from macl.preprocessing.planned import planned_size
 from macl.preprocessing.plans import read_scan_plan
-from macl.preprocessing.resampling import prepared_size
+from macl.preprocessing.resampling import is_feasible, prepared_size
 from macl.preprocessing.source import SourceScan, recognise, scan_source
 from macl.preprocessing.statements import with_statements
 from macl.utils.errors import MaclError, listed
@@ -231,12 +231,15 @@ def _uncompressed_bytes(scan: SourceScan, settings: PrepareSettings) -> int:
     for case in fingerprint_source(scan, settings.plane).cases:
         header = scan.headers[case.name]
         if settings.plan:
-            voxels = prod(planned_size(header.geometry, settings.plan))
+            size = planned_size(header.geometry, settings.plan)
             voxel_bytes = 4
         else:
-            voxels = prod(prepared_size(case.size, case.spacing_mm, settings.spacing_mm))
+            size = prepared_size(case.size, case.spacing_mm, settings.spacing_mm)
             one_byte = header.dtype in ("uint8", "8-bit unsigned integer")
             voxel_bytes = 1 if one_byte else 2
+        if not is_feasible(size):  # preparing it will say so
+            continue
+        voxels = prod(size)
         label_and_truth = voxels + prod(case.size) if case.labelled else 0
         total += voxels * channels * voxel_bytes + label_and_truth
     return total
