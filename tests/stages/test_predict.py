@@ -21,7 +21,7 @@ from fakes.threshold_run import BRIGHTNESS, LABEL_VALUES, known_case, write_thre
 from fakes.toy_store import write_toy_store
 from macl.cli import main
 from macl.config.settings import PrepareSettings
-from macl.records.predictions import read_predictions
+from macl.records.predictions import lock_predictions, read_predictions
 from macl.records.runs import WEIGHTS
 from macl.records.scores import read_rows
 from macl.stages.predict import predict
@@ -276,6 +276,15 @@ def test_a_mask_without_probabilities_is_made_again(run: Path, tmp_path: Path) -
     assert (out / "scan.probabilities.nii.gz").is_file()
 
 
+def test_two_commands_do_not_write_the_same_folder(run: Path, tmp_path: Path) -> None:
+    scan, out = write_scan(tmp_path / "scan.nii.gz", *_args("axial")), tmp_path / "out"
+    with lock_predictions(out), pytest.raises(MaclError, match="Another `macl predict` is writing"):
+        predict([run, scan], out)
+    assert not out.exists()
+    predict([run, scan], out)
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.json", "scan.nii.gz"]
+
+
 def test_masks_are_not_written_among_the_scans(run: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "scans" / "scan.nii.gz", *_args("axial"))
     with pytest.raises(MaclError, match="lies within the scans"):
@@ -298,6 +307,14 @@ def test_two_files_of_one_name_are_refused(run: Path, tmp_path: Path) -> None:
         write_scan(tmp_path / "scans" / f"scan_0000{suffix}", *_args("axial"))
     with pytest.raises(MaclError, match="scan"):
         predict([run, tmp_path / "scans"], tmp_path / "out")
+
+
+def test_failures_are_counted_among_the_scans_of_the_call(run: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "a.nii.gz", *_args("axial"))
+    predict([run, tmp_path / "a.nii.gz"], tmp_path / "out")
+    write_scan(tmp_path / "b.nii.gz", np.zeros((5, 20, 20), np.int16))
+    with pytest.raises(MaclError, match="1 of 1 scans could not be segmented"):
+        predict([run, tmp_path / "b.nii.gz"], tmp_path / "out")
 
 
 def test_arguments_that_mean_nothing_are_refused(run: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ A mask is called `<case>.nii.gz`, or has the suffix of the scan's own format.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +16,18 @@ from macl.config.mistakes import validate
 from macl.config.settings import Settings
 from macl.io.volume import stem_of, suffix_of
 from macl.utils.errors import MaclError
-from macl.utils.files import ASIDE, clear_unfinished, read_json, refuse_links, write_text
+from macl.utils.files import (
+    ASIDE,
+    clear_unfinished,
+    file_lock,
+    read_json,
+    refuse_links,
+    write_text,
+)
 
 PREDICTIONS_RECORD = "predictions.json"
 PROBABILITIES = ".probabilities.nii.gz"
+LOCK = ".lock"
 
 
 class PredictionsRecord(Settings):
@@ -82,6 +92,30 @@ def read_predictions(folder: Path) -> PredictionsRecord | None:
     return validate(PredictionsRecord, raw, where=PREDICTIONS_RECORD)
 
 
+@contextmanager
+def lock_predictions(folder: Path) -> Iterator[None]:
+    """Keep other commands from writing masks into a folder.
+
+    Raises:
+        MaclError: another command is writing there, or the folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise MaclError(f"--out {folder} is a file: choose a folder.")
+    busy = (
+        f"Another `macl predict` is writing {folder}: wait until it ends, or choose another folder."
+    )
+    existed = folder.exists()
+    try:
+        with file_lock(folder / LOCK, busy):
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)
+    finally:
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def open_predictions(folder: Path, record: PredictionsRecord) -> PredictionsRecord:
     """Start a folder of masks, or continue one that the same weights wrote.
 
@@ -91,8 +125,6 @@ def open_predictions(folder: Path, record: PredictionsRecord) -> PredictionsReco
     Raises:
         MaclError: the folder holds something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise MaclError(f"--out {folder} is a file: choose a folder.")
     earlier = read_predictions(folder)
     if earlier is not None:
         if earlier.model_copy(update={"cases": record.cases, "scans": record.scans}) != record:
@@ -101,7 +133,9 @@ def open_predictions(folder: Path, record: PredictionsRecord) -> PredictionsReco
             )
         cases = tuple(sorted({*earlier.cases, *record.cases}))
         record = record.model_copy(update={"cases": cases, "scans": earlier.scans})
-    elif folder.exists() and any(not path.name.startswith(ASIDE) for path in folder.iterdir()):
+    elif folder.exists() and any(
+        path.name != LOCK and not path.name.startswith(ASIDE) for path in folder.iterdir()
+    ):
         raise MaclError(
             f"--out {folder} already holds something that is not predictions: choose another "
             "folder."

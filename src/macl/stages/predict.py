@@ -29,7 +29,9 @@ from macl.preprocessing.findings import TOO_LARGE
 from macl.records.predictions import (
     PROBABILITIES,
     PredictionsRecord,
+    lock_predictions,
     open_predictions,
+    read_predictions,
     write_predictions,
 )
 from macl.records.runs import WEIGHTS, RunRecord, runs_at
@@ -104,14 +106,25 @@ def predict(
         label_values=records[0].label_values,
         cases=tuple(sorted([*(scan.name for scan in scans), *refused])),
     )
-    record = open_predictions(out, record)
-    _require_same_scans(scans, out, record)
-    pseudonyms.save()
-    waiting = [scan for scan in scans if not _is_done(scan, out, probabilities)]
+    with lock_predictions(out):
+        _require_same_scans(scans, out)
+        writer = _MaskWriter(
+            ensemble, open_predictions(out, record), out, probabilities, batch_size
+        )
+        pseudonyms.save()
+        failures = _segment_all(scans, writer, _Failures(refused))
+    failures.raise_if_any(len(record.cases))
+    return [_mask_path(scan, out) for scan in scans]
+
+
+def _segment_all(
+    scans: Sequence[ScanToSegment], writer: _MaskWriter, failures: _Failures
+) -> _Failures:
+    """Segment the scans that have no mask yet, and say what was noticed; the failures, all told."""
+    out, record = writer.out, writer.record
+    waiting = [scan for scan in scans if not _is_done(scan, out, writer.probabilities)]
     if len(waiting) < len(scans):
         say(f"{len(scans) - len(waiting)} of {len(scans)} scans already have their mask in {out}.")
-    writer = _MaskWriter(ensemble, record, out, probabilities, batch_size)
-    failures = _Failures(refused)
     notes: dict[str, list[str]] = {}
     unlike: dict[str, list[str]] = {}
     with progress("Predicting", len(scans), done=len(scans) - len(waiting)) as advance:
@@ -141,8 +154,7 @@ def predict(
             f"Warning: the model was {trained_on}, but these scans are unlike that: "
             f"{listed(scans_unlike)}. Check their masks."
         )
-    failures.raise_if_any(len(record.cases))
-    return [_mask_path(scan, out) for scan in scans]
+    return failures
 
 
 # ---------------------------------------------------------------- the runs
@@ -188,13 +200,12 @@ def _probabilities_path(scan: ScanToSegment, out: Path) -> Path:
     return inside(out, f"{scan.name}{PROBABILITIES}")
 
 
-def _require_same_scans(
-    scans: Iterable[ScanToSegment], out: Path, record: PredictionsRecord
-) -> None:
+def _require_same_scans(scans: Iterable[ScanToSegment], out: Path) -> None:
     """MaclError where a mask in `out` is of another scan than the one of its name now."""
     others = []
+    earlier = read_predictions(out)
     for scan in scans:
-        known = record.scans.get(scan.name)
+        known = earlier and earlier.scans.get(scan.name)
         with suppress(RefusedCaseError):  # reading it later says why
             if known and _mask_path(scan, out).is_file() and scan.checksum() != known:
                 others.append(scan.name)
