@@ -18,7 +18,7 @@ def scan(name: str, time_point: Any) -> ScanToSegment:
     def geometry() -> Any:
         pytest.fail("not asked for")
 
-    return ScanToSegment(name, ".nii.gz", geometry, (time_point,))
+    return ScanToSegment(name, ".nii.gz", geometry, lambda: name, (time_point,))
 
 
 def test_the_next_scan_is_read_while_this_one_is_segmented_and_no_further() -> None:
